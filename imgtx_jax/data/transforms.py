@@ -1,0 +1,130 @@
+"""Images from bytes to the network's input: decoded and cropped on the host, then on the device.
+
+Host functions take and return uint8 RGB arrays [H, W, 3] (numpy, OpenCV, Pillow) and run in the
+pipeline's threads; device functions take batches [B, H, W, 3].
+"""
+
+import io
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageOps
+
+# The pipeline has threads of its own: OpenCV's would only fight with them. Its warnings about
+# damaged files would come beside ours, which name the file.
+cv2.setNumThreads(0)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class CorruptImageError(ValueError):
+  """Bytes that are not a whole image."""
+
+
+def decode(data):
+  """Encoded bytes (JPEG, PNG, WebP) to a uint8 RGB image [H, W, 3].
+
+  Grayscale, palette, CMYK and 16-bit images become RGB, transparent pixels lie on white, and the
+  EXIF orientation is applied. Raises CorruptImageError for anything else, truncated files included.
+  """
+  image = _decode_opencv(data) if _opencv_suffices(data) else None
+  return _decode_pillow(data) if image is None else image
+
+
+def _opencv_suffices(data):
+  """Whether OpenCV, twice as fast as Pillow, decodes these bytes without error.
+
+  It drops transparency, reads CMYK by a cruder formula and, depending on its version, fills the
+  missing part of a truncated JPEG with gray; Pillow gets these right or raises.
+  """
+  if data[:2] == b"\xff\xd8":
+    ends = data[-64:].rstrip(b"\0").endswith(b"\xff\xd9")
+    return ends and _jpeg_components(data) in (1, 3)
+  if data[:8] == b"\x89PNG\r\n\x1a\n":
+    opaque = data[25:26] in (b"\0", b"\2", b"\3") and data.find(b"tRNS", 33, data.find(b"IDAT")) < 0
+    return opaque and b"IEND" in data[-64:]
+  return data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8 "
+
+
+def _jpeg_components(data):
+  """Number of colour components in a JPEG's frame header; 0 when there is none."""
+  position = 2
+  while position + 10 <= len(data) and data[position] == 0xFF:
+    marker = data[position + 1]
+    if marker == 0xFF:  # a fill byte
+      position += 1
+      continue
+    if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+      return data[position + 9]
+    position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+  return 0
+
+
+def _decode_opencv(data):
+  try:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+  except cv2.error:
+    return None
+
+
+def _decode_pillow(data):
+  try:
+    with Image.open(io.BytesIO(data)) as picture:
+      picture = ImageOps.exif_transpose(picture)
+      if picture.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+      if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+      return np.array(picture.convert("RGB"))
+  except Exception as error:  # Pillow's decoders raise nearly every type on damaged bytes
+    raise CorruptImageError(str(error) or type(error).__name__) from error
+
+
+def _resize(image, size):
+  """A square image at size x size: area-averaged when it shrinks, cubic when it grows."""
+  side = image.shape[0]
+  if side == size:
+    return image
+  interpolation = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+  return cv2.resize(image, (size, size), interpolation=interpolation)
+
+
+def center_crop(image, size):
+  """The largest centred square of an image [H, W, 3], at [size, size, 3]."""
+  height, width = image.shape[:2]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  return _resize(image[top : top + side, left : left + side], size)
+
+
+def random_resized_crop(image, size, rng, min_scale):
+  """A random square of an image [H, W, 3], at [size, size, 3].
+
+  Its area is uniform between min_scale and 1 of the largest square that fits; min_scale 1 moves it
+  along the longer side only. Always square: a generator would learn a stretched aspect ratio.
+  """
+  height, width = image.shape[:2]
+  scale, down, right = min_scale + (1.0 - min_scale) * rng.random(), rng.random(), rng.random()
+  side = max(1, round(min(height, width) * scale**0.5))
+  top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
+  return _resize(image[top : top + side, left : left + side], size)
+
+
+def normalize(images):
+  """uint8 images to float32 in [-1, 1], same shape, on the device."""
+  return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
+
+
+def denormalize(images):
+  """Float images in [-1, 1] (clipped) to uint8, same shape; stays on the host or the device."""
+  np_ = jnp if isinstance(images, jax.Array) else np
+  scaled = np_.asarray(images, np_.float32) * 127.5 + 127.5
+  return np_.clip(np_.round(scaled), 0, 255).astype(np_.uint8)
+
+
+def random_flip(images, keys):
+  """Mirrors each image [B, H, W, 3] left to right with probability 1/2, by its own key [B]."""
+  flip = jax.vmap(jax.random.bernoulli)(keys)
+  return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)

@@ -1,0 +1,82 @@
+"""Sampling codes from the GPT: one compiled loop over cached keys and values."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from imgtx_jax.models.transformer import unstack_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """How codes are drawn. cfg_scale 1 is no guidance; top_k 0 and top_p 1 leave all codes in."""
+
+  cfg_scale: float = 1.0
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+
+
+def filter_logits(logits, options):
+  """Logits [B, V] after temperature, with −inf where top-k and top-p leave nothing."""
+  if options.temperature > 0:
+    logits = logits / options.temperature
+  if options.top_k and options.top_k < logits.shape[-1]:
+    least = jax.lax.top_k(logits, options.top_k)[0][:, -1:]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if options.top_p < 1.0:
+    ordered = jnp.sort(logits, axis=-1)[:, ::-1]
+    shares = jax.nn.softmax(ordered, axis=-1)
+    # The first code is always kept; a code stays while those before it sum to less than top_p.
+    kept = jnp.cumsum(shares, axis=-1) - shares < options.top_p
+    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  return logits
+
+
+def sample_codes(gpt, params, labels, keys, *, steps, options):
+  """Draws the first `steps` codes of an image for each label.
+
+  gpt: a GPT module; params: its parameters, stacked or unstacked; labels int [B]; keys [B], one
+  per image: an image depends on its own key and label, not on its batch. Temperature 0 is greedy.
+
+  Returns codes int32 [B, steps] in the GPT's order, and the condition vectors [B, steps, D] that
+  predicted them (of the conditional branch, under guidance).
+  """
+  gpt = gpt.clone(scan=False)
+  params = unstack_layers(params)
+  batch = labels.shape[0]
+  guided = options.cfg_scale != 1.0
+  inputs = jnp.concatenate([labels, jnp.full_like(labels, gpt.classes)]) if guided else labels
+
+  def step(carry, position):
+    codes, caches = carry
+    tokens = jnp.concatenate([codes, codes]) if guided else codes
+    logits, states, caches = gpt.apply(
+      {"params": params}, tokens[:, None], inputs, caches=caches, position=position
+    )
+    logits = logits[:, 0]
+    if guided:
+      conditional, free = logits[:batch], logits[batch:]
+      logits = free + options.cfg_scale * (conditional - free)
+    logits = filter_logits(logits, options)
+    if options.temperature > 0:
+      draws = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+      codes = jax.vmap(jax.random.categorical)(draws, logits)
+    else:
+      codes = jnp.argmax(logits, axis=-1)
+    codes = codes.astype(jnp.int32)
+    return (codes, caches), (codes, states[:batch, 0])
+
+  start = (jnp.zeros(batch, jnp.int32), gpt.init_cache(len(inputs), steps))
+  _, (codes, states) = jax.lax.scan(step, start, jnp.arange(steps))
+  return codes.swapaxes(0, 1), states.swapaxes(0, 1)
+
+
+def to_raster(codes, order, length):
+  """Codes [B, k] in the order of codes → raster codes [B, N] (0 where unknown), known [N] bool."""
+  count = codes.shape[1]
+  places = order[:count]
+  raster = jnp.zeros((codes.shape[0], length), jnp.int32).at[:, places].set(codes)
+  return raster, jnp.zeros(length, bool).at[places].set(True)

@@ -1,0 +1,40 @@
+"""Writing files so that a kill leaves the old or the new one, and a full disk one clear line."""
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from imgtx_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def explain_full_disk(path):
+  """Turns 'no space left' on path's disk, or a spent quota, into a UserError."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    raise UserError(
+      f"no space left on the disk of {path}: free some, then run the same command again; "
+      "nothing that was saved before is lost"
+    ) from error
+
+
+def write_atomically(path, data):
+  """Writes data (bytes) to path, making its folders; path never holds half of it."""
+  path = Path(path)
+  # A name of its own, without a process id: what a killed run leaves is overwritten by the next.
+  unfinished = path.with_name(f".{path.name}.tmp")
+  with explain_full_disk(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with open(unfinished, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(unfinished, path)
+    except BaseException:
+      unfinished.unlink(missing_ok=True)
+      raise

@@ -1,0 +1,74 @@
+"""Trains an experiment: python -m imgtx_jax.main --config configs/X.py[:arg] --workdir DIR
+
+Runs the stages of the config in order; a finished one is skipped, a broken-off one goes on from
+its last checkpoint. Single keys are set by --config.key=value.
+"""
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from imgtx_jax import command, parallel, report, train, workdir
+from imgtx_jax import config as configs
+from imgtx_jax.data import sources
+from imgtx_jax.errors import UserError
+from imgtx_jax.stages import build
+
+FLAGS = flags.FLAGS
+
+
+def main():
+  """Trains the stages of --config in --workdir."""
+  config, directory = FLAGS.config, FLAGS.workdir
+  configs.check(config)
+  tasks = workdir.plan(config)
+  if FLAGS.stage:
+    tasks = [task for task in tasks if task.stage == FLAGS.stage]
+    if not tasks:
+      raise UserError(
+        f"--stage {FLAGS.stage} is not in config.stages; choose one of {', '.join(config.stages)}"
+      )
+  training = sources.open_source(config.data.source, split="train", path=config.data.path)
+  held_out = sources.open_source(config.data.source, split="validation", path=config.data.path)
+  workdir.claim(config, directory, training.class_names)
+  devices = parallel.make_parallel(config.parallel.mode, fsdp=config.parallel.fsdp)
+  for task in tasks:
+    if workdir.is_finished(directory, task):
+      print(f"{task.name}: finished before, nothing to do", flush=True)
+      continue
+    run_task(task, config, directory, training, held_out, devices)
+    report.write(directory)
+  print(f"report: {directory}/report.html", flush=True)
+
+
+def run_task(task, config, directory, training, held_out, devices):
+  """Trains one stage on the results of those before it."""
+  stage = build(task.stage, config, training.num_classes)
+  plan = workdir.plan(config)
+  before = plan[: plan.index(task)]
+  for needed in stage.sources:
+    if not any(t.stage == needed and workdir.is_finished(directory, t) for t in before):
+      raise UserError(
+        f"stage {task.stage} starts from stage {needed}, which is not finished in {directory}; "
+        f"run the same command without --stage, or with --stage={needed} first"
+      )
+  before = [t for t in before if workdir.is_finished(directory, t)]
+  trainer = train.Trainer(
+    stage,
+    config=config,
+    directory=f"{directory}/{task.name}",
+    restored=workdir.results(directory, before),
+    training=training,
+    held_out=held_out,
+    parallel=devices,
+  )
+  print(trainer.parameters, flush=True)
+  trainer.run()
+
+
+if __name__ == "__main__":
+  config_flags.DEFINE_config_file("config", None, "FILE.py[:argument]", lock_config=True)
+  flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, pictures and the report go.")
+  flags.DEFINE_string("stage", "", "Run this stage only.")
+  jax.config.parse_flags_with_absl()
+  command.run(main, required=("config", "workdir"))

@@ -1,0 +1,1 @@
+"""The networks: Flax modules and frozen feature extractors; no config, no data."""

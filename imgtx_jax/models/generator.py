@@ -1,0 +1,139 @@
+"""The Generator: one Transformer that decodes, generates and stylizes, by what it is given.
+
+| role | grid | memory | modulation |
+|---|---|---|---|
+| tokenizer's decoder | all N dequantised codes | none | none |
+| adversarial generator | the first k codes, a mask token elsewhere | GPT states | noise and class |
+| stylizer | the content's latents | style tokens | style statistics |
+"""
+
+import math
+from collections import abc
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from imgtx_jax.models import transformer
+
+
+class PatchHead(nn.Module):
+  """Tokens [B, h·w, D] → image [B, h·p, w·p, 3]: linear per patch, then two light convolutions.
+
+  The convolutions run over the rendered features across patch borders: a bare linear head leaves
+  a visible grid.
+  """
+
+  patch: int
+  channels: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, shape):
+    x = transformer.norm("norm", self.dtype)(x)
+    x = transformer.Linear(
+      self.patch**2 * self.channels, use_bias=True, dtype=self.dtype, name="project"
+    )(x)
+    x = transformer.unpatchify(x, self.patch, shape)  # [B, H, W, F]
+    h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv")(x)
+    x = x + nn.gelu(h)
+    return nn.Conv(3, (3, 3), dtype=self.dtype, name="rgb")(x).astype(jnp.float32)
+
+
+class Generator(nn.Module):
+  """grid [B, N, C], memory [B, M, D'] or None, modulation [B, S] or None → image [B, H, W, 3].
+
+  At the depths in taps (layers after which it happens, ascending, below `layers`) it renders an
+  intermediate image, the conditioned image, embeds it back and goes on. Returns the last image and
+  a tuple of (conditioned image [B, H, W, 3], its condition vectors [B, N, D]), one a tap.
+
+  known [B, N] (only with mask_token): False where the code is not known and the learned mask token
+  stands for it. memory_mask [B, M]: False where a memory token must not be seen. memory_coords
+  int [M, 2]: rows and columns the memory tokens speak of, None if they have none. shape: (h, w) of
+  the grid; a square by default.
+  """
+
+  patch: int
+  width: int
+  layers: int
+  trunk: abc.Mapping[str, Any]
+  taps: tuple[int, ...] = ()
+  head_channels: int = 16
+  memory: bool = False
+  modulated: bool = False
+  mask_token: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    grid,
+    memory=None,
+    modulation=None,
+    *,
+    known=None,
+    memory_mask=None,
+    memory_coords=None,
+    shape=None,
+  ):
+    shape = shape or (math.isqrt(grid.shape[1]),) * 2
+    head_dim = self.width // self.trunk["heads"]
+    context = transformer.Context(
+      rope=transformer.rope_table(transformer.grid_coords(*shape), head_dim),
+      memory=memory,
+      memory_mask=memory_mask,
+      memory_rope=(
+        None if memory_coords is None else transformer.rope_table(memory_coords, head_dim)
+      ),
+      modulation=modulation,
+    )
+    x = transformer.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(grid)
+    if self.mask_token:
+      token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))
+      if known is not None:
+        x = jnp.where(known[..., None], x, token.astype(self.dtype))
+
+    taps = []
+    for i, (start, end) in enumerate(zip((0, *self.taps), (*self.taps, self.layers), strict=True)):
+      if i:
+        conditioned = PatchHead(self.patch, self.head_channels, self.dtype, name=f"tap_head_{i}")(
+          x, shape
+        )
+        vectors = transformer.Linear(
+          self.width, use_bias=True, dtype=self.dtype, name=f"tap_embed_{i}"
+        )(transformer.patchify(conditioned, self.patch))
+        gate = self.param(f"tap_gate_{i}", nn.initializers.zeros, (self.width,))
+        x = x + vectors * gate.astype(self.dtype)
+        taps.append((conditioned, vectors))
+      x, _ = transformer.Transformer(
+        end - start,
+        memory=self.memory,
+        modulated=self.modulated,
+        dtype=self.dtype,
+        name=f"segment_{i}",
+        **self.trunk,
+      )(x, context)
+    image = PatchHead(self.patch, self.head_channels, self.dtype, name="head")(x, shape)
+    return image, tuple(taps)
+
+
+class Mapping(nn.Module):
+  """Noise [B, Z] and labels int [B] (classes = the null class) → modulation [B, S].
+
+  The mapping network of StyleGAN (arXiv:1812.04948): its output is the space w of truncation.
+  """
+
+  width: int
+  classes: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, noise, labels):
+    label = nn.Embed(
+      self.classes + 1, self.width, embedding_init=nn.initializers.normal(1.0), name="label"
+    )(labels)
+    x = jnp.concatenate([noise, label], axis=-1).astype(self.dtype)
+    x = nn.silu(transformer.Linear(self.width, use_bias=True, dtype=self.dtype, name="hidden")(x))
+    return transformer.Linear(self.width, use_bias=True, dtype=self.dtype, name="project")(
+      x
+    ).astype(jnp.float32)

@@ -1,0 +1,50 @@
+"""Encoder, Quantizer and the Generator as decoder, as one thing: images to codes and back."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from imgtx_jax.models import quantizer as quantizers
+from imgtx_jax.models.encoder import Encoder
+from imgtx_jax.models.generator import Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """Pure functions of params = {"encoder", "quantizer", "generator"}.
+
+  encode: images [B, H, W, 3] → latents [B, N, C], codes int [B, N] in raster order.
+  decode: codes → images. render: vectors [B, N, C] → image, taps (see Generator).
+  """
+
+  encoder: Encoder
+  quantizer: quantizers.VectorQuantizer | quantizers.FiniteScalarQuantizer
+  generator: Generator
+
+  def init(self, key, images) -> dict[str, Any]:
+    """Parameters for images shaped like these [B, H, W, 3]."""
+    keys = jax.random.split(key, 3)
+    latents, encoder = self.encoder.init_with_output(keys[0], images)
+    generator = self.generator.init(keys[1], latents)
+    return {
+      "encoder": encoder["params"],
+      "quantizer": self.quantizer.init(keys[2]),
+      "generator": generator["params"],
+    }
+
+  def latents(self, params, images):
+    """Images [B, H, W, 3] → latents [B, N, C], before quantisation."""
+    return self.encoder.apply({"params": params["encoder"]}, images)
+
+  def encode(self, params, images):
+    """Images [B, H, W, 3] → codes int32 [B, N]."""
+    return self.quantizer.quantize(params["quantizer"], self.latents(params, images)).codes
+
+  def render(self, params, vectors):
+    """Vectors [B, N, C] → image [B, H, W, 3] and taps."""
+    return self.generator.apply({"params": params["generator"]}, vectors)
+
+  def decode(self, params, codes):
+    """Codes int [B, N] → images [B, H, W, 3]."""
+    return self.render(params, self.quantizer.dequantize(params["quantizer"], codes))[0]

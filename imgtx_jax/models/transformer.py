@@ -1,0 +1,389 @@
+"""The block that builds all five networks: Encoder, GPT, Generator, Discriminator, StyleEncoder.
+
+Dimensions: B batch, N tokens, M memory tokens, D width, H heads, K head width, L layers,
+S modulation width.
+"""
+
+import functools
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NORM_EPSILON = 1e-5
+ZEROS = -1.0  # as init_std: a matrix of zeros
+REMAT_POLICIES = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def grid_coords(height, width):
+  """Row and column of every token of a grid in raster order; int32 [height·width, 2]."""
+  return np.stack(np.divmod(np.arange(height * width), width), axis=-1).astype(np.int32)
+
+
+def rope_table(coords, head_dim, base=1e4):
+  """Cosines and sines of two-dimensional rotary positions (arXiv:2104.09864, 2406.06525).
+
+  coords [N, 2] are rows and columns; the first half of a head's pairs turns with the row, the
+  second with the column. Returns float32 [2, N, head_dim / 2]: cosines, then sines.
+  """
+  if head_dim % 4:
+    raise ValueError(f"RoPE needs a head width divisible by 4, not {head_dim}")
+  half = head_dim // 2
+  rates = base ** (-np.arange(0, half, 2) / half)
+  angles = np.asarray(coords)[:, :, None] * rates
+  angles = angles.reshape(len(coords), half)
+  return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
+
+
+def apply_rope(x, rope):
+  """Turns the interleaved pairs of x [B, N, H, K] by the angles of rope [2, N, K / 2]."""
+  cos, sin = rope[0][:, None, :], rope[1][:, None, :]
+  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+  even, odd = pairs[..., 0], pairs[..., 1]
+  turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+  return turned.reshape(x.shape).astype(x.dtype)
+
+
+def default_hidden(width, multiple=32):
+  """SwiGLU's hidden width: 8/3 of the model width, rounded up (arXiv:2002.05202)."""
+  return -(-(8 * width // 3) // multiple) * multiple
+
+
+@flax.struct.dataclass
+class Context:
+  """What every layer of a Transformer reads beside its tokens; absent parts are None.
+
+  rope: [2, N, K/2] of the tokens; memory: [B, M, D']; memory_rope: [2, M, K/2];
+  memory_mask: [B, M] bool, False where a memory token must not be seen;
+  token_mask: [B, N] bool, the same for self-attention; modulation: [B, S];
+  example_index: [B] global index of each example, which makes dropout independent of sharding;
+  position: scalar, where the tokens start in the caches (decoding only).
+  """
+
+  rope: Any = None
+  memory: Any = None
+  memory_rope: Any = None
+  memory_mask: Any = None
+  token_mask: Any = None
+  modulation: Any = None
+  example_index: Any = None
+  position: Any = None
+
+
+class Dropout(nn.Module):
+  """Dropout with a mask per example; active when a "dropout" rng is given.
+
+  nn.Dropout draws one mask for the local batch, which pmap and jit would draw differently.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x, example_index):
+    if self.rate == 0.0 or not self.has_rng("dropout"):
+      return x
+    key = self.make_rng("dropout")
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index)
+    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - self.rate), 0.0)
+
+
+class Linear(nn.Module):
+  """x [..., in] → [..., features] by one matrix [in, features], and a bias if asked.
+
+  Leading axes are merged for the product: with them apart, XLA's gradients on a CPU take twice as
+  long. init_std 0 means variance 1 / in; ZEROS a matrix of zeros.
+  """
+
+  features: int
+  use_bias: bool = False
+  init_std: float = 0.0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.lecun_normal()
+    if self.init_std:
+      init = nn.initializers.normal(max(self.init_std, 0.0))
+    kernel = self.param("kernel", init, (x.shape[-1], self.features))
+    y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
+    if self.use_bias:
+      y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+    return y.reshape(*x.shape[:-1], self.features)
+
+
+def norm(name, dtype):
+  """RMSNorm, computed in float32 (arXiv:1910.07467)."""
+  return nn.RMSNorm(epsilon=NORM_EPSILON, dtype=dtype, name=name)
+
+
+class Attention(nn.Module):
+  """Multi-head attention of x [B, N, D] on itself, or on a memory [B, M, D'] when cross is set.
+
+  Returns [B, N, D] and the cache after the tokens were added (None without one). A cache is
+  {"k", "v"}: each [M, B, H, K]; token n sees the cached positions up to position + n.
+  """
+
+  heads: int
+  cross: bool = False
+  causal: bool = False
+  qk_norm: bool = False
+  init_std: float = 0.0
+  implementation: str = "xla"
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, context, cache=None):
+    width = x.shape[-1]
+    split = (*x.shape[:2], self.heads, width // self.heads)
+    linear = functools.partial(Linear, init_std=self.init_std, dtype=self.dtype)
+    if self.cross:
+      q = linear(width, name="q")(x)
+      k, v = jnp.split(linear(2 * width, name="kv")(context.memory.astype(self.dtype)), 2, axis=-1)
+      key_rope, mask = context.memory_rope, context.memory_mask
+      query_rope = context.rope if key_rope is not None else None
+    else:
+      q, k, v = jnp.split(linear(3 * width, name="qkv")(x), 3, axis=-1)
+      query_rope = key_rope = context.rope
+      mask = context.token_mask
+    q = q.reshape(split)
+    k, v = (t.reshape(*t.shape[:2], self.heads, split[-1]) for t in (k, v))
+    if self.qk_norm:
+      q, k = norm("q_norm", self.dtype)(q), norm("k_norm", self.dtype)(k)
+    if query_rope is not None:
+      q, k = apply_rope(q, query_rope), apply_rope(k, key_rope)
+    if cache is not None:
+      cache = {
+        name: jax.lax.dynamic_update_slice_in_dim(
+          cache[name], new.swapaxes(0, 1).astype(cache[name].dtype), context.position, axis=0
+        )
+        for name, new in (("k", k), ("v", v))
+      }
+      out = _cached_attention(q, cache, context.position)
+    else:
+      mask = None if mask is None else mask[:, None, None, :]
+      out = jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=self.causal, implementation=self.implementation
+      )
+      if self.is_mutable_collection("intermediates"):
+        self.sow("intermediates", "attention", _attention_weights(q, k, mask))
+    out = linear(width, name="out")(out.reshape(x.shape[:2] + (width,)))
+    return out, cache
+
+
+def _cached_attention(q, cache, position):
+  """Attention of q [B, N, H, K] on the first position + n + 1 entries of a cache; [B, N, H, K]."""
+  scores = jnp.einsum("bnhk,mbhk->bhnm", q, cache["k"], preferred_element_type=jnp.float32)
+  scores = scores / np.sqrt(q.shape[-1])
+  seen = jnp.arange(scores.shape[-1]) <= position + jnp.arange(q.shape[1])[:, None]
+  weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+  return jnp.einsum("bhnm,mbhk->bnhk", weights.astype(q.dtype), cache["v"])
+
+
+def _attention_weights(q, k, mask):
+  """Softmax weights [B, H, N, M] of non-causal attention, for looking at."""
+  scores = jnp.einsum("bnhk,bmhk->bhnm", q, k, preferred_element_type=jnp.float32)
+  scores = scores / np.sqrt(q.shape[-1])
+  if mask is not None:
+    scores = jnp.where(mask, scores, -jnp.inf)
+  return jax.nn.softmax(scores, axis=-1)
+
+
+class SwiGLU(nn.Module):
+  """The gated feed-forward layer of arXiv:2002.05202: w2(silu(w1 x) · w3 x); [B, N, D]."""
+
+  hidden: int
+  init_std: float = 0.0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    linear = functools.partial(Linear, init_std=self.init_std, dtype=self.dtype)
+    gate, value = jnp.split(linear(2 * self.hidden, name="w13")(x), 2, axis=-1)
+    return linear(x.shape[-1], name="w2")(nn.silu(gate) * value)
+
+
+class Block(nn.Module):
+  """One pre-norm layer: self-attention, then cross-attention and modulation if asked, then SwiGLU.
+
+  Cross-attention and modulation exist by hyperparameter, never by argument, and start as the
+  identity (zero gate, zero modulation), so that a network which gains them computes what it did.
+  layer_scale > 0 multiplies each residual branch by a learned vector of that initial value
+  (arXiv:2103.17239).
+  """
+
+  heads: int
+  hidden: int
+  memory: bool = False
+  modulated: bool = False
+  causal: bool = False
+  qk_norm: bool = False
+  layer_scale: float = 0.0
+  dropout: float = 0.0
+  init_std: float = 0.0
+  implementation: str = "xla"
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, context, cache=None):
+    width = x.shape[-1]
+    attention = functools.partial(
+      Attention,
+      self.heads,
+      qk_norm=self.qk_norm,
+      init_std=self.init_std,
+      implementation=self.implementation,
+      dtype=self.dtype,
+    )
+    modulation = [None] * 6
+    if self.modulated:
+      # [B, 6 D]: shift, scale and gate of the two branches, all zero at the start.
+      table = Linear(6 * width, use_bias=True, init_std=ZEROS, dtype=self.dtype, name="modulation")(
+        nn.silu(context.modulation)
+      )
+      modulation = jnp.split(table[:, None, :], 6, axis=-1)
+
+    h = _modulate(norm("attention_norm", self.dtype)(x), modulation[0], modulation[1])
+    h, cache = attention(causal=self.causal, name="attention")(h, context, cache)
+    x = x + self._branch(h, modulation[2], "attention_scale", context)
+    if self.memory:
+      gate = self.param("cross_gate", nn.initializers.zeros, (width,))
+      h = norm("cross_norm", self.dtype)(x)
+      h, _ = attention(cross=True, name="cross_attention")(h, context)
+      x = x + h * gate.astype(self.dtype)
+    h = _modulate(norm("mlp_norm", self.dtype)(x), modulation[3], modulation[4])
+    h = SwiGLU(self.hidden, init_std=self.init_std, dtype=self.dtype, name="mlp")(h)
+    h = Dropout(self.dropout, name="mlp_dropout")(h, context.example_index)
+    x = x + self._branch(h, modulation[5], "mlp_scale", context)
+    return x, cache
+
+  def _branch(self, h, gate, name, context):
+    """A residual branch after its learned scale, gate and dropout."""
+    if self.layer_scale:
+      init = nn.initializers.constant(self.layer_scale)
+      h = h * self.param(name, init, (h.shape[-1],)).astype(self.dtype)
+    if gate is not None:
+      h = h * (1.0 + gate)
+    return Dropout(self.dropout, name=f"{name}_dropout")(h, context.example_index)
+
+
+def _modulate(x, shift, scale):
+  return x if shift is None else x * (1.0 + scale) + shift
+
+
+class Transformer(nn.Module):
+  """A stack of equal blocks on x [B, N, D].
+
+  Scanned, the parameters of all layers lie under "layers" with the layer first, and compile time
+  does not grow with depth. Unrolled (scan=False; decoding), layer i lies under "layers_i";
+  unstack_layers turns the one tree into the other. Returns x and the caches, one a layer.
+  """
+
+  layers: int
+  heads: int
+  hidden: int
+  memory: bool = False
+  modulated: bool = False
+  causal: bool = False
+  qk_norm: bool = False
+  layer_scale: float = 0.0
+  dropout: float = 0.0
+  init_std: float = 0.0
+  implementation: str = "xla"
+  remat: str = "none"
+  scan: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, context, caches=None):
+    make = functools.partial(
+      Block,
+      heads=self.heads,
+      hidden=self.hidden,
+      memory=self.memory,
+      modulated=self.modulated,
+      causal=self.causal,
+      qk_norm=self.qk_norm,
+      layer_scale=self.layer_scale,
+      dropout=self.dropout,
+      init_std=self.init_std,
+      implementation=self.implementation,
+      dtype=self.dtype,
+    )
+    if not self.scan:
+      after = []
+      for i in range(self.layers):
+        x, cache = make(name=f"layers_{i}")(x, context, None if caches is None else caches[i])
+        after.append(cache)
+      return x, (None if caches is None else after)
+    if caches is not None:
+      raise ValueError("caches need scan=False: scanned layers would copy them every step")
+    block = _ScanBody
+    if self.remat != "none":
+      block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+    stack = nn.scan(
+      block,
+      variable_axes={"params": 0, "intermediates": 0},
+      split_rngs={"params": True, "dropout": True},
+      in_axes=nn.broadcast,
+      length=self.layers,
+    )
+    x, _ = stack(make.keywords, name="layers")(x, context)
+    return x, None
+
+
+class _ScanBody(nn.Module):
+  """A block as nn.scan wants it: (carry, broadcast) → (carry, output)."""
+
+  hyperparameters: Any
+
+  @nn.compact
+  def __call__(self, x, context):
+    x, _ = Block(**self.hyperparameters, name="block")(x, context)
+    return x, None
+
+
+def unstack_layers(params):
+  """The parameters of a scanned tree as an unrolled one: "layers" [L, …] → "layers_0", …
+
+  Works at any depth of the tree. Done once at load, outside the compiled decoding loop.
+  """
+  if not isinstance(params, dict):
+    return params
+  tree = {}
+  for name, value in params.items():
+    if name == "layers":
+      block = value["block"]
+      for i in range(jax.tree.leaves(block)[0].shape[0]):
+        tree[f"layers_{i}"] = jax.tree.map(lambda a, i=i: a[i], block)
+    else:
+      tree[name] = unstack_layers(value)
+  return tree
+
+
+def init_cache(layers, length, batch, heads, head_dim, dtype=jnp.float32):
+  """Empty caches for decoding: a list of {"k", "v"} [length, batch, heads, head_dim]."""
+  shape = (length, batch, heads, head_dim)
+  return [{"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in range(layers)]
+
+
+def patchify(images, patch):
+  """Images [B, H, W, C] as patches [B, (H/p)(W/p), p·p·C] in raster order."""
+  b, h, w, c = images.shape
+  x = images.reshape(b, h // patch, patch, w // patch, patch, c)
+  return x.swapaxes(2, 3).reshape(b, (h // patch) * (w // patch), patch * patch * c)
+
+
+def unpatchify(patches, patch, shape):
+  """Patches [B, h·w, p·p·C] as images [B, h·p, w·p, C], where shape = (h, w)."""
+  b, _, f = patches.shape
+  h, w = shape
+  x = patches.reshape(b, h, w, patch, patch, f // patch**2)
+  return x.swapaxes(2, 3).reshape(b, h * patch, w * patch, -1)

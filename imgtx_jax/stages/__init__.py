@@ -1,0 +1,12 @@
+"""One file a recipe. STAGES maps the names of config.stages to them."""
+
+from imgtx_jax.stages.finetune import FinetuneStage
+from imgtx_jax.stages.pretrain import PretrainStage
+from imgtx_jax.stages.tokenizer import TokenizerStage
+
+STAGES = {s.name: s for s in (TokenizerStage, PretrainStage, FinetuneStage)}
+
+
+def build(name, config, classes):
+  """The stage of that name; hyperparameters are unpacked here, once."""
+  return STAGES[name](config, classes)

@@ -1,0 +1,376 @@
+"""Stage "finetune": the generator renders the GPT's condition vectors, against a discriminator.
+
+The generator starts as a copy of the tokenizer's decoder and gains cross-attention to the GPT's
+hidden states, a modulation by noise and class, and a mask token for codes beyond the prefix k.
+The discriminator's gradient reaches the GPT through the hidden states it attends to, never through
+sampling. Relativistic loss with R1 and R2 (R3GAN arXiv:2501.05441, GAT arXiv:2509.24935), on real
+codes and on codes that the GPT sampled (RobusTok, arXiv:2509.12474).
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from imgtx_jax import decode, optim, parallel, rng
+from imgtx_jax.losses import codes as code_losses
+from imgtx_jax.losses import perceptual
+from imgtx_jax.models import transformer
+from imgtx_jax.stages import adversary, networks, stage
+from imgtx_jax.stages.pretrain import PretrainStage
+from imgtx_jax.state import TrainState, update_ema
+
+ROLES = dict(memory=True, modulated=True, mask_token=True)
+
+
+class FinetuneStage(stage.Stage):
+  """See the module's docstring; the contract is stage.Stage.
+
+  Players: "generator" (generator and mapping), "gpt" and "discriminator", an optimizer each.
+  """
+
+  name = "finetune"
+  sources = ("tokenizer", "pretrain")
+
+  def __init__(self, config, classes):
+    super().__init__(config, classes)
+    self.options = config.finetune
+    self.refresh_steps = self.options.refresh_steps
+    self.prior = PretrainStage(config, classes)
+    self.gpt, self.order = self.prior.gpt, self.prior.order
+    self.tokenizer = self.prior.tokenizer
+    self.generator = networks.make_generator(config, **ROLES)
+    self.mapping = networks.make_mapping(config, classes)
+    self.adversary = adversary.make_adversary(
+      self.options.adversary,
+      networks.make_discriminator(config, classes),
+      self.steps,
+      class_weight=self.options.class_weight,
+    )
+    self.tx = {
+      "generator": optim.make(self.options.optimizer, self.steps, config.generator.width),
+      "gpt": optim.make(self.options.gpt_optimizer, self.steps, config.gpt.width),
+    }
+
+  # -- The state -----------------------------------------------------------------------------------
+
+  def init(self, key, batch_shape, restored):
+    decoder = restored["tokenizer"]["ema"]["generator"]
+    images = jnp.zeros((1, *batch_shape[1:]))
+    if "finetune" in restored:  # a later round goes on with the players of the last
+      params = restored["finetune"]["params"]
+      params = params | {"gpt": restored["pretrain"]["params"]["gpt"]}
+      discriminator = params["discriminator"]
+      discriminator_state = self.adversary.tx.init(discriminator)
+    else:
+      params = {"generator": self._init_generator(key, decoder)}
+      params["gpt"] = restored["pretrain"]["ema"]["gpt"]
+      discriminator, discriminator_state = self.adversary.init(
+        rng.stream(key, "init_discriminator", 0), images
+      )
+    params = params | {"discriminator": discriminator}
+    rows = self.options.bank_rows
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state={name: tx.init(params[name]) for name, tx in self.tx.items()}
+      | {"discriminator": discriminator_state},
+      ema=jax.tree.map(jnp.copy, {name: params[name] for name in self.tx}),
+      variables={
+        "bank": jnp.zeros((self.classes, rows, len(self.order)), jnp.int32),
+        "code_counts": restored["pretrain"]["variables"]["code_counts"],
+      },
+      frozen={
+        "tokenizer": {name: restored["tokenizer"]["ema"][name] for name in ("encoder", "quantizer")}
+      }
+      | self.perceptual_weights(),
+    )
+
+  def _init_generator(self, key, decoder):
+    """The generator with the decoder's weights by name and new branches, and the mapping."""
+    noise = jnp.zeros((1, self.options.noise_dim))
+    mapping = self.mapping.init(rng.stream(key, "init_mapping", 0), noise, jnp.zeros(1, jnp.int32))
+    codes = len(self.order)
+    fresh = self.generator.init(
+      rng.stream(key, "init_generator", 0),
+      jnp.zeros((1, codes, self.tokenizer.quantizer.code_dim)),
+      jnp.zeros((1, codes, self.gpt.width)),
+      jnp.zeros((1, self.options.modulation_dim)),
+      memory_coords=self.gpt.coords(),
+    )
+    generator = copy_by_name(fresh["params"], decoder)
+    return {"generator": generator, "mapping": mapping["params"]}
+
+  # -- One step ------------------------------------------------------------------------------------
+
+  def step(self, state, batch, key, *, axis):
+    index = parallel.example_index(len(batch["image"]), axis)
+    images = self.prepare(batch, key, state.step, index)
+    task = self._draw_task(state, images, batch["label"], key, index)
+    params = {name: state.params[name] for name in self.tx}
+    draws = adversary.make_draws(key, state.step, index)
+
+    def forward(params):
+      return self._forward(params, state.frozen, task)
+
+    # One forward of the generator serves both players: D steps first, then G meets the new D.
+    (image, taps, logits), pull = jax.vjp(forward, params)
+    discriminator, discriminator_state, metrics = self.adversary.update(
+      state.params["discriminator"],
+      state.opt_state["discriminator"],
+      images,
+      image,
+      task["label"],
+      draws,
+      axis,
+    )
+
+    def loss_fn(image, taps, logits):
+      return self._loss(state, discriminator, images, image, taps, logits, task, draws)
+
+    cotangents, parts = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(image, taps, logits)
+    (grads,) = pull(cotangents)
+    grads, parts = parallel.pmean((grads, parts), axis)
+    params, opt_state = dict(params), {"discriminator": discriminator_state}
+    for name, tx in self.tx.items():
+      updates, opt_state[name] = tx.update(grads[name], state.opt_state[name], params[name])
+      params[name] = optax.apply_updates(params[name], updates)
+    ema = update_ema(state.ema, params, state.step, self.options.ema_decay)
+    norms = {f"gradient_norm_{name}": optax.global_norm(grads[name]) for name in self.tx}
+    return state.replace(
+      step=state.step + 1,
+      params=params | {"discriminator": discriminator},
+      opt_state=opt_state,
+      ema=ema,
+    ), metrics | parts | norms
+
+  def _draw_task(self, state, images, labels, key, index):
+    """What each example is asked to render: its codes, label, prefix k and noise.
+
+    real is 1 where the codes are the image's own, 0 where the GPT sampled them for that label.
+    """
+
+    def draw(name, shape=()):
+      return rng.uniform(rng.stream(key, name, state.step), index, shape)
+
+    codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
+    own = draw("bank_share") < self.options.bank_share
+    row = (draw("bank_row") * self.options.bank_rows).astype(jnp.int32)
+    codes = jnp.where(own[:, None], state.variables["bank"][labels, row], codes)
+    total = len(self.order)
+    which, size = draw("prefix_kind"), draw("prefix_size")
+    prefix = jnp.round(total * size**2).astype(jnp.int32)
+    none, full = self.options.prefix_none_share, self.options.prefix_full_share
+    prefix = jnp.where(which < none, 0, jnp.where(which > 1.0 - full, total, prefix))
+    unlabelled = draw("null_label") < self.options.null_label_share
+    return {
+      "codes": codes,
+      "label": jnp.where(unlabelled, self.classes, labels),
+      "prefix": prefix,
+      "noise": rng.normal(rng.stream(key, "noise", state.step), index, (self.options.noise_dim,)),
+      "real": 1.0 - own.astype(jnp.float32),
+    }
+
+  def _forward(self, params, frozen, task):
+    """Image, conditioned images and the GPT's logits for a task; see _draw_task."""
+    logits, states = self.gpt.apply({"params": params["gpt"]}, task["codes"], task["label"])
+    if not self.options.gpt_gradient:
+      states = jax.lax.stop_gradient(states)
+    steps = jnp.arange(len(self.order))
+    # States 0 … min(k + 1, N) − 1 have seen at most the first k codes.
+    memory_mask = steps < jnp.minimum(task["prefix"] + 1, len(self.order))[:, None]
+    image, taps = self.render(
+      params["generator"],
+      frozen["tokenizer"]["quantizer"],
+      task["codes"],
+      self._known(task["prefix"]),
+      states,
+      memory_mask,
+      task["noise"],
+      task["label"],
+    )
+    return image, [tap for tap, _ in taps], logits
+
+  def _known(self, prefix):
+    """Which raster places the first k codes fill: prefix [B] → bool [B, N]."""
+    rank = jnp.zeros(len(self.order), jnp.int32).at[self.order].set(jnp.arange(len(self.order)))
+    return rank < prefix[:, None]
+
+  def render(
+    self, params, codebook, codes, known, states, memory_mask, noise, labels, modulation=None
+  ):
+    """The generator on codes [B, N] (raster; those not known [B, N] are ignored), condition vectors
+    [B, M, D] with their mask [B, M], noise [B, Z] and labels [B] → image, taps."""
+    if modulation is None:
+      modulation = self.mapping.apply({"params": params["mapping"]}, noise, labels)
+    grid = self.tokenizer.quantizer.dequantize(codebook, codes)
+    return self.generator.apply(
+      {"params": params["generator"]},
+      jnp.where(known[..., None], grid, 0.0),
+      states,
+      modulation,
+      known=known,
+      memory_mask=memory_mask,
+      memory_coords=self.gpt.coords()[: states.shape[1]],
+    )
+
+  def _loss(self, state, discriminator, images, image, taps, logits, task, draws):
+    """Everything that the generator and the GPT are trained on; (total, metrics)."""
+    options = self.options
+    share = task["prefix"] / len(self.order)
+    # No code, no target: (k/N)^p is 0 at k = 0. Bank rows have none either.
+    weight = share**options.reconstruction_power * (task["prefix"] > 0) * task["real"]
+    pixels = self._pixel_mask(task["prefix"], images.shape)
+
+    def distance(x):
+      error = jnp.sum(pixels * (x - images) ** 2, axis=(1, 2, 3))
+      return jnp.mean(weight * error / jnp.maximum(jnp.sum(pixels, axis=(1, 2, 3)) * 3, 1.0))
+
+    parts = {"reconstruction": distance(image)}
+    total = options.reconstruction_weight * parts["reconstruction"]
+    if taps:
+      parts["taps"] = sum(distance(tap) for tap in taps) / len(taps)
+      total += options.tap_weight * options.reconstruction_weight * parts["taps"]
+    if options.lpips_weight and "lpips" in state.frozen:
+      parts["lpips"] = jnp.mean(weight * perceptual.lpips(state.frozen["lpips"], images, image))
+      total += options.lpips_weight * parts["lpips"]
+    against, class_loss, more = self.adversary.generator_loss(
+      discriminator, images, image, task["label"], draws
+    )
+    started = state.step >= options.reconstruct_warmup_steps
+    total += jnp.where(started, 1.0, 0.0) * (
+      options.adversarial_weight * against + options.class_weight * class_loss
+    )
+    nats = code_losses.next_code(logits, task["codes"][:, self.order])
+    parts["next_code"] = jnp.mean(task["real"] * nats)
+    total += options.next_code_weight * parts["next_code"]
+    return total, parts | more | {"loss": total}
+
+  def _pixel_mask(self, prefix, image_shape):
+    """1 on the patches of known codes, else 0; [B, H, W, 1]."""
+    h, w = self.gpt.shape
+    known = self._known(prefix).astype(jnp.float32)[..., None]
+    patches = jnp.repeat(known, self.config.patch**2, axis=-1)
+    return transformer.unpatchify(patches, self.config.patch, (h, w))
+
+  # -- The bank ------------------------------------------------------------------------------------
+
+  def refresh(self, state, key, *, axis):
+    """Refills the bank with codes that the averaged GPT samples now, in chunks of one batch."""
+    rows = self.options.bank_rows
+    total = self.classes * rows
+    chunk = min(self.batch_size, total)
+    chunks = -(-total // chunk)
+    index = jnp.arange(chunks * chunk).reshape(chunks, chunk)
+    key = rng.stream(key, "bank", state.step)
+    options = stage.decoding(self.config)
+
+    def fill(index):
+      labels = (index // rows) % self.classes
+      keys = rng.example_keys(key, index)
+      codes, _ = decode.sample_codes(
+        self.gpt, state.ema["gpt"], labels, keys, steps=len(self.order), options=options
+      )
+      return decode.to_raster(codes, self.order, len(self.order))[0]
+
+    bank = jax.lax.map(fill, index).reshape(chunks * chunk, -1)[:total]
+    bank = bank.reshape(self.classes, rows, -1)
+    return state.replace(variables=state.variables | {"bank": bank})
+
+  # -- Samples and figures -------------------------------------------------------------------------
+
+  def sample(self, params, labels, keys, options, *, prefix):
+    """Images [B, H, W, 3] of labels int [B], codes int [B, N] in raster order, and taps.
+
+    prefix codes are sampled from the GPT, and rendered in one pass. keys [B]: an image depends on
+    its own key. params: {"gpt", "generator", "quantizer"}.
+    """
+    total = len(self.order)
+    codes, states = decode.sample_codes(
+      self.gpt,
+      params["gpt"],
+      labels,
+      jax.vmap(jax.random.fold_in, (0, None))(keys, 0),
+      steps=min(prefix + 1, total),
+      options=options,
+    )
+    codes, known = decode.to_raster(codes[:, :prefix], self.order, total)
+    noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (self.options.noise_dim,)))(noise_keys)
+    image, taps = self.render(
+      params["generator"],
+      params["quantizer"],
+      codes,
+      jnp.broadcast_to(known, codes.shape),
+      states,
+      None,
+      noise,
+      labels,
+    )
+    return image, codes, taps
+
+  def prefixes(self):
+    """The dial's settings that are shown while training: 0, N/4 and N."""
+    return (0, len(self.order) // 4, len(self.order))
+
+  def pictures(self, state, batch, key):
+    labels, rows = stage.picture_labels(self.config.pictures, self.classes)
+    keys = rng.example_keys(rng.stream(key, "pictures", 0), jnp.arange(len(labels)))
+    params = state.ema | {"quantizer": state.frozen["tokenizer"]["quantizer"]}
+    grids = {}
+    for prefix in self.prefixes():
+      image, _, taps = self.sample(params, labels, keys, stage.decoding(self.config), prefix=prefix)
+      grids[f"samples_k{prefix}"] = image.reshape(rows, -1, *image.shape[1:])
+      columns = len(labels) // rows
+      if taps:
+        stages = [tap[:columns] for tap, _ in taps] + [image[:columns]]
+        grids[f"conditioned_k{prefix}"] = jnp.stack(stages)
+    return grids
+
+  def evaluators(self):
+    return {"validation": stage.Evaluator(self._sums, self._figures)}
+
+  def _sums(self, state, batch, key, *, axis):
+    images = self.prepare(batch)
+    labels = batch["label"]
+    index = parallel.example_index(len(labels), axis)
+    codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
+    figures = self.prior.prediction_figures(state, state.ema["gpt"], codes, labels)
+
+    def render(prefix, name):
+      noise = rng.normal(rng.stream(key, name, 0), index, (self.options.noise_dim,))
+      task = {"codes": codes, "label": labels, "noise": noise}
+      task["prefix"] = jnp.full(len(labels), prefix)
+      return self._forward(state.ema, state.frozen, task)[0]
+
+    decoded = render(len(self.order), "noise")
+    figures |= self.reconstruction_figures(images, decoded)
+    # Two noises on one real prefix: how much the noise is heard.
+    first, second = (render(self.prefixes()[1], name) for name in ("noise", "other_noise"))
+    figures["diversity_rms"] = jnp.sqrt(jnp.mean((first - second) ** 2, axis=(1, 2, 3)))
+    if "lpips" in state.frozen:
+      figures["diversity_lpips"] = perceptual.lpips(state.frozen["lpips"], first, second)
+    none = render(0, "noise")
+    judge = state.params["discriminator"]
+    real, fake = (self.adversary.verdict(judge, x, labels) for x in (images, none))
+    figures["logit_margin"] = real.logit - fake.logit
+    figures["class_accuracy"] = code_losses.accuracy(real.class_logits, labels)
+    figures["class_accuracy_k0"] = code_losses.accuracy(fake.class_logits, labels)
+    return self.masked_sums(batch, figures)
+
+  def _figures(self, sums):
+    return self.with_grid_ratio(self.means(sums))
+
+
+def copy_by_name(target, source):
+  """target with every leaf of source in the place of the same name.
+
+  Leaves that only target has stay; a leaf of source without a home, or of another shape, raises.
+  """
+  if not isinstance(source, dict):
+    if target is None or target.shape != source.shape:
+      raise ValueError(f"a weight of shape {source.shape} has no home")
+    return source
+  missing = sorted(set(source) - set(target))
+  if missing:
+    raise ValueError(f"weights without a home: {missing}")
+  return target | {name: copy_by_name(target[name], value) for name, value in source.items()}

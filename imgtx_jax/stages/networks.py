@@ -1,0 +1,103 @@
+"""From the config to networks: hyperparameters are unpacked here, and nowhere else."""
+
+import jax.numpy as jnp
+
+from imgtx_jax import config as configs
+from imgtx_jax.models import quantizer, transformer
+from imgtx_jax.models.discriminator import Discriminator
+from imgtx_jax.models.encoder import Encoder
+from imgtx_jax.models.generator import Generator, Mapping
+from imgtx_jax.models.gpt import GPT
+from imgtx_jax.models.tokenizer import Tokenizer
+
+
+def _trunk(options):
+  return dict(
+    heads=options.heads,
+    hidden=options.hidden or transformer.default_hidden(options.width),
+    qk_norm=options.qk_norm,
+    layer_scale=options.layer_scale,
+    implementation=options.implementation,
+    remat=options.remat,
+  )
+
+
+def dtype(config):
+  """The compute dtype."""
+  return jnp.dtype(configs.compute_dtype(config))
+
+
+def make_quantizer(config):
+  """The quantizer that config.quantizer.kind names."""
+  options = config.quantizer
+  if options.kind == "fsq":
+    return quantizer.FiniteScalarQuantizer(tuple(options.levels))
+  return quantizer.VectorQuantizer(
+    codebook_size=options.codebook_size,
+    code_dim=options.code_dim,
+    commitment=options.commitment,
+    entropy=options.entropy,
+    revive_below=options.revive_below,
+  )
+
+
+def make_tokenizer(config):
+  """Encoder, quantizer and the generator in its decoder role."""
+  codes = make_quantizer(config)
+  encoder = Encoder(
+    patch=config.patch,
+    width=config.encoder.width,
+    layers=config.encoder.layers,
+    code_dim=codes.code_dim,
+    trunk=_trunk(config.encoder),
+    dtype=dtype(config),
+  )
+  return Tokenizer(encoder=encoder, quantizer=codes, generator=make_generator(config))
+
+
+def make_generator(config, **roles):
+  """The generator; roles switches on memory, modulated and mask_token."""
+  return Generator(
+    patch=config.patch,
+    width=config.generator.width,
+    layers=config.generator.layers,
+    trunk=_trunk(config.generator),
+    taps=tuple(config.generator.taps),
+    head_channels=config.generator.head_channels,
+    dtype=dtype(config),
+    **roles,
+  )
+
+
+def make_mapping(config, classes):
+  """Noise and class to the generator's modulation."""
+  return Mapping(width=config.finetune.modulation_dim, classes=classes, dtype=dtype(config))
+
+
+def make_gpt(config, classes):
+  """The GPT over the tokenizer's codes."""
+  return GPT(
+    codebook_size=make_quantizer(config).codebook_size,
+    classes=classes,
+    width=config.gpt.width,
+    layers=config.gpt.layers,
+    shape=configs.grid_shape(config),
+    trunk=_trunk(config.gpt),
+    order=config.gpt.order,
+    target_position=config.gpt.target_position,
+    dropout=config.gpt.dropout,
+    dtype=dtype(config),
+  )
+
+
+def make_discriminator(config, classes):
+  """The discriminator, a fresh one for every stage that has an adversary."""
+  return Discriminator(
+    patch=config.discriminator.patch,
+    width=config.discriminator.width,
+    layers=config.discriminator.layers,
+    classes=classes,
+    trunk=_trunk(config.discriminator),
+    overlap=config.discriminator.overlap,
+    dtype=dtype(config),
+  )

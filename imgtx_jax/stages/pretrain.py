@@ -1,0 +1,126 @@
+"""Stage "pretrain": the GPT learns the tokenizer's codes by next-code cross-entropy.
+
+The class is dropped for a share of the examples, so that guidance has a null class to lean on
+(arXiv:2207.12598, LlamaGen arXiv:2406.06525).
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from imgtx_jax import decode, optim, parallel, rng
+from imgtx_jax.losses import codes as code_losses
+from imgtx_jax.stages import networks, stage
+from imgtx_jax.state import TrainState, update_ema
+
+
+class PretrainStage(stage.Stage):
+  """See the module's docstring; the contract is stage.Stage."""
+
+  name = "pretrain"
+  sources = ("tokenizer",)
+
+  def __init__(self, config, classes):
+    super().__init__(config, classes)
+    self.options = config.pretrain
+    self.class_dropout = config.gpt.class_dropout
+    self.tokenizer = networks.make_tokenizer(config)
+    self.gpt = networks.make_gpt(config, classes)
+    self.order = self.gpt.code_order()
+    self.tx = optim.make(self.options.optimizer, self.steps, config.gpt.width)
+
+  def init(self, key, batch_shape, restored):
+    if "finetune" in restored:  # a later round goes on with the GPT that fine-tuning left
+      params = {"gpt": restored["finetune"]["params"]["gpt"]}
+    else:
+      params = self.init_gpt(key)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state={"gpt": self.tx.init(params)},
+      ema=jax.tree.map(jnp.copy, params),
+      variables={"code_counts": jnp.zeros(self.gpt.codebook_size)},
+      frozen={"tokenizer": restored["tokenizer"]["ema"]},
+    )
+
+  def init_gpt(self, key):
+    """Fresh parameters {"gpt": …}."""
+    codes = jnp.zeros((1, len(self.order)), jnp.int32)
+    params = self.gpt.init(rng.stream(key, "init_gpt", 0), codes, jnp.zeros(1, jnp.int32))
+    return {"gpt": params["params"]}
+
+  def step(self, state, batch, key, *, axis):
+    index = parallel.example_index(len(batch["image"]), axis)
+    images = self.prepare(batch, key, state.step, index)
+    codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
+    drop = rng.uniform(rng.stream(key, "class_dropout", state.step), index) < self.class_dropout
+    labels = jnp.where(drop, self.classes, batch["label"])
+
+    def loss_fn(params):
+      logits, _ = self.gpt.apply(
+        {"params": params["gpt"]},
+        codes,
+        labels,
+        example_index=index,
+        rngs={"dropout": rng.stream(key, "dropout", state.step)},
+      )
+      targets = codes[:, self.order]
+      loss = code_losses.next_code(logits, targets).mean()
+      return loss, {
+        "loss": loss,
+        "bits_per_code": code_losses.bits(loss),
+        "accuracy": code_losses.accuracy(logits, targets).mean(),
+      }
+
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    shares = jnp.zeros(self.gpt.codebook_size).at[codes.reshape(-1)].add(1.0 / codes.size)
+    grads, metrics, shares = parallel.pmean((grads, metrics, shares), axis)
+    updates, opt_state = self.tx.update(grads, state.opt_state["gpt"], state.params)
+    params = optax.apply_updates(state.params, updates)
+    counts = state.variables["code_counts"] + shares * self.batch_size * len(self.order)
+    return state.replace(
+      step=state.step + 1,
+      params=params,
+      opt_state={"gpt": opt_state},
+      ema=update_ema(state.ema, params, state.step, self.options.ema_decay),
+      variables={"code_counts": counts},
+    ), metrics | {"gradient_norm": optax.global_norm(grads)}
+
+  def evaluators(self):
+    return {"validation": stage.Evaluator(self._sums, self.means)}
+
+  def _sums(self, state, batch, key, *, axis):
+    codes = self.tokenizer.encode(state.frozen["tokenizer"], self.prepare(batch))
+    return self.masked_sums(
+      batch, self.prediction_figures(state, state.ema["gpt"], codes, batch["label"])
+    )
+
+  def prediction_figures(self, state, params, codes, labels):
+    """Bits per code [B] of the GPT, and of the unigram distribution of the training codes."""
+    logits, _ = self.gpt.apply({"params": params}, codes, labels)
+    targets = codes[:, self.order]
+    counts = state.variables["code_counts"]
+    # One count more for every code, so that a held-out code is never impossible.
+    unigram = -jnp.log2((counts + 1.0) / jnp.sum(counts + 1.0))
+    return {
+      "bits_per_code": code_losses.bits(code_losses.next_code(logits, targets)),
+      "unigram_bits_per_code": unigram[codes].mean(axis=-1),
+      "accuracy": code_losses.accuracy(logits, targets).mean(axis=-1),
+    }
+
+  def sample(self, params, labels, keys, options):
+    """Images [B, H, W, 3] of labels int [B], and their codes int [B, N] in raster order: all codes
+    sampled from the GPT, decoded by the tokenizer. params: {"gpt", "tokenizer"}."""
+    codes, _ = decode.sample_codes(
+      self.gpt, params["gpt"], labels, keys, steps=len(self.order), options=options
+    )
+    codes, _ = decode.to_raster(codes, self.order, len(self.order))
+    return self.tokenizer.decode(params["tokenizer"], codes), codes
+
+  def pictures(self, state, batch, key):
+    labels, rows = stage.picture_labels(self.config.pictures, self.classes)
+    keys = rng.example_keys(rng.stream(key, "pictures", 0), jnp.arange(len(labels)))
+    params = {"gpt": state.ema["gpt"], "tokenizer": state.frozen["tokenizer"]}
+    options = stage.decoding(self.config)
+    images, _ = self.sample(params, labels, keys, options)
+    return {"samples": images.reshape(rows, -1, *images.shape[1:])}

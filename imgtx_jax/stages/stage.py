@@ -1,0 +1,117 @@
+"""The contract of a stage: what train.py needs to know of a recipe.
+
+sources                         the earlier stages whose results init takes over
+steps, batch_size               how long, and the global batch
+init(key, batch_shape, restored) → TrainState
+step(state, batch, key, *, axis) → state, metrics      pure; axis None under jit, a name under pmap
+refresh(state, key, *, axis) → state                   optional, every refresh_steps
+evaluators() → {name: Evaluator}
+pictures(state, batch, key) → {name: images [R, C, H, W, 3]}   R rows of C columns
+baselines(training, held_out) → figures                 optional, on uint8 images, at the end
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from imgtx_jax import decode, rng
+from imgtx_jax.data import transforms
+from imgtx_jax.importers import lpips as lpips_weights
+from imgtx_jax.metrics import image as image_metrics
+
+
+class Evaluator(NamedTuple):
+  """sums(state, batch, key, *, axis) → dict of sums over the batch, mask applied;
+  figures(dict of NumPy totals over the data) → dict of floats."""
+
+  sums: Callable[..., dict[str, Any]]
+  figures: Callable[[dict[str, Any]], dict[str, float]]
+
+
+class Stage:
+  """What the stages share. Subclasses set name and sources, and unpack the config once."""
+
+  name = ""
+  sources: tuple[str, ...] = ()
+  refresh = None
+  refresh_steps = 0
+
+  def __init__(self, config, classes):
+    self.config = config
+    self.classes = classes
+    self.steps = config[self.name].steps
+    self.batch_size = config[self.name].batch_size
+    self.flip = config.data.flip
+
+  def prepare(self, batch, key=None, step=None, index=None):
+    """uint8 images of a batch as float32 [B, H, W, 3]; flipped at random when a key is given."""
+    images = transforms.normalize(batch["image"])
+    if key is not None and self.flip:
+      keys = rng.example_keys(rng.stream(key, "flip", step), index)
+      images = transforms.random_flip(images, keys)
+    return images
+
+  def perceptual_weights(self):
+    """{"lpips": weights} if the config weighs LPIPS and its weights are installed, else {}."""
+    if self.config[self.name].lpips_weight and lpips_weights.available():
+      return {"lpips": lpips_weights.load()}
+    return {}
+
+  def masked_sums(self, batch, per_example):
+    """Sums of per-example figures [B] where the mask is 1, and their count."""
+    mask = batch["mask"]
+    sums = {name: jnp.sum(value * mask) for name, value in per_example.items()}
+    return sums | {"count": jnp.sum(mask)}
+
+  def means(self, sums):
+    """Sums of masked_sums over their count."""
+    count = max(float(sums["count"]), 1.0)
+    return {name: float(total) / count for name, total in sums.items() if name != "count"}
+
+  def reconstruction_figures(self, images, decoded):
+    """Per-example PSNR and border gradients of decoded images beside their originals'."""
+    across, inside = image_metrics.border_gradients(decoded, self.config.patch)
+    real_across, real_inside = image_metrics.border_gradients(images, self.config.patch)
+    return {
+      "psnr": image_metrics.psnr(images, decoded),
+      "across": across,
+      "inside": inside,
+      "real_across": real_across,
+      "real_inside": real_inside,
+    }
+
+  def with_grid_ratio(self, figures):
+    """Folds the mean border gradients into one figure: 1 is no more grid than the originals."""
+    across, inside, real_across, real_inside = (
+      figures.pop(name) for name in ("across", "inside", "real_across", "real_inside")
+    )
+    ratio = np.divide(across * real_inside, inside * real_across)
+    return figures | {"patch_grid_ratio": float(ratio)}
+
+  def baselines(self, training, held_out):
+    """Figures that need no network, for the end of the stage."""
+    del training, held_out
+    return {}
+
+
+def decoding(config, **changes):
+  """The config's way of drawing codes, with changes."""
+  options = config.sample
+  values = dict(
+    cfg_scale=options.cfg_scale,
+    temperature=options.temperature,
+    top_k=options.top_k,
+    top_p=options.top_p,
+  )
+  return decode.Decoding(**values | changes)
+
+
+def picture_labels(count, classes):
+  """Labels for a grid of about `count` samples, a class a column; int [R · C] and R."""
+  columns = min(classes, 16, count)
+  rows = max(1, count // columns)
+  # With more classes than columns, they are spread over the label range.
+  shown = np.arange(columns) * classes // columns
+  return np.tile(shown, rows).astype(np.int32), rows

@@ -1,0 +1,199 @@
+"""Stage "tokenizer": images to codes and back.
+
+Trains Encoder, Quantizer and Generator (as decoder) on reconstruction, LPIPS, code losses and,
+if asked, a Discriminator (VQGAN, arXiv:2012.09841; Transformer encoder and decoder as
+arXiv:2110.04627).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from imgtx_jax import optim, parallel, rng
+from imgtx_jax.losses import codes as code_losses
+from imgtx_jax.losses import perceptual
+from imgtx_jax.metrics import image as image_metrics
+from imgtx_jax.stages import adversary, networks, stage
+from imgtx_jax.state import TrainState, update_ema
+
+
+class TokenizerStage(stage.Stage):
+  """See the module's docstring; the contract is stage.Stage."""
+
+  name = "tokenizer"
+  sources = ()
+
+  def __init__(self, config, classes):
+    super().__init__(config, classes)
+    self.options = config.tokenizer
+    self.tokenizer = networks.make_tokenizer(config)
+    self.tx = optim.make(self.options.optimizer, self.steps, config.generator.width)
+    self.adversary = None
+    if self.options.adversarial_weight:
+      self.adversary = adversary.make_adversary(
+        self.options.adversary,
+        networks.make_discriminator(config, classes),
+        self.steps,
+        class_weight=0.0,
+      )
+    self.lpips_weight = self.options.lpips_weight
+
+  def init(self, key, batch_shape, restored):
+    images = jnp.zeros((1, *batch_shape[1:]))
+    params = self.tokenizer.init(rng.stream(key, "init", 0), images)
+    opt_state = {"tokenizer": self.tx.init(params)}
+    ema = jax.tree.map(jnp.copy, params)
+    if self.adversary:
+      player, player_state = self.adversary.init(rng.stream(key, "init_adversary", 0), images)
+      params["discriminator"], opt_state["discriminator"] = player, player_state
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=opt_state,
+      ema=ema,
+      variables={"usage": self.tokenizer.quantizer.init_usage()},
+      frozen=self.perceptual_weights(),
+    )
+
+  def step(self, state, batch, key, *, axis):
+    index = parallel.example_index(len(batch["image"]), axis)
+    images = self.prepare(batch, key, state.step, index)
+    params = dict(state.params)
+    opt_state = dict(state.opt_state)
+    discriminator = params.pop("discriminator", None)
+    draws = adversary.make_draws(key, state.step, index)
+
+    # The forward pass is shared: the discriminator takes its step between it and the losses.
+    def render(params):
+      return self._forward(params, images, key, state.step, index, axis)
+
+    (image, taps, code_parts), pull, (counts, latents) = jax.vjp(render, params, has_aux=True)
+    metrics = {}
+    if self.adversary:
+      discriminator, opt_state["discriminator"], metrics = self.adversary.update(
+        discriminator,
+        opt_state["discriminator"],
+        images,
+        image,
+        batch["label"],
+        draws,
+        axis,
+      )
+
+    def loss_fn(image, taps, code_parts):
+      total, parts = self._loss(state, images, image, taps, code_parts)
+      if self.adversary:
+        against, _, more = self.adversary.generator_loss(
+          discriminator, images, image, batch["label"], draws
+        )
+        started = state.step >= self.options.adversarial_start_steps
+        total += jnp.where(started, self.options.adversarial_weight, 0.0) * against
+        parts |= more
+      return total, parts
+
+    cotangents, parts = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(image, taps, code_parts)
+    (grads,) = pull(cotangents)
+    grads, parts = parallel.pmean((grads, parts), axis)
+    updates, opt_state["tokenizer"] = self.tx.update(grads, opt_state["tokenizer"], params)
+    params = optax.apply_updates(params, updates)
+    ema = update_ema(state.ema, params, state.step, self.options.ema_decay)
+    params, ema, usage, revived = self._revive(state, params, ema, counts, latents, key, axis)
+    metrics |= parts | {
+      "codes_revived": revived.astype(jnp.float32),
+      "gradient_norm": optax.global_norm(grads),
+    }
+    if self.adversary:
+      params = params | {"discriminator": discriminator}
+    return state.replace(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      ema=ema,
+      variables={"usage": usage},
+    ), metrics
+
+  def _forward(self, params, images, key, step, index, axis):
+    latents = self.tokenizer.latents(params, images)
+    perturb = {}
+    if self.options.perturb:
+      keys = rng.example_keys(rng.stream(key, "perturb", step), index)
+      share = self.options.perturb * jnp.maximum(0.0, 1.0 - step / self.steps)
+      perturb = dict(perturb=share, keys=keys)
+    quantized = self.tokenizer.quantizer.quantize(
+      params["quantizer"], latents, axis=axis, **perturb
+    )
+    image, taps = self.tokenizer.render(params, quantized.vectors)
+    losses = (image, [tap for tap, _ in taps], quantized.losses)
+    return losses, (quantized.counts, latents)
+
+  def _loss(self, state, images, image, taps, code_parts):
+    """Everything but the adversarial part; (total, metrics)."""
+
+    def distance(x):
+      error = x - images
+      return self.options.l2_weight * jnp.mean(error**2) + self.options.l1_weight * jnp.mean(
+        jnp.abs(error)
+      )
+
+    parts = {"reconstruction": distance(image)} | code_parts
+    total = sum(parts.values())
+    if taps:
+      parts["taps"] = sum(distance(tap) for tap in taps) / len(taps)
+      total += self.options.tap_weight * parts["taps"]
+    if self.lpips_weight and "lpips" in state.frozen:
+      parts["lpips"] = perceptual.lpips(state.frozen["lpips"], images, image).mean()
+      total += self.lpips_weight * parts["lpips"]
+    return total, parts | {"loss": total}
+
+  def _revive(self, state, params, ema, counts, latents, key, axis):
+    codes = self.tokenizer.quantizer
+    before = params["quantizer"]
+    after, usage, revived = codes.revive(
+      before,
+      state.variables["usage"],
+      counts,
+      latents,
+      rng.stream(key, "revive", state.step),
+      axis=axis,
+    )
+    # A revived row has no past worth averaging.
+    averaged = jax.tree.map(
+      lambda e, b, a: jnp.where(a == b, e, a), ema["quantizer"], before, after
+    )
+    return params | {"quantizer": after}, ema | {"quantizer": averaged}, usage, revived
+
+  def evaluators(self):
+    return {"validation": stage.Evaluator(self._sums, self._figures)}
+
+  def _sums(self, state, batch, key, *, axis):
+    images = self.prepare(batch)
+    codes = self.tokenizer.encode(state.ema, images)
+    decoded = self.tokenizer.decode(state.ema, codes)
+    return self.masked_sums(batch, self.reconstruction_figures(images, decoded)) | {
+      "code_counts": jnp.zeros(self.tokenizer.quantizer.codebook_size)
+      .at[codes]
+      .add(batch["mask"][:, None])
+    }
+
+  def _figures(self, sums):
+    counts = np.asarray(sums.pop("code_counts"))
+    shares = counts / max(counts.sum(), 1)
+    figures = self.means(sums)
+    used = shares[shares > 0]
+    return self.with_grid_ratio(figures) | {
+      "codes_used": float(np.mean(counts > 0)),
+      "code_perplexity": float(np.exp(-(used * np.log(used)).sum())),
+    }
+
+  def pictures(self, state, batch, key):
+    images = self.prepare(batch)
+    codes = self.tokenizer.encode(state.ema, images)
+    vectors = self.tokenizer.quantizer.dequantize(state.ema["quantizer"], codes)
+    image, taps = self.tokenizer.render(state.ema, vectors)
+    return {"reconstructions": jnp.stack([images, *[tap for tap, _ in taps], image])}
+
+  def baselines(self, training, held_out):
+    return {
+      "nearest_training_image_psnr": float(image_metrics.nearest_psnr(held_out, training).mean())
+    }

@@ -1,0 +1,280 @@
+"""The only training loop: input → step → log → evaluate → checkpoint. It never names a stage."""
+
+import json
+import resource
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from clu import parameter_overview
+
+from imgtx_jax import rng
+from imgtx_jax.checkpoint import Checkpoints
+from imgtx_jax.command import Interrupted
+from imgtx_jax.data import pipeline
+from imgtx_jax.errors import UserError
+from imgtx_jax.files import write_atomically
+from imgtx_jax.metric_log import MetricLog
+from imgtx_jax.pictures import save_grid
+from imgtx_jax.progress import Display
+
+BASELINE_IMAGES = 8192  # training images that a baseline may look at
+
+
+class StopSignals:
+  """Turns SIGTERM and Ctrl-C into a flag; a second one acts at once. A context manager."""
+
+  def __init__(self):
+    self.number = None
+
+  def __enter__(self):
+    self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _note(self, number, _):
+    self.number = number
+    signal.signal(number, self._before[number])
+
+
+class Trainer:
+  """Trains one stage in its directory: from the start, or on from its last checkpoint."""
+
+  def __init__(self, stage, *, config, directory, restored, training, held_out, parallel):
+    self.stage, self.config, self.parallel = stage, config, parallel
+    self.directory = Path(directory)
+    self.title = self.directory.name
+    self.training, self.held_out = training, held_out
+    self.root = jax.random.key(config.seed)
+    self.iterator = pipeline.train_iterator(
+      training,
+      batch_size=stage.batch_size,
+      image_size=config.data.image_size,
+      crop=config.data.crop,
+      min_scale=config.data.min_scale,
+      seed=config.seed,
+      threads=config.data.threads,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=config.keep_checkpoints)
+    self.log = MetricLog(self.directory)
+    self.step_fn = parallel.compile_step(stage.step)
+    self.refresh_fn = parallel.compile_refresh(stage.refresh) if stage.refresh else None
+    self.pictures_fn = parallel.compile_local(stage.pictures)
+    self.evaluators = {
+      name: (parallel.compile_sums(e.sums), e.figures) for name, e in stage.evaluators().items()
+    }
+    self._start(restored)
+
+  def _start(self, restored):
+    """Initial state, or the last intact checkpoint's, with the position in the data and the
+    metrics of the steps since the last logged line."""
+    size = self.config.data.image_size
+    shape = (self.stage.batch_size, size, size, 3)
+    state = self.stage.init(self.root, shape, restored)
+    self.parameters = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    # Metrics since the last line of the log, one list a name: what a line averages.
+    self.window, self.seconds, self.start = {}, 0.0, 0
+    self.train_seconds, self.trained_images, self.compile_seconds = 0.0, 0, 0.0
+    if self.checkpoints.latest() is not None:
+      state, meta = self.checkpoints.restore(state, iterator=self.iterator)
+      self.start = int(state.step)
+      self.window, self.seconds = meta["window"], meta["seconds"]
+      self.train_seconds = meta["train_seconds"]
+      self.trained_images = meta["trained_images"]
+      self.compile_seconds = meta["compile_seconds"]
+    self.log.truncate(self.start)
+    self.state = self.parallel.put_state(state)
+
+  def run(self):
+    """Trains to the end; raises Interrupted after saving when a signal asks to stop."""
+    total = self.stage.steps
+    began = time.monotonic() - self.seconds
+    self.clock = lambda: time.monotonic() - began
+    with StopSignals() as stop, Display(self.title, total, self.start) as display:
+      if self.start:
+        display.line(f"{self.title}: going on from step {self.start}")
+      self.display = display
+      pending, mark = [], time.monotonic()
+      for step in range(self.start, total):
+        if self.refresh_fn and step % self.stage.refresh_steps == 0:
+          self._collect(pending, mark)
+          self.state = self.refresh_fn(self.state, self.root)
+          pending, mark = [], time.monotonic()
+        batch = self.parallel.put_batch(next(self.iterator))
+        self.state, metrics = self.step_fn(self.state, batch, self.root)
+        pending.append(metrics)
+        done = step + 1
+        if step == self.start:
+          jax.block_until_ready(metrics)
+          self.compile_seconds += time.monotonic() - mark
+          display.line(
+            f"{self.title}: first step after {time.monotonic() - mark:.0f} s of compiling"
+          )
+          mark = time.monotonic()
+          self._collect(pending, None)
+          pending = []
+        wants = {
+          "log": done % self.config.log_steps == 0 or done == total,
+          "evaluate": done % self.config.evaluate_steps == 0 and done != total,
+          "pictures": done % self.config.picture_steps == 0 or done == total,
+          "save": done % self.config.checkpoint_steps == 0 or done == total,
+        }
+        if any(wants.values()) or stop.number:
+          self._collect(pending, mark)
+          self._attend(done, wants, stop)
+          pending, mark = [], time.monotonic()
+      self._finish(total)
+
+  def _collect(self, pending, mark):
+    """Waits for the pending steps' metrics and adds them to the window, timing them if asked."""
+    for metrics in jax.device_get(pending):
+      for name, value in metrics.items():
+        self.window.setdefault(name, []).append(float(value))
+    if mark is not None and pending:
+      self.train_seconds += time.monotonic() - mark
+      self.trained_images += len(pending) * self.stage.batch_size
+    bad = sorted(n for n, values in self.window.items() if not np.all(np.isfinite(values)))
+    if bad:
+      raise UserError(
+        f"{self.title} diverged: {', '.join(bad)} not finite within the last "
+        f"{len(self.window[bad[0]])} steps; the last good checkpoint is kept: lower the learning "
+        "rate or the clip_norm in a new --workdir"
+      )
+
+  def _attend(self, done, wants, stop):
+    """What is due after `done` steps, in the order that a resumed run would repeat."""
+    if wants["log"]:
+      means = {f"train/{name}": float(np.mean(v)) for name, v in sorted(self.window.items())}
+      self.window = {}
+      self.log.write(done, self.clock(), means)
+      rate = self.trained_images / max(self.train_seconds, 1e-9)
+      shown = {n: means[n] for n in _headline(means)}
+      self.display.update(done, rate, self.stage.batch_size / max(rate, 1e-9), shown)
+    if wants["evaluate"]:
+      self._evaluate(done, limit=self.config.evaluate_images)
+    if wants["pictures"]:
+      self._picture(done)
+    if wants["save"] or stop.number:
+      self._save(done, wait=bool(stop.number))
+    if stop.number and done < self.stage.steps:
+      self._close()
+      raise Interrupted(
+        f"{self.title}: stopped by {signal.Signals(stop.number).name} and saved at step {done} of "
+        f"{self.stage.steps}; the same command goes on from there",
+        stop.number,
+      )
+
+  def _evaluate(self, done, limit=None):
+    """Figures on held-out images, logged; limit None takes all of them."""
+    figures = {}
+    for name, (sums_fn, finish) in self.evaluators.items():
+      totals = {}
+      for batch in self._held_out_batches(limit):
+        sums = jax.device_get(sums_fn(self.state, self.parallel.put_batch(batch), self.root))
+        for key, value in sums.items():
+          totals[key] = totals.get(key, 0.0) + np.asarray(value, np.float64)
+      figures |= {f"{name}/{key}": value for key, value in finish(totals).items()}
+    self.log.write(done, self.clock(), figures)
+    text = "  ".join(f"{key.split('/')[-1]} {value:.4g}" for key, value in figures.items())
+    self.display.line(f"{self.title}  {done}/{self.stage.steps}  held out: {text}")
+    return figures
+
+  def _held_out_batches(self, limit):
+    return pipeline.eval_batches(
+      self.held_out,
+      batch_size=self.stage.batch_size,
+      image_size=self.config.data.image_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      limit=limit,
+      threads=self.config.data.threads,
+    )
+
+  def _picture(self, done):
+    count = self.config.pictures
+    batch = next(
+      pipeline.eval_batches(
+        self.held_out,
+        batch_size=count,
+        image_size=self.config.data.image_size,
+        limit=count,
+        threads=self.config.data.threads,
+      )
+    )
+    grids = self.pictures_fn(self.state, batch, self.root)
+    if jax.process_index() == 0:
+      for name, images in grids.items():
+        path = self.directory / "pictures" / f"{name}-{done:07d}.png"
+        save_grid(images.reshape(-1, *images.shape[2:]), path, columns=images.shape[1])
+
+  def _save(self, done, wait=False):
+    meta = {
+      "window": self.window,
+      "seconds": self.clock(),
+      "train_seconds": self.train_seconds,
+      "trained_images": self.trained_images,
+      "compile_seconds": self.compile_seconds,
+    }
+    replica = self.parallel.get_state(self.state.replace(frozen={}))
+    self.checkpoints.save(done, replica, iterator=self.iterator, meta=meta, wait=wait)
+
+  def _finish(self, total):
+    """Final figures on all held-out images, baselines, and the summary that marks the stage done."""
+    figures = self._evaluate(total)
+    figures |= {f"baseline/{k}": v for k, v in self._baselines().items()}
+    self._save(total)
+    seconds = self.clock()
+    self._close()
+    corrupt = pipeline.corrupt_images(self.training)
+    summary = {
+      "stage": self.stage.name,
+      "round": int(self.title.split("-")[0]),
+      "steps": total,
+      "seconds": seconds,
+      "compile_seconds": self.compile_seconds,
+      "images_per_second": self.trained_images / max(self.train_seconds, 1e-9),
+      "peak_memory_bytes": peak_memory_bytes(),
+      "corrupt_images": corrupt["count"],
+      "figures": figures,
+    }
+    if jax.process_index() == 0:
+      text = json.dumps(summary, indent=1)
+      write_atomically(self.directory / "summary.json", text.encode())
+
+  def _baselines(self):
+    sets = []
+    for source in (self.training, self.held_out):
+      batches = pipeline.eval_batches(
+        source,
+        batch_size=256,
+        image_size=self.config.data.image_size,
+        limit=BASELINE_IMAGES,
+        threads=self.config.data.threads,
+      )
+      sets.append(np.concatenate([b["image"][b["mask"] > 0] for b in batches]))
+    return self.stage.baselines(*sets)
+
+  def _close(self):
+    self.checkpoints.close()
+    self.log.close()
+
+
+def _headline(means):
+  """The metrics that the progress line shows."""
+  order = ("train/loss", "train/bits_per_code", "train/reconstruction", "train/logit_margin")
+  return [name for name in order if name in means][:3]
+
+
+def peak_memory_bytes():
+  """The most memory used so far: of the first accelerator, or of this process on a CPU."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and "peak_bytes_in_use" in stats:
+    return int(stats["peak_bytes_in_use"])
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

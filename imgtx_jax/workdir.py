@@ -1,0 +1,108 @@
+"""The work directory of an experiment: its config, its classes, and its stages' folders.
+
+config.json  classes.json  report.html  report.json
+{round}-{stage}/   checkpoints/  pictures/  metrics.jsonl  summary.json (once the stage is done)
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imgtx_jax import checkpoint
+from imgtx_jax import config as configs
+from imgtx_jax.errors import UserError
+from imgtx_jax.files import write_atomically
+
+# What a run may be continued with another value of: none of it changes what is learned.
+FREE_KEYS = (
+  "log_steps",
+  "evaluate_steps",
+  "evaluate_images",
+  "picture_steps",
+  "pictures",
+  "checkpoint_steps",
+  "keep_checkpoints",
+  "data.threads",
+  "data.path",
+)
+
+
+class Task(NamedTuple):
+  """One stage of one round."""
+
+  round: int
+  stage: str
+
+  @property
+  def name(self):
+    """Its folder in the work directory."""
+    return f"{self.round}-{self.stage}"
+
+
+def plan(config):
+  """The tasks of an experiment in order: every stage once, then pretrain and finetune again for
+  each further round."""
+  tasks = [Task(1, stage) for stage in config.stages]
+  for number in range(2, config.rounds + 1):
+    tasks += [Task(number, s) for s in config.stages if s in ("pretrain", "finetune")]
+  return tasks
+
+
+def claim(config, workdir, class_names):
+  """Writes config.json and classes.json into a new work directory, or checks that it has the same
+  config. Keys that do not change what is learned (FREE_KEYS) may differ."""
+  workdir = Path(workdir)
+  flat = json.loads(json.dumps(configs.flatten(config)))
+  path = workdir / "config.json"
+  if path.exists():
+    found = json.loads(path.read_text())
+    for key in sorted(set(flat) | set(found)):
+      ours, theirs = flat.get(key, "absent"), found.get(key, "absent")
+      if ours != theirs and key not in FREE_KEYS:
+        raise UserError(
+          f"{workdir} belongs to another config: {key} is {theirs!r} there and {ours!r} here; "
+          "use another --workdir, or set it back"
+        )
+  write_atomically(path, json.dumps(flat, indent=1, ensure_ascii=False).encode())
+  names = json.dumps(list(class_names), indent=0, ensure_ascii=False)
+  write_atomically(workdir / "classes.json", names.encode())
+
+
+def read(workdir):
+  """(config, class names) of a work directory; UserError if nothing was trained there."""
+  workdir = Path(workdir)
+  if not (workdir / "config.json").exists():
+    raise UserError(
+      f"{workdir} holds no config.json, so nothing was trained there; train first: "
+      f"python -m imgtx_jax.main --config configs/quickstart.py --workdir {workdir}"
+    )
+  config = configs.default()
+  flat = json.loads((workdir / "config.json").read_text())
+  flat = {key: tuple(v) if isinstance(v, list) else v for key, v in flat.items()}
+  config.update_from_flattened_dict(flat)
+  return config.lock(), json.loads((workdir / "classes.json").read_text())
+
+
+def is_finished(workdir, task):
+  """Whether the task has left its summary."""
+  return (Path(workdir) / task.name / "summary.json").exists()
+
+
+def results(workdir, tasks) -> dict[str, Any]:
+  """{stage: its last checkpoint as NumPy trees} of these tasks; a later round replaces an earlier
+  one. Without optimizer state."""
+  last = {task.stage: task for task in tasks}
+  return {
+    stage: checkpoint.load(Path(workdir) / task.name / "checkpoints")[0]
+    for stage, task in last.items()
+  }
+
+
+def finished(config, workdir):
+  """The finished tasks in order, up to the first that is not."""
+  done = []
+  for task in plan(config):
+    if not is_finished(workdir, task):
+      break
+    done.append(task)
+  return done

