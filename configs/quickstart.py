@@ -1,7 +1,7 @@
 """Everything on a laptop: tokenizer → pretrain → finetune on embedded 32×32 emoji.
 
-bash launch/quickstart.sh
-python -m imgtx_jax.main --config configs/quickstart.py --workdir runs/quickstart
+  bash launch/quickstart.sh
+  python -m imgtx_jax.main --config configs/quickstart.py --workdir runs/quickstart
 """
 
 from imgtx_jax import config as defaults
@@ -10,6 +10,27 @@ from imgtx_jax import config as defaults
 def get_config():
   """The quickstart; configs/quickstart.py is also the smallest whole experiment to copy."""
   config = defaults.default()
+  # Compute dtype, batch sizes and steps are chosen for two CPU cores.
+  config.gpt.update(dict(width=128, layers=4, heads=4))
   config.gpt.order = "spread"
   config.gpt.target_position = True
+  for network in ("encoder", "generator", "gpt", "discriminator"):
+    config[network].remat = "full"  # on a CPU also faster: scanned layers store less
+
+  config.tokenizer.steps = 600
+  config.tokenizer.batch_size = 32
+  config.pretrain.steps = 1000
+  config.pretrain.batch_size = 32
+  config.pretrain.optimizer.learning_rate = 2e-3
+  config.pretrain.ema_decay = 0.99
+  config.finetune.steps = 250
+  config.finetune.batch_size = 32
+  config.finetune.optimizer.learning_rate = 5e-4
+  config.finetune.gpt_optimizer.learning_rate = 5e-5
+  config.finetune.adversary.optimizer.learning_rate = 5e-4
+  config.finetune.adversary.augment = ("translation",)
+  config.finetune.ema_decay = 0.98
+  config.finetune.refresh_steps = 125
+  config.evaluate_steps = 250
+  config.picture_steps = 250
   return config.lock()

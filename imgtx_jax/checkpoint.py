@@ -245,8 +245,9 @@ def _read_arrays(path, record, like):
     shape, dtype = tuple(record["arrays"][name]["shape"]), record["arrays"][name]["dtype"]
     sharding = getattr(x, "sharding", None)
     if 0 in shape:
-      zeros = np.zeros(shape, jnp.dtype(dtype))
-      arrays[name] = zeros if sharding is None else jax.device_put(zeros, sharding)
+      dtype = jnp.dtype(dtype)
+      placed = sharding is not None
+      arrays[name] = jnp.zeros(shape, dtype, device=sharding) if placed else np.zeros(shape, dtype)
     elif sharding is None:
       wanted[name] = ocp.RestoreArgs(restore_type=np.ndarray)
     else:

@@ -11,6 +11,7 @@ import warnings
 
 from absl import app, flags, logging
 
+from imgtx_jax import config_flag
 from imgtx_jax.errors import UserError
 
 
@@ -22,17 +23,24 @@ class Interrupted(Exception):
     self.signal_number = signal_number
 
 
-def run(main, *, required=()):
-  """Parses the flags and runs main(); required: names of flags that must be given."""
+def run(main, *, required=(), accepts=""):
+  """Parses the flags and runs main(); required: names of flags that must be given.
+
+  accepts: what arguments beside the flags are ("image files"); main then takes a list of them, at
+  least one.
+  """
 
   def guarded(argv):
+    arguments = argv[1:]
     try:
-      if argv[1:]:
-        raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+      if arguments and not accepts:
+        raise UserError(f"unexpected argument {arguments[0]!r}; flags are written --name=value")
+      if accepts and not arguments:
+        raise UserError(f"no {accepts} given; run with --help to see how")
       for name in required:
         if flags.FLAGS[name].value is None:
           raise UserError(f"--{name} is missing; run with --help to see all flags")
-      main()
+      main(*([arguments] if accepts else []))
     except UserError as error:
       _leave(f"error: {error}", 2)
     except Interrupted as stop:
@@ -51,19 +59,11 @@ def _leave(line, code):
 def _parse(argv):
   """absl's flag parsing, with one line and exit code 2 for any fault in what was written."""
   try:
+    if "config" in flags.FLAGS:
+      config_flag.check(argv)
     return flags.FLAGS(argv)
-  except flags.Error as error:
-    message = str(error)
-  except Exception as error:  # the config file's own failures pass through its flag
-    if any(a.startswith("--config=") or a == "--config" for a in argv) and _is_override(error):
-      message = f"{error}"
-    else:
-      raise
-  _leave(f"error: {message}", 2)
-
-
-def _is_override(error):
-  return isinstance(error, (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError))
+  except (UserError, flags.Error) as error:
+    _leave(f"error: {error}", 2)
 
 
 def _quiet():

@@ -13,6 +13,7 @@ import ml_collections
 from imgtx_jax import optim
 from imgtx_jax.errors import UserError
 from imgtx_jax.losses import adversarial
+from imgtx_jax.models import transformer
 
 STAGES = ("tokenizer", "pretrain", "finetune")
 
@@ -181,12 +182,12 @@ def compute_dtype(config):
 
 def check(config):
   """Raises UserError for the first value that cannot work; one line each."""
-  _one_of("stages", [s for s in config.stages if s not in STAGES] or STAGES[0], STAGES)
-  _one_of("dtype", config.dtype, ("auto", "float32", "bfloat16"))
-  _one_of("parallel.mode", config.parallel.mode, ("pmap", "jit"))
-  _one_of("data.crop", config.data.crop, ("center", "random"))
-  _one_of("quantizer.kind", config.quantizer.kind, ("vq", "fsq"))
-  _one_of("gpt.order", config.gpt.order, ("raster", "spread"))
+  one_of("config.stages", [s for s in config.stages if s not in STAGES] or STAGES[0], STAGES)
+  one_of("config.dtype", config.dtype, ("auto", "float32", "bfloat16"))
+  one_of("config.parallel.mode", config.parallel.mode, ("pmap", "jit"))
+  one_of("config.data.crop", config.data.crop, ("center", "random"))
+  one_of("config.quantizer.kind", config.quantizer.kind, ("vq", "fsq"))
+  one_of("config.gpt.order", config.gpt.order, ("raster", "spread"))
   if not config.stages:
     raise UserError(f"config.stages is empty; name at least one of {', '.join(STAGES)}")
   if config.rounds < 1:
@@ -198,6 +199,10 @@ def check(config):
         f"config.{key}={patch}; choose a size that is a multiple of {max(patch, 1)}"
       )
   for key in ("encoder", "generator", "gpt", "discriminator"):
+    one_of(f"config.{key}.remat", config[key].remat, tuple(transformer.REMAT_POLICIES))
+    one_of(f"config.{key}.implementation", config[key].implementation, ("xla", "cudnn"))
+    if config[key].layers < 1:
+      raise UserError(f"config.{key}.layers={config[key].layers} is under 1; set it to 1 or more")
     width, heads = config[key].width, config[key].heads
     if heads < 1 or width % (4 * heads):
       raise UserError(
@@ -233,12 +238,16 @@ def _check_stages(config):
         f"devices; choose a multiple of {devices}"
       )
     for key in [k for k in options if k.endswith("optimizer")]:
-      _one_of(f"{stage}.{key}.schedule", options[key].schedule, optim.SCHEDULES)
+      one_of(f"config.{stage}.{key}.schedule", options[key].schedule, optim.SCHEDULES)
     if "adversary" in options:
-      _one_of(f"{stage}.adversary.loss", options.adversary.loss, tuple(adversarial.LOSSES))
-      _one_of(f"{stage}.adversary.penalty", options.adversary.penalty, ("exact", "difference"))
+      schedule = options.adversary.optimizer.schedule
+      one_of(f"config.{stage}.adversary.optimizer.schedule", schedule, optim.SCHEDULES)
+      one_of(f"config.{stage}.adversary.loss", options.adversary.loss, tuple(adversarial.LOSSES))
+      one_of(
+        f"config.{stage}.adversary.penalty", options.adversary.penalty, ("exact", "difference")
+      )
       for kind in options.adversary.augment:
-        _one_of(f"{stage}.adversary.augment", kind, ("color", "translation", "cutout"))
+        one_of(f"config.{stage}.adversary.augment", kind, ("color", "translation", "cutout"))
   shares = config.finetune.prefix_none_share + config.finetune.prefix_full_share
   if not 0 <= shares <= 1:
     raise UserError(
@@ -247,9 +256,10 @@ def _check_stages(config):
     )
 
 
-def _one_of(key, value, allowed):
+def one_of(key, value, allowed):
+  """UserError naming the key unless value is among allowed."""
   if value not in allowed:
-    raise UserError(f"config.{key}={value!r} is not one of: {', '.join(map(str, allowed))}")
+    raise UserError(f"{key}={value!r} is not one of: {', '.join(map(str, allowed))}")
 
 
 def grid_shape(config):

@@ -28,8 +28,8 @@ def filter_logits(logits, options):
   if options.top_p < 1.0:
     ordered = jnp.sort(logits, axis=-1)[:, ::-1]
     shares = jax.nn.softmax(ordered, axis=-1)
-    # The first code is always kept; a code stays while those before it sum to less than top_p.
-    kept = jnp.cumsum(shares, axis=-1) - shares < options.top_p
+    # A code stays while those before it sum to less than top_p; the first is always kept.
+    kept = (jnp.cumsum(shares, axis=-1) - shares < options.top_p).at[:, 0].set(True)
     least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
     logits = jnp.where(logits < least, -jnp.inf, logits)
   return logits

@@ -17,16 +17,15 @@ from imgtx_jax.stages import build
 FLAGS = flags.FLAGS
 
 
-def main():
-  """Trains the stages of --config in --workdir."""
-  config, directory = FLAGS.config, FLAGS.workdir
+def run(config, directory, only=""):
+  """Trains the stages of config in the work directory; only: the name of one stage."""
   configs.check(config)
   tasks = workdir.plan(config)
-  if FLAGS.stage:
-    tasks = [task for task in tasks if task.stage == FLAGS.stage]
+  if only:
+    tasks = [task for task in tasks if task.stage == only]
     if not tasks:
       raise UserError(
-        f"--stage {FLAGS.stage} is not in config.stages; choose one of {', '.join(config.stages)}"
+        f"--stage {only} is not in config.stages; choose one of {', '.join(config.stages)}"
       )
   training = sources.open_source(config.data.source, split="train", path=config.data.path)
   held_out = sources.open_source(config.data.source, split="validation", path=config.data.path)
@@ -71,4 +70,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, pictures and the report go.")
   flags.DEFINE_string("stage", "", "Run this stage only.")
   jax.config.parse_flags_with_absl()
-  command.run(main, required=("config", "workdir"))
+  command.run(lambda: run(FLAGS.config, FLAGS.workdir, FLAGS.stage), required=("config", "workdir"))

@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from imgtx_jax.files import write_atomically
 
-_GUTTER = 2  # pixels
+GUTTER = 2  # pixels
 _CAPTION = 14  # pixels
 
 
-def save_grid(images, path, columns=None, scale=1, captions=None):
+def save_grid(images, path, columns=None, scale=1, captions=None, gutter=GUTTER):
   """Writes images [n, H, W, 3] (uint8, or float in [-1, 1]) as one PNG with thin white gutters.
 
   Rows are filled first, columns to a row (by default about as many as rows); scale enlarges every
@@ -31,12 +31,12 @@ def save_grid(images, path, columns=None, scale=1, captions=None):
   left = 0
   if captions and not below:
     left = math.ceil(max(font.getlength(caption) for caption in captions)) + 8
-  step_x, step_y = width + _GUTTER, height + below + _GUTTER
-  size = (left + columns * step_x + _GUTTER, rows * step_y + _GUTTER)
+  step_x, step_y = width + gutter, height + below + gutter
+  size = (left + columns * step_x + gutter, rows * step_y + gutter)
   canvas = Image.new("RGB", size, "white")
   draw = ImageDraw.Draw(canvas)
   for i, image in enumerate(images):
-    x, y = left + _GUTTER + i % columns * step_x, _GUTTER + i // columns * step_y
+    x, y = left + gutter + i % columns * step_x, gutter + i // columns * step_y
     canvas.paste(Image.fromarray(image), (x, y))
     if below:
       text = _shorten(captions[i], font, width)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from imgtx_jax import rng
 from imgtx_jax.checkpoint import Checkpoints
 from imgtx_jax.command import Interrupted
 from imgtx_jax.data import pipeline
@@ -103,7 +102,7 @@ class Trainer:
       self.display = display
       pending, mark = [], time.monotonic()
       for step in range(self.start, total):
-        if self.refresh_fn and step % self.stage.refresh_steps == 0:
+        if self.refresh_fn and (step == 0 or _due(step, self.stage.refresh_steps)):
           self._collect(pending, mark)
           self.state = self.refresh_fn(self.state, self.root)
           pending, mark = [], time.monotonic()
@@ -121,10 +120,10 @@ class Trainer:
           self._collect(pending, None)
           pending = []
         wants = {
-          "log": done % self.config.log_steps == 0 or done == total,
-          "evaluate": done % self.config.evaluate_steps == 0 and done != total,
-          "pictures": done % self.config.picture_steps == 0 or done == total,
-          "save": done % self.config.checkpoint_steps == 0 or done == total,
+          "log": _due(done, self.config.log_steps) or done == total,
+          "evaluate": _due(done, self.config.evaluate_steps) and done != total,
+          "pictures": _due(done, self.config.picture_steps) or done == total,
+          "save": _due(done, self.config.checkpoint_steps) or done == total,
         }
         if any(wants.values()) or stop.number:
           self._collect(pending, mark)
@@ -212,7 +211,13 @@ class Trainer:
     if jax.process_index() == 0:
       for name, images in grids.items():
         path = self.directory / "pictures" / f"{name}-{done:07d}.png"
-        save_grid(images.reshape(-1, *images.shape[2:]), path, columns=images.shape[1])
+        save_grid(
+          images.reshape(-1, *images.shape[2:]),
+          path,
+          columns=images.shape[1],
+          scale=max(1, 64 // images.shape[2]),
+          captions=self.stage.captions.get(name),
+        )
 
   def _save(self, done, wait=False):
     meta = {
@@ -226,7 +231,7 @@ class Trainer:
     self.checkpoints.save(done, replica, iterator=self.iterator, meta=meta, wait=wait)
 
   def _finish(self, total):
-    """Final figures on all held-out images, baselines, and the summary that marks the stage done."""
+    """Final figures on all held-out images, baselines, and the summary: the stage is done."""
     figures = self._evaluate(total)
     figures |= {f"baseline/{k}": v for k, v in self._baselines().items()}
     self._save(total)
@@ -264,6 +269,11 @@ class Trainer:
   def _close(self):
     self.checkpoints.close()
     self.log.close()
+
+
+def _due(step, every):
+  """Whether something that is done every so many steps is; 0 is never."""
+  return every > 0 and step % every == 0
 
 
 def _headline(means):

@@ -16,3 +16,62 @@ cache = pathlib.Path(tempfile.gettempdir(), f"imgtx_jax-tests-{getpass.getuser()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+
+def make_tiny_config():
+  """A config whose stages compile and run in seconds: 16×16 images, 16 codes, narrow networks."""
+  from imgtx_jax import config as configs
+
+  config = configs.default()
+  config.data.image_size = 16
+  for name in ("encoder", "generator", "gpt", "discriminator"):
+    config[name].update(dict(width=32, heads=2, layers=2, hidden=64))
+  config.generator.taps = (1,)
+  config.generator.head_channels = 8
+  config.quantizer.codebook_size = 32
+  config.gpt.order = "spread"
+  config.gpt.target_position = True
+  config.finetune.noise_dim = 8
+  config.finetune.modulation_dim = 16
+  config.finetune.bank_rows = 2
+  config.finetune.refresh_steps = 3
+  for stage in ("tokenizer", "pretrain", "finetune"):
+    config[stage].steps = 6
+    config[stage].batch_size = 16
+    config[stage].optimizer.warmup_steps = 0
+  config.log_steps = 2
+  config.evaluate_steps = 4
+  config.picture_steps = 6
+  config.checkpoint_steps = 4
+  config.pictures = 9
+  return config
+
+
+@pytest.fixture
+def tiny_config():
+  """See make_tiny_config."""
+  return make_tiny_config()
+
+
+@pytest.fixture(scope="session")
+def fresh_tiny_config():
+  """The function itself, for fixtures that outlive a test."""
+  return make_tiny_config
+
+
+@pytest.fixture
+def smooth_images():
+  """A function (count, size) → uint8 images [count, size, size, 3]: coloured waves, all different."""
+
+  def make(count, size, seed=0):
+    draw = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size
+    rate = draw.uniform(0.5, 2, (count, 3, 2))[..., None, None]
+    phase = draw.uniform(0, 6, (count, 3))[..., None, None]
+    wave = np.sin(6 * (rate[:, :, 0] * x + rate[:, :, 1] * y) + phase)
+    return ((wave.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
+
+  return make

@@ -120,8 +120,9 @@ class VectorQuantizer:
 
   def revive(self, params, usage, counts, latents, key, *, axis=None):
     """Replaces dead codes by latents of the global batch; returns params, usage and how many."""
+    first = jnp.all(usage == 0.0)  # no code has come from data yet, however often it was chosen
     usage = self.usage_decay * usage + (1.0 - self.usage_decay) * counts
-    dead = usage < self.revive_below / self.codebook_size
+    dead = first | (usage < self.revive_below / self.codebook_size)
     pool = parallel.all_gather(normalize(latents).reshape(-1, self.code_dim), axis)
     picks = jax.random.randint(key, (self.codebook_size,), 0, pool.shape[0])
     codebook = jnp.where(dead[:, None], pool[picks], params["codebook"])

@@ -260,7 +260,6 @@ class Block(nn.Module):
       x = x + h * gate.astype(self.dtype)
     h = _modulate(norm("mlp_norm", self.dtype)(x), modulation[3], modulation[4])
     h = SwiGLU(self.hidden, init_std=self.init_std, dtype=self.dtype, name="mlp")(h)
-    h = Dropout(self.dropout, name="mlp_dropout")(h, context.example_index)
     x = x + self._branch(h, modulation[5], "mlp_scale", context)
     return x, cache
 

@@ -14,12 +14,9 @@ import optax
 from imgtx_jax import decode, optim, parallel, rng
 from imgtx_jax.losses import codes as code_losses
 from imgtx_jax.losses import perceptual
-from imgtx_jax.models import transformer
 from imgtx_jax.stages import adversary, networks, stage
 from imgtx_jax.stages.pretrain import PretrainStage
 from imgtx_jax.state import TrainState, update_ema
-
-ROLES = dict(memory=True, modulated=True, mask_token=True)
 
 
 class FinetuneStage(stage.Stage):
@@ -38,14 +35,15 @@ class FinetuneStage(stage.Stage):
     self.prior = PretrainStage(config, classes)
     self.gpt, self.order = self.prior.gpt, self.prior.order
     self.tokenizer = self.prior.tokenizer
-    self.generator = networks.make_generator(config, **ROLES)
-    self.mapping = networks.make_mapping(config, classes)
+    self.renderer = networks.make_renderer(config, classes)
     self.adversary = adversary.make_adversary(
       self.options.adversary,
       networks.make_discriminator(config, classes),
       self.steps,
       class_weight=self.options.class_weight,
     )
+    rows = [f"after layer {depth}" for depth in config.generator.taps] + ["image"]
+    self.captions = {f"conditioned_k{prefix}": rows for prefix in self.prefixes()}
     self.tx = {
       "generator": optim.make(self.options.optimizer, self.steps, config.generator.width),
       "gpt": optim.make(self.options.gpt_optimizer, self.steps, config.gpt.width),
@@ -57,17 +55,16 @@ class FinetuneStage(stage.Stage):
     decoder = restored["tokenizer"]["ema"]["generator"]
     images = jnp.zeros((1, *batch_shape[1:]))
     if "finetune" in restored:  # a later round goes on with the players of the last
-      params = restored["finetune"]["params"]
-      params = params | {"gpt": restored["pretrain"]["params"]["gpt"]}
-      discriminator = params["discriminator"]
+      before = restored["finetune"]["params"]
+      generator, discriminator = before["generator"], before["discriminator"]
       discriminator_state = self.adversary.tx.init(discriminator)
     else:
-      params = {"generator": self._init_generator(key, decoder)}
-      params["gpt"] = restored["pretrain"]["ema"]["gpt"]
+      generator = self.renderer.init_generator(key, decoder)
       discriminator, discriminator_state = self.adversary.init(
         rng.stream(key, "init_discriminator", 0), images
       )
-    params = params | {"discriminator": discriminator}
+    gpt = restored["pretrain"]["ema"]["gpt"]
+    params = {"generator": generator, "gpt": gpt, "discriminator": discriminator}
     rows = self.options.bank_rows
     return TrainState(
       step=jnp.zeros((), jnp.int32),
@@ -85,21 +82,6 @@ class FinetuneStage(stage.Stage):
       | self.perceptual_weights(),
     )
 
-  def _init_generator(self, key, decoder):
-    """The generator with the decoder's weights by name and new branches, and the mapping."""
-    noise = jnp.zeros((1, self.options.noise_dim))
-    mapping = self.mapping.init(rng.stream(key, "init_mapping", 0), noise, jnp.zeros(1, jnp.int32))
-    codes = len(self.order)
-    fresh = self.generator.init(
-      rng.stream(key, "init_generator", 0),
-      jnp.zeros((1, codes, self.tokenizer.quantizer.code_dim)),
-      jnp.zeros((1, codes, self.gpt.width)),
-      jnp.zeros((1, self.options.modulation_dim)),
-      memory_coords=self.gpt.coords(),
-    )
-    generator = copy_by_name(fresh["params"], decoder)
-    return {"generator": generator, "mapping": mapping["params"]}
-
   # -- One step ------------------------------------------------------------------------------------
 
   def step(self, state, batch, key, *, axis):
@@ -110,7 +92,12 @@ class FinetuneStage(stage.Stage):
     draws = adversary.make_draws(key, state.step, index)
 
     def forward(params):
-      return self._forward(params, state.frozen, task)
+      return self.renderer.forward(
+        params,
+        state.frozen["tokenizer"]["quantizer"],
+        task,
+        gpt_gradient=self.options.gpt_gradient,
+      )
 
     # One forward of the generator serves both players: D steps first, then G meets the new D.
     (image, taps, logits), pull = jax.vjp(forward, params)
@@ -135,7 +122,7 @@ class FinetuneStage(stage.Stage):
       updates, opt_state[name] = tx.update(grads[name], state.opt_state[name], params[name])
       params[name] = optax.apply_updates(params[name], updates)
     ema = update_ema(state.ema, params, state.step, self.options.ema_decay)
-    norms = {f"gradient_norm_{name}": optax.global_norm(grads[name]) for name in self.tx}
+    norms = {f"gradient_norm_{name}": optax.tree.norm(grads[name]) for name in self.tx}
     return state.replace(
       step=state.step + 1,
       params=params | {"discriminator": discriminator},
@@ -170,56 +157,13 @@ class FinetuneStage(stage.Stage):
       "real": 1.0 - own.astype(jnp.float32),
     }
 
-  def _forward(self, params, frozen, task):
-    """Image, conditioned images and the GPT's logits for a task; see _draw_task."""
-    logits, states = self.gpt.apply({"params": params["gpt"]}, task["codes"], task["label"])
-    if not self.options.gpt_gradient:
-      states = jax.lax.stop_gradient(states)
-    steps = jnp.arange(len(self.order))
-    # States 0 … min(k + 1, N) − 1 have seen at most the first k codes.
-    memory_mask = steps < jnp.minimum(task["prefix"] + 1, len(self.order))[:, None]
-    image, taps = self.render(
-      params["generator"],
-      frozen["tokenizer"]["quantizer"],
-      task["codes"],
-      self._known(task["prefix"]),
-      states,
-      memory_mask,
-      task["noise"],
-      task["label"],
-    )
-    return image, [tap for tap, _ in taps], logits
-
-  def _known(self, prefix):
-    """Which raster places the first k codes fill: prefix [B] → bool [B, N]."""
-    rank = jnp.zeros(len(self.order), jnp.int32).at[self.order].set(jnp.arange(len(self.order)))
-    return rank < prefix[:, None]
-
-  def render(
-    self, params, codebook, codes, known, states, memory_mask, noise, labels, modulation=None
-  ):
-    """The generator on codes [B, N] (raster; those not known [B, N] are ignored), condition vectors
-    [B, M, D] with their mask [B, M], noise [B, Z] and labels [B] → image, taps."""
-    if modulation is None:
-      modulation = self.mapping.apply({"params": params["mapping"]}, noise, labels)
-    grid = self.tokenizer.quantizer.dequantize(codebook, codes)
-    return self.generator.apply(
-      {"params": params["generator"]},
-      jnp.where(known[..., None], grid, 0.0),
-      states,
-      modulation,
-      known=known,
-      memory_mask=memory_mask,
-      memory_coords=self.gpt.coords()[: states.shape[1]],
-    )
-
   def _loss(self, state, discriminator, images, image, taps, logits, task, draws):
     """Everything that the generator and the GPT are trained on; (total, metrics)."""
     options = self.options
     share = task["prefix"] / len(self.order)
     # No code, no target: (k/N)^p is 0 at k = 0. Bank rows have none either.
     weight = share**options.reconstruction_power * (task["prefix"] > 0) * task["real"]
-    pixels = self._pixel_mask(task["prefix"], images.shape)
+    pixels = self.renderer.known_pixels(task["prefix"])
 
     def distance(x):
       error = jnp.sum(pixels * (x - images) ** 2, axis=(1, 2, 3))
@@ -244,13 +188,6 @@ class FinetuneStage(stage.Stage):
     parts["next_code"] = jnp.mean(task["real"] * nats)
     total += options.next_code_weight * parts["next_code"]
     return total, parts | more | {"loss": total}
-
-  def _pixel_mask(self, prefix, image_shape):
-    """1 on the patches of known codes, else 0; [B, H, W, 1]."""
-    h, w = self.gpt.shape
-    known = self._known(prefix).astype(jnp.float32)[..., None]
-    patches = jnp.repeat(known, self.config.patch**2, axis=-1)
-    return transformer.unpatchify(patches, self.config.patch, (h, w))
 
   # -- The bank ------------------------------------------------------------------------------------
 
@@ -278,35 +215,18 @@ class FinetuneStage(stage.Stage):
 
   # -- Samples and figures -------------------------------------------------------------------------
 
-  def sample(self, params, labels, keys, options, *, prefix):
-    """Images [B, H, W, 3] of labels int [B], codes int [B, N] in raster order, and taps.
+  @property
+  def num_codes(self):
+    """N, the codes of an image."""
+    return len(self.order)
 
-    prefix codes are sampled from the GPT, and rendered in one pass. keys [B]: an image depends on
-    its own key. params: {"gpt", "generator", "quantizer"}.
-    """
-    total = len(self.order)
-    codes, states = decode.sample_codes(
-      self.gpt,
-      params["gpt"],
-      labels,
-      jax.vmap(jax.random.fold_in, (0, None))(keys, 0),
-      steps=min(prefix + 1, total),
-      options=options,
-    )
-    codes, known = decode.to_raster(codes[:, :prefix], self.order, total)
-    noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-    noise = jax.vmap(lambda k: jax.random.normal(k, (self.options.noise_dim,)))(noise_keys)
-    image, taps = self.render(
-      params["generator"],
-      params["quantizer"],
-      codes,
-      jnp.broadcast_to(known, codes.shape),
-      states,
-      None,
-      noise,
-      labels,
-    )
-    return image, codes, taps
+  def drawing_params(self, results):
+    """What sample needs, from the results of the stages up to this one."""
+    return results["finetune"]["ema"] | {"quantizer": results["tokenizer"]["ema"]["quantizer"]}
+
+  def sample(self, params, labels, keys, options, *, prefix):
+    """See Renderer.sample; params as drawing_params gives them."""
+    return self.renderer.sample(params, labels, keys, options, prefix=prefix)
 
   def prefixes(self):
     """The dial's settings that are shown while training: 0, N/4 and N."""
@@ -340,7 +260,8 @@ class FinetuneStage(stage.Stage):
       noise = rng.normal(rng.stream(key, name, 0), index, (self.options.noise_dim,))
       task = {"codes": codes, "label": labels, "noise": noise}
       task["prefix"] = jnp.full(len(labels), prefix)
-      return self._forward(state.ema, state.frozen, task)[0]
+      codebook = state.frozen["tokenizer"]["quantizer"]
+      return self.renderer.forward(state.ema, codebook, task)[0]
 
     decoded = render(len(self.order), "noise")
     figures |= self.reconstruction_figures(images, decoded)
@@ -359,18 +280,3 @@ class FinetuneStage(stage.Stage):
 
   def _figures(self, sums):
     return self.with_grid_ratio(self.means(sums))
-
-
-def copy_by_name(target, source):
-  """target with every leaf of source in the place of the same name.
-
-  Leaves that only target has stay; a leaf of source without a home, or of another shape, raises.
-  """
-  if not isinstance(source, dict):
-    if target is None or target.shape != source.shape:
-      raise ValueError(f"a weight of shape {source.shape} has no home")
-    return source
-  missing = sorted(set(source) - set(target))
-  if missing:
-    raise ValueError(f"weights without a home: {missing}")
-  return target | {name: copy_by_name(target[name], value) for name, value in source.items()}

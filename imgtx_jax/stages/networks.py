@@ -9,6 +9,7 @@ from imgtx_jax.models.encoder import Encoder
 from imgtx_jax.models.generator import Generator, Mapping
 from imgtx_jax.models.gpt import GPT
 from imgtx_jax.models.tokenizer import Tokenizer
+from imgtx_jax.stages.renderer import Renderer
 
 
 def _trunk(options):
@@ -69,11 +70,6 @@ def make_generator(config, **roles):
   )
 
 
-def make_mapping(config, classes):
-  """Noise and class to the generator's modulation."""
-  return Mapping(width=config.finetune.modulation_dim, classes=classes, dtype=dtype(config))
-
-
 def make_gpt(config, classes):
   """The GPT over the tokenizer's codes."""
   return GPT(
@@ -87,6 +83,17 @@ def make_gpt(config, classes):
     target_position=config.gpt.target_position,
     dropout=config.gpt.dropout,
     dtype=dtype(config),
+  )
+
+
+def make_renderer(config, classes):
+  """The GPT, the generator in its adversarial role, and the mapping of noise and class."""
+  return Renderer(
+    gpt=make_gpt(config, classes),
+    generator=make_generator(config, memory=True, modulated=True, mask_token=True),
+    mapping=Mapping(width=config.finetune.modulation_dim, classes=classes, dtype=dtype(config)),
+    quantizer=make_quantizer(config),
+    noise_dim=config.finetune.noise_dim,
   )
 
 

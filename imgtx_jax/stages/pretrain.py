@@ -84,7 +84,7 @@ class PretrainStage(stage.Stage):
       opt_state={"gpt": opt_state},
       ema=update_ema(state.ema, params, state.step, self.options.ema_decay),
       variables={"code_counts": counts},
-    ), metrics | {"gradient_norm": optax.global_norm(grads)}
+    ), metrics | {"gradient_norm": optax.tree.norm(grads)}
 
   def evaluators(self):
     return {"validation": stage.Evaluator(self._sums, self.means)}
@@ -108,9 +108,20 @@ class PretrainStage(stage.Stage):
       "accuracy": code_losses.accuracy(logits, targets).mean(axis=-1),
     }
 
-  def sample(self, params, labels, keys, options):
+  @property
+  def num_codes(self):
+    """N, the codes of an image."""
+    return len(self.order)
+
+  def drawing_params(self, results):
+    """What sample needs, from the results of the stages up to this one."""
+    return {"gpt": results["pretrain"]["ema"]["gpt"], "tokenizer": results["tokenizer"]["ema"]}
+
+  def sample(self, params, labels, keys, options, *, prefix):
     """Images [B, H, W, 3] of labels int [B], and their codes int [B, N] in raster order: all codes
-    sampled from the GPT, decoded by the tokenizer. params: {"gpt", "tokenizer"}."""
+    sampled from the GPT (prefix must be N), decoded by the tokenizer."""
+    if prefix != self.num_codes:
+      raise ValueError(f"the tokenizer decodes all {self.num_codes} codes, not {prefix}")
     codes, _ = decode.sample_codes(
       self.gpt, params["gpt"], labels, keys, steps=len(self.order), options=options
     )
@@ -122,5 +133,5 @@ class PretrainStage(stage.Stage):
     keys = rng.example_keys(rng.stream(key, "pictures", 0), jnp.arange(len(labels)))
     params = {"gpt": state.ema["gpt"], "tokenizer": state.frozen["tokenizer"]}
     options = stage.decoding(self.config)
-    images, _ = self.sample(params, labels, keys, options)
+    images, _ = self.sample(params, labels, keys, options, prefix=self.num_codes)
     return {"samples": images.reshape(rows, -1, *images.shape[1:])}

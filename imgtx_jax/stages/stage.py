@@ -21,6 +21,8 @@ from imgtx_jax.data import transforms
 from imgtx_jax.importers import lpips as lpips_weights
 from imgtx_jax.metrics import image as image_metrics
 
+MAX_COLUMNS = 16  # of a picture
+
 
 class Evaluator(NamedTuple):
   """sums(state, batch, key, *, axis) → dict of sums over the batch, mask applied;
@@ -37,6 +39,7 @@ class Stage:
   sources: tuple[str, ...] = ()
   refresh = None
   refresh_steps = 0
+  captions: dict[str, list[str]] = {}
 
   def __init__(self, config, classes):
     self.config = config
@@ -110,7 +113,7 @@ def decoding(config, **changes):
 
 def picture_labels(count, classes):
   """Labels for a grid of about `count` samples, a class a column; int [R · C] and R."""
-  columns = min(classes, 16, count)
+  columns = min(classes, MAX_COLUMNS, count)
   rows = max(1, count // columns)
   # With more classes than columns, they are spread over the label range.
   shown = np.arange(columns) * classes // columns

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 
 from imgtx_jax import optim, parallel, rng
-from imgtx_jax.losses import codes as code_losses
 from imgtx_jax.losses import perceptual
 from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.stages import adversary, networks, stage
@@ -38,6 +37,8 @@ class TokenizerStage(stage.Stage):
         class_weight=0.0,
       )
     self.lpips_weight = self.options.lpips_weight
+    conditioned = [f"after layer {depth}" for depth in config.generator.taps]
+    self.captions = {"reconstructions": ["original", *conditioned, "reconstruction"]}
 
   def init(self, key, batch_shape, restored):
     images = jnp.zeros((1, *batch_shape[1:]))
@@ -101,7 +102,7 @@ class TokenizerStage(stage.Stage):
     params, ema, usage, revived = self._revive(state, params, ema, counts, latents, key, axis)
     metrics |= parts | {
       "codes_revived": revived.astype(jnp.float32),
-      "gradient_norm": optax.global_norm(grads),
+      "gradient_norm": optax.tree.norm(grads),
     }
     if self.adversary:
       params = params | {"discriminator": discriminator}
@@ -187,7 +188,7 @@ class TokenizerStage(stage.Stage):
     }
 
   def pictures(self, state, batch, key):
-    images = self.prepare(batch)
+    images = self.prepare(batch)[: stage.MAX_COLUMNS]
     codes = self.tokenizer.encode(state.ema, images)
     vectors = self.tokenizer.quantizer.dequantize(state.ema["quantizer"], codes)
     image, taps = self.tokenizer.render(state.ema, vectors)

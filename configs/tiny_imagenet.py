@@ -1,0 +1,66 @@
+"""Tiny-ImageNet (64×64, a folder of class folders) through all stages, in two sizes.
+
+  python -m imgtx_jax.main --config configs/tiny_imagenet.py:small --workdir runs/tiny \\
+    --config.data.path=DIR     # DIR/train/CLASS/*.JPEG, and DIR/val/CLASS/*.JPEG if there is one
+
+| variant | for | patch | codes | parameters (tokenizer / GPT / generator) |
+|---|---|---|---|---|
+| small (the default) | 2 CPU cores, about 20 minutes | 8 | 64 | 2 M / 2 M / 2 M |
+| base | one GPU, bfloat16 | 4 | 256 | 22 M / 44 M / 19 M |
+
+README has the figures of `small`; `base` was not run.
+"""
+
+from imgtx_jax import config as defaults
+
+
+def get_config(variant="small"):
+  """variant: small or base."""
+  defaults.one_of("tiny_imagenet variant", variant, ("small", "base"))
+  config = defaults.default()
+  config.data.source = "folder"
+  config.data.path = "tiny_imagenet"
+  config.data.image_size = 64
+  config.data.crop = "random"
+  config.data.min_scale = 0.7
+  config.data.flip = True
+  config.quantizer.codebook_size = 1024
+  config.gpt.order = "spread"
+  config.gpt.target_position = True
+  (_small if variant == "small" else _base)(config)
+  return config.lock()
+
+
+def _small(config):
+  config.patch = 8
+  config.encoder.layers = 3
+  config.discriminator.patch = 8
+  config.discriminator.overlap = 4
+  config.gpt.update(dict(width=160, layers=4, heads=5))
+  for network in ("encoder", "generator", "gpt", "discriminator"):
+    config[network].remat = "full"
+  for stage, steps in (("tokenizer", 800), ("pretrain", 800), ("finetune", 300)):
+    config[stage].steps = steps
+    config[stage].batch_size = 32
+
+
+def _base(config):
+  config.patch = 4
+  config.discriminator.patch = 4
+  config.encoder.update(dict(width=384, layers=5, heads=6))
+  config.generator.update(dict(width=384, layers=8, heads=6, taps=(4,)))
+  config.discriminator.update(dict(width=384, layers=8, heads=6))
+  config.gpt.update(dict(width=512, layers=12, heads=8))
+  for stage, steps in (("tokenizer", 20000), ("pretrain", 40000), ("finetune", 20000)):
+    config[stage].steps = steps
+    config[stage].batch_size = 256
+    config[stage].optimizer.warmup_steps = 1000
+    config[stage].ema_decay = 0.9995
+  config.tokenizer.optimizer.learning_rate = 5e-4
+  config.pretrain.optimizer.learning_rate = 5e-4
+  config.tokenizer.adversarial_weight = 0.05
+  config.tokenizer.adversarial_start_steps = 5000
+  config.log_steps = 100
+  config.evaluate_steps = 2000
+  config.picture_steps = 2000
+  config.checkpoint_steps = 1000

@@ -1,0 +1,222 @@
+"""Measures speed: python -m imgtx_jax.benchmark train --config FILE.py[:arg] [--stage NAME]
+
+train prints one JSON object a stage of the config. Images are random bytes already in memory, and
+the stages before it have random weights, so neither data nor a work directory is needed (the source
+is asked for its number of classes only). Each stage runs in a process of its own, for the peak of
+memory only grows within one.
+
+  images_per_second        the batch over step_seconds: training's rate while the input keeps up
+  step_seconds             median over --steps steps, the batch's way to the device included
+  compile_seconds          the first step less a median one; no program comes from a cache
+  peak_memory_bytes        of the first accelerator; on a CPU, of the whole process
+  parameters               of all networks that the stage trains
+  flops_per_step           products of the model on the global batch, none of them recomputed
+  matmul_flops_per_second  of large matrix products in the compute dtype on one device, right after
+  model_flops_utilisation  flops_per_step over what all devices could do at that rate
+"""
+
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from imgtx_jax import command, flops, parallel
+from imgtx_jax import config as configs
+from imgtx_jax.data import sources
+from imgtx_jax.errors import UserError
+from imgtx_jax.stages import STAGES, build
+from imgtx_jax.train import peak_memory_bytes
+
+FLAGS = flags.FLAGS
+
+
+def main(arguments):
+  """Runs the kind of benchmark that the first argument names."""
+  if len(arguments) > 1 or arguments[0] not in KINDS:
+    raise UserError(
+      f"{' '.join(arguments)!r} is no kind of benchmark; choose one of: {', '.join(KINDS)}"
+    )
+  KINDS[arguments[0]]()
+
+
+def train():
+  """Training steps: one line for --stage, or one for each stage of the config."""
+  if FLAGS.steps < 2:
+    raise UserError(f"--steps={FLAGS.steps} is too few for a median; ask for 2 or more")
+  if FLAGS.stage:
+    result = measure_training(FLAGS.config, FLAGS.stage, FLAGS.steps)
+    if jax.process_index() == 0:
+      print(json.dumps(result), flush=True)
+    return
+  for name in FLAGS.config.stages:
+    again = [sys.executable, "-m", "imgtx_jax.benchmark", *sys.argv[1:], f"--stage={name}"]
+    code = subprocess.run(again).returncode
+    if code < 0:
+      raise UserError(
+        f"the benchmark of {name} was killed by signal {-code} (9: out of memory?); lower "
+        f"config.{name}.batch_size"
+      )
+    if code:
+      sys.exit(code)
+
+
+KINDS = {"train": train}
+
+
+def measure_training(config, name, steps):
+  """Figures of `steps` training steps of one stage; see the module's docstring."""
+  configs.check(config)
+  if name not in config.stages:
+    raise UserError(
+      f"--stage={name} is not in config.stages; choose one of {', '.join(config.stages)}"
+    )
+  source = sources.open_source(config.data.source, split="train", path=config.data.path)
+  classes = source.num_classes
+  stage = build(name, config, classes)
+  state = stage.init(
+    jax.random.key(0), batch_shape(config, stage), untrained(config, name, classes)
+  )
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+  devices = parallel.make_parallel(config.parallel.mode, fsdp=config.parallel.fsdp)
+  state = devices.put_state(state)
+  first, median = time_steps(stage, state, devices, random_batches(config, stage, classes), steps)
+  memory = peak_memory_bytes()
+  dtype = configs.compute_dtype(config)
+  model_flops = count_flops(config, name, classes, shapes)
+  rate = matmul_rate(dtype, *((2048, 2) if jax.default_backend() == "cpu" else (8192, 16)))
+  return {
+    "stage": name,
+    "images_per_second": _round(stage.batch_size / median),
+    "step_seconds": _round(median),
+    "compile_seconds": _round(max(first - median, 0.0)),
+    "peak_memory_bytes": memory,
+    "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
+    "flops_per_step": model_flops,
+    "matmul_flops_per_second": _round(rate),
+    "model_flops_utilisation": _round(model_flops / (median * rate * jax.device_count())),
+    "batch_size": stage.batch_size,
+    "steps": steps,
+    "dtype": dtype,
+    "parallel": config.parallel.mode,
+    "devices": jax.device_count(),
+    "device_kind": jax.devices()[0].device_kind,
+    "jax": jax.__version__,
+  }
+
+
+def batch_shape(config, stage):
+  """Of a stage's global batch of images."""
+  return (stage.batch_size, config.data.image_size, config.data.image_size, 3)
+
+
+def untrained(config, name, classes):
+  """What the stages before `name` would leave, with random weights: {stage: NumPy trees}."""
+  results = {}
+  for earlier in STAGES[name].sources:
+    stage = build(earlier, config, classes)
+    state = stage.init(jax.random.key(0), batch_shape(config, stage), results)
+    results[earlier] = jax.device_get(
+      {"params": state.params, "ema": state.ema, "variables": state.variables}
+    )
+  return results
+
+
+def random_batches(config, stage, classes):
+  """This process's share of two batches, to be taken in turn."""
+  rng = np.random.default_rng(0)
+  _, *image = batch_shape(config, stage)
+  count = stage.batch_size // jax.process_count()
+  return [
+    {
+      "image": rng.integers(0, 256, (count, *image), np.uint8),
+      "label": rng.integers(0, classes, count, np.int32),
+    }
+    for _ in range(2)
+  ]
+
+
+def time_steps(stage, state, devices, batches, steps):
+  """(seconds of the first step, compiling included; median seconds of the later ones).
+
+  As in training, the next step is dispatched before the last one is waited for.
+  """
+  step = devices.compile_step(stage.step)
+  key = jax.random.key(0)
+
+  def run(i):
+    nonlocal state
+    state, metrics = step(state, devices.put_batch(batches[i % len(batches)]), key)
+    return metrics
+
+  ends = [time.monotonic()]
+  for i in range(2):  # one compiles, one takes whatever else comes up once
+    jax.block_until_ready(run(i))
+    ends.append(time.monotonic())
+  running = run(0)
+  for i in range(1, steps + 1):
+    following = run(i)
+    jax.block_until_ready(running)
+    ends.append(time.monotonic())
+    running = following
+  jax.block_until_ready(running)
+  seconds = np.diff(ends)
+  return seconds[0], statistics.median(seconds[2:])
+
+
+def count_flops(config, name, classes, state):
+  """Model FLOPs of a step on the global batch; state: its shapes. Rematerialisation and attention
+  kernels change how a step runs, not what the model is: both are off here."""
+  plain = config.copy_and_resolve_references()
+  with plain.unlocked():
+    for network in plain.values():
+      if isinstance(network, ConfigDict) and "remat" in network:
+        network.update(remat="none", implementation="xla")
+  stage = build(name, plain, classes)
+  shape = batch_shape(config, stage)
+  batch = {
+    "image": jax.ShapeDtypeStruct(shape, np.uint8),
+    "label": jax.ShapeDtypeStruct(shape[:1], np.int32),
+  }
+  step = functools.partial(stage.step, axis=None)
+  return flops.count(step, state, batch, jax.random.key(0))
+
+
+def matmul_rate(dtype, side, chain):
+  """FLOP/s of `chain` products of matrices [side, side] on one device: the median of seven runs, as
+  for the steps, so that both slow down alike on a busy machine."""
+
+  @jax.jit
+  def run(x, w):
+    for _ in range(chain):
+      x = x @ w
+    return x
+
+  x = jax.random.normal(jax.random.key(0), (side, side), dtype)
+  w = x / side**0.5  # keeps the products as large as they were
+  seconds = []
+  for _ in range(8):
+    began = time.monotonic()
+    jax.block_until_ready(run(x, w))
+    seconds.append(time.monotonic() - began)
+  return 2 * side**3 * chain / statistics.median(seconds[1:])
+
+
+def _round(value):
+  """To four digits: more would be noise."""
+  return float(f"{value:.4g}")
+
+
+if __name__ == "__main__":
+  config_flags.DEFINE_config_file("config", None, "FILE.py[:argument]", lock_config=True)
+  flags.DEFINE_string("stage", "", "This stage only.")
+  flags.DEFINE_integer("steps", 20, "Training steps to time.")
+  jax.config.parse_flags_with_absl()
+  jax.config.update("jax_enable_compilation_cache", False)
+  command.run(main, required=("config",), accepts="kind of benchmark (train)")

@@ -1,0 +1,263 @@
+"""What the discriminator says of images: python -m imgtx_jax.judge --workdir DIR a.jpg b.png
+
+For each file: real or fake, the five likeliest classes and, with --out, a picture of where the
+discriminator looked.
+
+A relativistic logit has no zero and compares only within a label. So every image stands against
+SAMPLES images that the model draws of the same label (the image's likeliest class, or --label): its
+score is its logit less their mean logit, and it is called real if it is more real than REAL_SHARE
+of them. The model draws them at k = --prefix, 0 unless given: in one pass, from its noise alone.
+About one in ten of such images is called real, however good the discriminator; at a higher k the
+model leans on codes and is harder to tell, and real images too may be called fake (a quickstart
+with 80 steps of finetune called 120 of 120 held-out images real at k = 0, and 6 at k = N).
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from imgtx_jax import command, rng, workdir
+from imgtx_jax.data import transforms
+from imgtx_jax.errors import UserError
+from imgtx_jax.pictures import save_grid
+from imgtx_jax.stages import build
+from imgtx_jax.stages.stage import decoding
+
+FLAGS = flags.FLAGS
+SAMPLES = 64  # of a label, to compare with
+REAL_SHARE = 0.9
+CLASSES_SHOWN = 5
+PICTURE_SIDE = 224  # pixels, at least
+
+
+class Judgement(NamedTuple):
+  """label: the one compared within (the number of classes is none); score and share: see the
+  module; probabilities [K] of the classes."""
+
+  label: int
+  score: float
+  share: float
+  probabilities: np.ndarray
+
+  @property
+  def verdict(self):
+    """In a word."""
+    return "real" if self.share >= REAL_SHARE else "fake"
+
+
+class Judge:
+  """A trained discriminator and the model's own images for it to compare with.
+
+  stage: a FinetuneStage; results: {stage: checkpoint} of workdir.results, of finetune and
+  tokenizer; prefix: the dial k of the model's own images.
+  """
+
+  def __init__(self, stage, results, prefix):
+    self.stage, self.prefix = stage, prefix
+    network = stage.adversary.discriminator
+    # Whatever training ran on: plain float32 has every gradient, and weights to look at.
+    trunk = {**network.trunk, "implementation": "xla", "remat": "none"}
+    self.network = network.clone(dtype=jnp.float32, trunk=trunk)
+    self.params = results["finetune"]["params"]["discriminator"]
+    self.drawing_params = stage.drawing_params(results)
+    self._verdict = jax.jit(self._verdict_of)
+    self._look = jax.jit(self._look_of)
+    self._draw = jax.jit(self._draw_of)
+    self._own_logits = {}
+
+  def examine(self, image, label=None):
+    """The Judgement on an image, uint8 [H, W, 3], as `label` or as its likeliest class."""
+    none = self.stage.classes
+    _, probabilities = self._verdict(self.params, image[None], jnp.full(1, none))
+    probabilities = np.asarray(probabilities[0])
+    label = int(np.argmax(probabilities)) if label is None else label
+    logit = float(self._verdict(self.params, image[None], jnp.full(1, label))[0][0])
+    own = self.own_logits(label)
+    return Judgement(
+      label=label,
+      score=logit - float(np.mean(own)),
+      share=float(np.mean(own < logit)),
+      probabilities=probabilities,
+    )
+
+  def own_logits(self, label):
+    """Logits [SAMPLES] of the model's own images of a label."""
+    if label not in self._own_logits:
+      labels = jnp.full(SAMPLES, label)
+      images = self._draw(self.drawing_params, labels)
+      self._own_logits[label] = np.asarray(self._verdict(self.params, images, labels)[0])
+    return self._own_logits[label]
+
+  def look(self, image, label):
+    """Where the discriminator looks at an image, uint8 [H, W, 3]: attention [h, w] of [cls] on the
+    patches, and |gradient| [H, W] of the logit by the pixels, summed over the channels."""
+    attention, gradient = self._look(self.params, image[None], jnp.full(1, label))
+    return np.asarray(attention), np.asarray(gradient)
+
+  def _verdict_of(self, params, images, labels):
+    verdict = self.network.apply({"params": params}, transforms.normalize(images), labels)
+    return verdict.logit, jax.nn.softmax(verdict.class_logits)
+
+  def _draw_of(self, params, labels):
+    """uint8 images, for a file is judged on whole numbers too."""
+    key = rng.stream(jax.random.key(self.stage.config.seed), "judge", 0)
+    keys = rng.example_keys(key, jnp.arange(len(labels)))
+    options = decoding(self.stage.config)
+    image = self.stage.sample(params, labels, keys, options, prefix=self.prefix)[0]
+    return transforms.denormalize(image)
+
+  def _look_of(self, params, image, label):
+    def logit(x):
+      verdict, sown = self.network.apply({"params": params}, x, label, mutable="intermediates")
+      return verdict.logit[0], sown["intermediates"]
+
+    gradient, sown = jax.grad(logit, has_aux=True)(transforms.normalize(image))
+    (weights,) = sown["transformer"]["layers"]["block"]["attention"]["attention"]
+    patch = self.network.patch
+    shape = (image.shape[1] // patch, image.shape[2] // patch)
+    attention = roll_out(weights[:, 0]).reshape(shape)  # weights: [L, 1, heads, T, T]
+    return attention, jnp.sum(jnp.abs(gradient[0]), axis=-1)
+
+
+def roll_out(weights):
+  """Attention [L, heads, T, T] through all layers (arXiv:2005.00928): how much the first token has
+  of each other; [T − 1]. Half of every layer is the residual branch."""
+  size = weights.shape[-1]
+  row = jnp.zeros(size).at[0].set(1.0)
+  for layer in weights.mean(axis=1)[::-1]:
+    row = 0.5 * (row + row @ layer)
+  return row[1:]
+
+
+# -- The command -----------------------------------------------------------------------------------
+
+
+def main(files):
+  """Judges the files and prints what the discriminator says."""
+  config, class_names = workdir.read(FLAGS.workdir)
+  label = parse_label(FLAGS.label, class_names)
+  check_out(FLAGS.out)
+  images = [read_image(file, config.data.image_size) for file in files]
+  judge = load(FLAGS.workdir, config, class_names, FLAGS.prefix)
+  print(
+    f"score: the image's logit less the mean of {SAMPLES} of the model's own images of the same "
+    f"label, at k = {judge.prefix}; real: more real than {REAL_SHARE:.0%} of them",
+    flush=True,
+  )
+  judgements = []
+  for file, image in zip(files, images, strict=True):
+    judgements.append(judge.examine(image, label))
+    print(describe(file, judgements[-1], class_names), flush=True)
+  if FLAGS.out:
+    write_picture(FLAGS.out, judge, files, images, judgements)
+    print(f"where it looked: {FLAGS.out}")
+
+
+def parse_label(text, class_names):
+  """A label from a class name, a class number or "none" (the null class); None from ""."""
+  if not text:
+    return None
+  if text in class_names:
+    return class_names.index(text)
+  if text == "none":
+    return len(class_names)
+  if text.isdecimal() and int(text) < len(class_names):
+    return int(text)
+  raise UserError(
+    f"--label={text} is no class; choose 0 … {len(class_names) - 1}, a class name such as "
+    f"{class_names[0]!r}, or none"
+  )
+
+
+def check_out(path):
+  """Before the work: whether a picture can go there."""
+  if path and (Path(path).suffix.lower() != ".png" or Path(path).is_dir()):
+    raise UserError(f"--out={path} is no name of a PNG file; write one such as heat.png")
+
+
+def read_image(file, size):
+  """An image file as the discriminator takes it: uint8 [size, size, 3], the centred square."""
+  try:
+    image = transforms.decode(Path(file).read_bytes())
+  except OSError as error:
+    raise UserError(f"{file} cannot be read ({error.strerror}); give image files") from error
+  except transforms.CorruptImageError as error:
+    raise UserError(f"{file} is no whole image ({error}); give JPEG, PNG or WebP files") from error
+  return transforms.center_crop(image, size)
+
+
+def load(directory, config, class_names, prefix):
+  """The Judge of a work directory."""
+  done = workdir.finished(config, directory)
+  if not any(task.stage == "finetune" for task in done):
+    names = ", ".join(task.name for task in done) or "no stage"
+    raise UserError(
+      f"{directory} has finished {names}, and judging needs finetune, which trains the "
+      "discriminator; run imgtx_jax.main with the same config and --workdir to go on"
+    )
+  stage = build("finetune", config, len(class_names))
+  if not 0 <= prefix <= stage.num_codes:
+    raise UserError(f"--prefix={prefix} is outside 0 … {stage.num_codes}, the codes of an image")
+  needed = [task for task in done if task.stage in ("tokenizer", "finetune")]
+  return Judge(stage, workdir.results(directory, needed), prefix)
+
+
+def describe(file, judgement, class_names):
+  """Two lines: real or fake, and the likeliest classes."""
+  label = [*class_names, "none"][judgement.label]
+  likeliest = np.argsort(-judgement.probabilities, kind="stable")[:CLASSES_SHOWN]
+  classes = "  ".join(f"{class_names[i]} {judgement.probabilities[i]:.1%}" for i in likeliest)
+  return (
+    f"{file}: {judgement.verdict}, score {judgement.score:+.2f}, more real than "
+    f"{judgement.share:.0%} of the model's own images of {label}\n  {classes}"
+  )
+
+
+def write_picture(path, judge, files, images, judgements):
+  """A row for each image: itself, the attention of [cls] on it, and the pixels' gradient."""
+  scale = math.ceil(PICTURE_SIDE / images[0].shape[0])
+  cells, captions = [], []
+  for file, image, judgement in zip(files, images, judgements, strict=True):
+    attention, gradient = judge.look(image, judgement.label)
+    large = image.repeat(scale, axis=0).repeat(scale, axis=1)
+    # Few pixels hold most of the gradient: without a cap the others would all look black.
+    gradient = np.minimum(gradient, np.quantile(gradient, 0.98))
+    cells += [
+      large,
+      overlay(large, attention, cv2.INTER_CUBIC),
+      overlay(large, gradient, cv2.INTER_NEAREST),
+    ]
+    captions += [
+      f"{judgement.verdict} (over {judgement.share:.0%} of own): {Path(file).name}",
+      f"attention of [cls], peak {attention.max() / attention.mean():.1f}x mean",
+      "|gradient| of the logit",
+    ]
+  try:
+    save_grid(np.stack(cells), path, columns=3, captions=captions)
+  except OSError as error:
+    raise UserError(f"--out={path} cannot be written ({error.strerror}); give another") from error
+
+
+def overlay(image, heat, interpolation):
+  """Heat [h, w] in colours, from its least (black) to its most (yellow), over the grey image,
+  uint8 [H, W, 3]."""
+  height, width, _ = image.shape
+  heat = cv2.resize(heat.astype(np.float32), (width, height), interpolation=interpolation)
+  heat = (heat - heat.min()) / max(np.ptp(heat), 1e-12)
+  colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1]
+  grey = image.mean(axis=-1, keepdims=True)
+  return (0.25 * grey + 0.75 * colours).astype(np.uint8)
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "The work directory of imgtx_jax.main.")
+  flags.DEFINE_string("out", "", "A PNG file for where the discriminator looked.")
+  flags.DEFINE_string("label", "", "Compare within this class, by name or number; or none.")
+  flags.DEFINE_integer("prefix", 0, "The dial k of the model's own images: codes drawn for each.")
+  command.run(main, required=("workdir",), accepts="image files")

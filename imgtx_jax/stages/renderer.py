@@ -1,0 +1,146 @@
+"""From condition vectors to images: the GPT, the generator and its mapping, as fine-tuning trains
+them and sampling uses them. The dial k (prefix) is how many codes the generator is shown."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from imgtx_jax import decode, rng
+from imgtx_jax.models import transformer
+from imgtx_jax.models.generator import Generator, Mapping
+from imgtx_jax.models.gpt import GPT
+from imgtx_jax.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Renderer:
+  """Pure functions of params = {"gpt", "generator": {"generator", "mapping"}}.
+
+  A task is a dict: codes int [B, N] in raster order, label int [B] (`classes` is the null class),
+  prefix int [B], noise [B, Z].
+  """
+
+  gpt: GPT
+  generator: Generator
+  mapping: Mapping
+  quantizer: VectorQuantizer | FiniteScalarQuantizer
+  noise_dim: int
+
+  @property
+  def order(self):
+    """Entry t is the raster index of the t-th code; int [N]."""
+    return self.gpt.code_order()
+
+  @property
+  def num_codes(self):
+    """N, the codes of an image."""
+    return self.gpt.shape[0] * self.gpt.shape[1]
+
+  def init_generator(self, key, decoder):
+    """The generator with the decoder's weights by name and fresh branches, and the mapping."""
+    noise = jnp.zeros((1, self.noise_dim))
+    mapping = self.mapping.init(rng.stream(key, "init_mapping", 0), noise, jnp.zeros(1, jnp.int32))
+    fresh = self.generator.init(
+      rng.stream(key, "init_generator", 0),
+      jnp.zeros((1, self.num_codes, self.quantizer.code_dim)),
+      jnp.zeros((1, self.num_codes, self.gpt.width)),
+      jnp.zeros((1, self.mapping.width)),
+      memory_coords=self.gpt.coords(),
+    )
+    return {
+      "generator": copy_by_name(fresh["params"], decoder),
+      "mapping": mapping["params"],
+    }
+
+  def known(self, prefix):
+    """Which raster places the first k codes fill: prefix int [B] → bool [B, N]."""
+    rank = jnp.zeros(self.num_codes, jnp.int32).at[self.order].set(jnp.arange(self.num_codes))
+    return rank < prefix[:, None]
+
+  def known_pixels(self, prefix):
+    """1 on the patches of known codes, else 0: prefix int [B] → float32 [B, H, W, 1]."""
+    patch = self.generator.patch
+    known = self.known(prefix).astype(jnp.float32)[..., None]
+    return transformer.unpatchify(jnp.repeat(known, patch**2, axis=-1), patch, self.gpt.shape)
+
+  def forward(self, params, codebook, task, *, gpt_gradient=True):
+    """Image [B, H, W, 3], conditioned images and the GPT's logits [B, N, V] for a task.
+
+    gpt_gradient: whether what is asked of the image reaches the GPT through its states.
+    """
+    logits, states = self.gpt.apply({"params": params["gpt"]}, task["codes"], task["label"])
+    if not gpt_gradient:
+      states = jax.lax.stop_gradient(states)
+    # States 0 … min(k + 1, N) − 1 have seen at most the first k codes.
+    visible = jnp.minimum(task["prefix"] + 1, self.num_codes)
+    image, taps = self.render(
+      params["generator"],
+      codebook,
+      task["codes"],
+      self.known(task["prefix"]),
+      states,
+      task["noise"],
+      task["label"],
+      memory_mask=jnp.arange(self.num_codes) < visible[:, None],
+    )
+    return image, [tap for tap, _ in taps], logits
+
+  def render(self, params, codebook, codes, known, states, noise, labels, *, memory_mask=None):
+    """One pass of the generator on codes [B, N] (those not known [B, N] are ignored), condition
+    vectors [B, M, D], noise [B, Z] and labels int [B] → image and taps (see Generator)."""
+    modulation = self.mapping.apply({"params": params["mapping"]}, noise, labels)
+    grid = self.quantizer.dequantize(codebook, codes)
+    return self.generator.apply(
+      {"params": params["generator"]},
+      jnp.where(known[..., None], grid, 0.0),
+      states,
+      modulation,
+      known=known,
+      memory_mask=memory_mask,
+      memory_coords=self.gpt.coords()[: states.shape[1]],
+    )
+
+  def sample(self, params, labels, keys, options, *, prefix):
+    """Images [B, H, W, 3] of labels int [B], codes int [B, N] in raster order, and taps.
+
+    The first `prefix` codes are sampled from the GPT, and rendered in one pass. keys [B]: an image
+    depends on its own key. params also has "quantizer".
+    """
+    codes, states = decode.sample_codes(
+      self.gpt,
+      params["gpt"],
+      labels,
+      keys,
+      steps=min(prefix + 1, self.num_codes),
+      options=options,
+    )
+    codes, known = decode.to_raster(codes[:, :prefix], self.order, self.num_codes)
+    # sample_codes folds in positions 0 … N − 1: N is free for the noise.
+    noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.num_codes)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (self.noise_dim,)))(noise_keys)
+    image, taps = self.render(
+      params["generator"],
+      params["quantizer"],
+      codes,
+      jnp.broadcast_to(known, codes.shape),
+      states,
+      noise,
+      labels,
+    )
+    return image, codes, taps
+
+
+def copy_by_name(target, source):
+  """target with every leaf of source in the place of the same name.
+
+  Leaves that only target has stay; a leaf of source without a home, or of another shape, raises.
+  """
+  if not isinstance(source, dict):
+    if target is None or target.shape != source.shape:
+      raise ValueError(f"a weight of shape {source.shape} has no home")
+    return source
+  missing = sorted(set(source) - set(target))
+  if missing:
+    raise ValueError(f"weights without a home: {missing}")
+  return target | {name: copy_by_name(target[name], value) for name, value in source.items()}

@@ -1,0 +1,106 @@
+import json
+import types
+
+import jax
+import pytest
+
+from imgtx_jax import benchmark, config
+from imgtx_jax.errors import UserError
+from imgtx_jax.stages import build
+
+FIGURES = ("images_per_second", "step_seconds", "peak_memory_bytes", "matmul_flops_per_second")
+
+
+def set_flags(monkeypatch, **values):
+  values = dict(stage="", steps=3) | values
+  monkeypatch.setattr(benchmark, "FLAGS", types.SimpleNamespace(**values))
+
+
+def test_measures_a_stage(tiny_config, monkeypatch, capsys):
+  set_flags(monkeypatch, config=tiny_config.lock(), stage="pretrain")
+  monkeypatch.setattr(benchmark, "matmul_rate", lambda *_: 1e9)
+  benchmark.main(["train"])
+  (line,) = capsys.readouterr().out.splitlines()
+  result = json.loads(line)
+  assert all(result[name] > 0 for name in FIGURES) and result["compile_seconds"] >= 0
+  assert result["stage"] == "pretrain" and result["devices"] == jax.device_count()
+  assert result["images_per_second"] == pytest.approx(16 / result["step_seconds"], rel=1e-2)
+  expected = result["flops_per_step"] / (result["step_seconds"] * 1e9 * jax.device_count())
+  assert result["model_flops_utilisation"] == pytest.approx(expected, rel=1e-2)
+
+
+def test_measures_matrix_products():
+  assert 1e6 < benchmark.matmul_rate("float32", side=256, chain=4) < 1e14
+
+
+def abstract_state(tiny_config, name):
+  stage = build(name, tiny_config, 9)
+  shape = benchmark.batch_shape(tiny_config, stage)
+
+  def init():
+    # The frozen networks of a stage are those that the ones before it leave.
+    results = {}
+    for earlier in stage.sources:
+      state = build(earlier, tiny_config, 9).init(jax.random.key(0), shape, results)
+      results[earlier] = {"params": state.params, "ema": state.ema, "variables": state.variables}
+    return stage.init(jax.random.key(0), shape, results)
+
+  return jax.eval_shape(init)
+
+
+def test_flops_of_pretraining(tiny_config):
+  """The encoder and the search for codes once, the GPT once forward and twice backward."""
+  batch, codes, width, hidden, layers, vocabulary = 16, 16, 32, 64, 2, 32
+  tokens = batch * codes
+  block = 2 * tokens * (4 * width**2 + 3 * width * hidden) + 4 * tokens * codes * width
+  code_dim, patch = tiny_config.quantizer.code_dim, 3 * tiny_config.patch**2
+  encoder = layers * block + 2 * tokens * width * (patch + code_dim)
+  search = 2 * tokens * code_dim * vocabulary
+  gpt = layers * block + 2 * tokens * width * vocabulary
+  state = abstract_state(tiny_config, "pretrain")
+  counted = benchmark.count_flops(tiny_config, "pretrain", 9, state)
+  assert counted == encoder + search + 3 * gpt
+
+
+def test_model_flops_do_not_hang_on_how_the_step_runs(tiny_config):
+  state = abstract_state(tiny_config, "pretrain")
+  plain = benchmark.count_flops(tiny_config, "pretrain", 9, state)
+  for name in ("encoder", "generator", "gpt", "discriminator"):
+    tiny_config[name].update(remat="full", implementation="cudnn")
+  assert benchmark.count_flops(tiny_config.lock(), "pretrain", 9, state) == plain
+  assert tiny_config.gpt.remat == "full"
+
+
+def test_each_stage_runs_in_a_process_of_its_own(tiny_config, monkeypatch):
+  calls, codes = [], [0, 2]
+
+  def run(command):
+    calls.append(command[1:])
+    return types.SimpleNamespace(returncode=codes.pop(0))
+
+  monkeypatch.setattr(benchmark.subprocess, "run", run)
+  monkeypatch.setattr(benchmark.sys, "argv", ["benchmark.py", "train", "--config=c.py"])
+  set_flags(monkeypatch, config=tiny_config)
+  with pytest.raises(SystemExit) as stop:
+    benchmark.main(["train"])
+  assert stop.value.code == 2
+  start = ["-m", "imgtx_jax.benchmark", "train", "--config=c.py"]
+  assert calls == [[*start, "--stage=tokenizer"], [*start, "--stage=pretrain"]]
+  codes[:] = [-9]
+  with pytest.raises(UserError, match="signal 9.*config.tokenizer.batch_size"):
+    benchmark.main(["train"])
+
+
+@pytest.mark.parametrize(
+  ("arguments", "flags", "message"),
+  [
+    (["trian"], {}, "'trian' is no kind of benchmark; choose one of: train"),
+    (["train", "sample"], {}, "'train sample' is no kind"),
+    (["train"], {"steps": 1}, "--steps=1 is too few"),
+    (["train"], {"stage": "style"}, "--stage=style is not in config.stages.*tokenizer"),
+  ],
+)
+def test_bad_input(arguments, flags, message, monkeypatch):
+  set_flags(monkeypatch, config=config.default(), **flags)
+  with pytest.raises(UserError, match=message):
+    benchmark.main(arguments)

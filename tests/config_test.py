@@ -1,0 +1,161 @@
+"""Bad values give one line each; every config file builds and traces every one of its stages."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from imgtx_jax import config as configs
+from imgtx_jax import config_flag, stages, workdir
+from imgtx_jax.errors import UserError
+
+FILES = sorted(Path(__file__).resolve().parents[1].glob("configs/*.py"))
+CLASSES = 10
+
+
+# -- Bad values ------------------------------------------------------------------------------------
+
+BAD = [
+  ({"stages": ("tokenizer", "train")}, "'train'"),
+  ({"stages": ()}, "empty"),
+  ({"rounds": 0}, "0"),
+  ({"dtype": "float16"}, "'float16'"),
+  ({"parallel.mode": "gpu"}, "'gpu'"),
+  ({"data.crop": "middle"}, "'middle'"),
+  ({"quantizer.kind": "rq"}, "'rq'"),
+  ({"gpt.order": "zigzag"}, "'zigzag'"),
+  ({"patch": 5}, "5"),
+  ({"patch": 0}, "0"),
+  ({"data.image_size": 30}, "30"),
+  ({"discriminator.patch": 3}, "3"),
+  ({"discriminator.overlap": 9}, "9"),
+  ({"encoder.width": 130}, "130"),
+  ({"gpt.heads": 5}, "heads"),
+  ({"generator.heads": 0}, "heads"),
+  ({"generator.layers": 0}, "0"),
+  ({"encoder.remat": "some"}, "'some'"),
+  ({"gpt.implementation": "fast"}, "'fast'"),
+  ({"generator.taps": (4,)}, "(4,)"),
+  ({"generator.taps": (0,)}, "(0,)"),
+  ({"generator.taps": (2, 1)}, "(2, 1)"),
+  ({"generator.taps": (1, 1)}, "(1, 1)"),
+  ({"tokenizer.steps": 0}, "0"),
+  ({"pretrain.batch_size": 0}, "0"),
+  ({"finetune.batch_size": 30}, "30"),
+  ({"pretrain.optimizer.schedule": "linear"}, "'linear'"),
+  ({"finetune.gpt_optimizer.schedule": "linear"}, "'linear'"),
+  ({"finetune.adversary.optimizer.schedule": "linear"}, "'linear'"),
+  ({"tokenizer.adversary.loss": "wasserstein"}, "'wasserstein'"),
+  ({"finetune.adversary.penalty": "none"}, "'none'"),
+  ({"finetune.adversary.augment": ("color", "blur")}, "'blur'"),
+  ({"finetune.prefix_none_share": 0.9}, "1.2"),
+]
+
+
+@pytest.mark.parametrize("changes, value", BAD, ids=[str(changes) for changes, _ in BAD])
+def test_a_bad_value_is_named_in_one_line(changes, value):
+  config = configs.default()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError) as caught:
+    configs.check(config)
+  message, (key,) = str(caught.value), changes
+  assert "\n" not in message and f"config.{key}" in message and value in message
+
+
+def test_the_defaults_are_fine():
+  configs.check(configs.default())
+
+
+def test_only_the_stages_that_run_are_checked():
+  config = configs.default()
+  config.stages = ("tokenizer",)
+  config.pretrain.batch_size = 30
+  configs.check(config)
+
+
+# -- Files -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.name)
+def config(request):
+  """The config of one file in configs/."""
+  return config_flag.load(str(request.param))
+
+
+def test_there_are_configs():
+  assert [path.name for path in FILES if path.name == "quickstart.py"]
+
+
+def test_every_config_is_whole_locked_and_good(config):
+  configs.check(config)
+  assert config.is_locked
+  assert set(configs.flatten(config)) == set(configs.flatten(configs.default()))
+
+
+def test_every_config_survives_its_work_directory(config, tmp_path):
+  workdir.claim(config, tmp_path, ["cat", "dog"])
+  flat = json.loads((tmp_path / "config.json").read_text())
+  assert flat["generator.taps"] == list(config.generator.taps)
+  found, names = workdir.read(tmp_path)
+  assert found == config and found.is_locked and names == ["cat", "dog"]
+  assert [type(v) for _, v in found.items()] == [type(v) for _, v in config.items()]
+  workdir.claim(found, tmp_path, names)  # and is the same config to a second start
+
+
+def describe(tree):
+  """Shapes and types of a tree."""
+  return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+def test_every_config_traces_all_its_stages(config):
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  size, restored = config.data.image_size, {}
+  for task in workdir.plan(config):
+    stage = stages.build(task.stage, config, CLASSES)
+    shape = (stage.batch_size, size, size, 3)
+    assert set(stage.sources) <= set(restored)
+    state = jax.eval_shape(
+      lambda key, restored, stage=stage, shape=shape: stage.init(key, shape, restored),
+      key,
+      restored,
+    )
+    batch = {
+      "image": jax.ShapeDtypeStruct(shape, np.uint8),
+      "label": jax.ShapeDtypeStruct(shape[:1], np.int32),
+    }
+    after, metrics = jax.eval_shape(functools.partial(stage.step, axis=None), state, batch, key)
+    assert describe(after) == describe(state)
+    assert "loss" in metrics and all(m.shape == () for m in metrics.values())
+    if stage.refresh:
+      refreshed = jax.eval_shape(functools.partial(stage.refresh, axis=None), state, key)
+      assert describe(refreshed) == describe(state)
+    restored[task.stage] = {
+      name: getattr(state, name) for name in ("params", "ema", "variables", "step")
+    }
+
+
+# -- Flattening ------------------------------------------------------------------------------------
+
+
+def test_flatten_names_every_leaf_as_json_has_it():
+  flat = configs.flatten(configs.default())
+  assert json.loads(json.dumps(flat)) == flat
+  assert flat["finetune.adversary.optimizer.beta1"] == 0.0
+  assert flat["stages"] == ["tokenizer", "pretrain", "finetune"]
+  assert not any(isinstance(value, (dict, tuple)) for value in flat.values())
+
+
+def test_grid():
+  config = configs.default()
+  config.data.image_size, config.patch = 48, 4
+  assert configs.grid_shape(config) == (12, 12) and configs.num_codes(config) == 144
+
+
+def test_compute_dtype_is_float32_on_a_cpu_unless_asked():
+  config = configs.default()
+  assert configs.compute_dtype(config) == "float32"
+  config.dtype = "bfloat16"
+  assert configs.compute_dtype(config) == "bfloat16"

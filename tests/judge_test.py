@@ -1,0 +1,190 @@
+import json
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgtx_jax import judge, workdir
+from imgtx_jax.checkpoint import Checkpoints
+from imgtx_jax.errors import UserError
+from imgtx_jax.stages import build
+
+NAMES = ["cat", "dog", "4", "tree"]
+_BUILT = {}
+_verdict = jax.jit(lambda stage, *args: stage.adversary.verdict(*args), static_argnums=0)
+
+
+@pytest.fixture
+def trained(tiny_config, tmp_path_factory):
+  """(work directory, config, Judge) of finished stages that have their first, random weights."""
+  if not _BUILT:
+    config = tiny_config.lock()
+    directory = tmp_path_factory.mktemp("work")
+    workdir.claim(config, directory, NAMES)
+    shape, results = (1, 16, 16, 3), {}
+    for task in workdir.plan(config):
+      state = build(task.stage, config, len(NAMES)).init(jax.random.key(0), shape, results)
+      checkpoints = Checkpoints(directory / task.name / "checkpoints")
+      checkpoints.save(1, state.replace(frozen={}), wait=True)
+      checkpoints.close()
+      (directory / task.name / "summary.json").write_text("{}")
+      results = workdir.results(directory, workdir.plan(config)[: len(results) + 1])
+    _BUILT["work"] = directory, config, judge.load(directory, config, NAMES, prefix=3)
+  return _BUILT["work"]
+
+
+@pytest.fixture
+def files(tmp_path, smooth_images):
+  """Two image files of other sizes and formats than the network's."""
+  paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
+  for path, image in zip(paths, smooth_images(2, 40), strict=True):
+    Image.fromarray(image[:, :30]).save(path)
+  return [str(path) for path in paths]
+
+
+def set_flags(monkeypatch, directory, **values):
+  values = dict(workdir=str(directory), out="", label="", prefix=0) | values
+  monkeypatch.setattr(judge, "FLAGS", types.SimpleNamespace(**values))
+
+
+def test_roll_out():
+  stay = np.tile(np.eye(3), (2, 4, 1, 1))
+  np.testing.assert_allclose(judge.roll_out(stay), [0, 0])
+  even = np.full((1, 2, 3, 3), 1 / 3)
+  np.testing.assert_allclose(judge.roll_out(even), [1 / 6, 1 / 6], rtol=1e-6)
+  # Layer 0 brings token 2 into token 1, layer 1 brings token 1 into token 0.
+  steps = np.stack([np.eye(3)[[0, 2, 2]], np.eye(3)[[1, 1, 2]]])[:, None]
+  np.testing.assert_allclose(judge.roll_out(steps), [1 / 4, 1 / 4])
+
+
+def test_scores_are_relative_to_own_images_of_the_label(trained, smooth_images):
+  _, config, subject = trained
+  (image,) = smooth_images(1, 16, seed=3)
+  found = subject.examine(image)
+  assert found.probabilities.shape == (4,) and found.probabilities.sum() == pytest.approx(1)
+  assert found.label == np.argmax(found.probabilities)
+  for label in (found.label, (found.label + 1) % 4, len(NAMES)):
+    found = subject.examine(image, label)
+    pixels = image[None].astype(np.float32) / 127.5 - 1
+    verdict = _verdict(subject.stage, subject.params, pixels, np.array([label]))
+    own = subject.own_logits(label)
+    assert found.label == label and own.shape == (judge.SAMPLES,) and own.std() > 0
+    assert found.score == pytest.approx(float(verdict.logit[0]) - own.mean(), abs=1e-4)
+    assert found.share == np.mean(own < float(verdict.logit[0]))
+
+
+def test_own_images_are_called_real_one_time_in_ten(trained):
+  _, _, subject = trained
+  images = subject._draw(subject.drawing_params, np.full(judge.SAMPLES, 1))
+  verdicts = [subject.examine(image, 1).verdict for image in np.asarray(images)]
+  assert 4 <= verdicts.count("real") <= 8
+
+
+def test_gradient_and_attention(trained, smooth_images):
+  _, _, subject = trained
+  (image,) = smooth_images(1, 16, seed=4)
+  attention, gradient = subject.look(image, 1)
+  assert attention.shape == (4, 4) and attention.min() > 0 and attention.sum() < 1
+  assert gradient.shape == (16, 16)
+  pixels, row, column = image[None].astype(np.float32) / 127.5 - 1, 3, 9
+  slopes = []
+  for channel in range(3):
+    step = np.zeros_like(pixels)
+    step[0, row, column, channel] = 1e-2
+    logits = [
+      float(_verdict(subject.stage, subject.params, x, np.array([1])).logit[0])
+      for x in (pixels + step, pixels - step)
+    ]
+    slopes.append((logits[0] - logits[1]) / 2e-2)
+  assert gradient[row, column] == pytest.approx(np.abs(slopes).sum(), rel=0.05)
+
+
+def test_overlay_heats_the_right_place():
+  heat = np.zeros((2, 2))
+  heat[0, 1] = 5.0
+  picture = judge.overlay(np.full((8, 8, 3), 100, np.uint8), heat, judge.cv2.INTER_NEAREST)
+  assert picture.shape == (8, 8, 3)
+  hot, cold = picture[:4, 4:].reshape(-1, 3), picture[4:].reshape(-1, 3)
+  assert (hot == hot[0]).all() and (cold == cold[0]).all()
+  assert hot[0, 0] > 200 and hot[0, 0] > hot[0, 2] and cold[0].max() < 40
+
+
+def test_verdict():
+  assert judge.Judgement(0, 1.0, judge.REAL_SHARE, np.ones(1)).verdict == "real"
+  assert judge.Judgement(0, 1.0, judge.REAL_SHARE - 1 / 64, np.ones(1)).verdict == "fake"
+
+
+def test_command(trained, files, tmp_path, monkeypatch, capsys):
+  directory, _, _ = trained
+  picture = tmp_path / "new" / "heat.png"
+  set_flags(monkeypatch, directory, out=str(picture), label="4")
+  judge.main(files)
+  head, *lines, last = capsys.readouterr().out.splitlines()
+  assert "64 of the model's own images" in head and "at k = 0" in head and "90%" in head
+  assert len(lines) == 4 and str(picture) in last
+  for file, line, classes in zip(files, lines[::2], lines[1::2], strict=True):
+    assert line.startswith(f"{file}: real, score ") or line.startswith(f"{file}: fake, score ")
+    assert line.endswith("% of the model's own images of 4")
+    assert all(name in classes for name in NAMES) and classes.count("%") == 4
+  grid = np.asarray(Image.open(picture))
+  assert grid.shape[0] > 2 * judge.PICTURE_SIDE and grid.shape[1] > 3 * judge.PICTURE_SIDE
+
+
+def test_labels():
+  assert [judge.parse_label(t, NAMES) for t in ("", "dog", "1", "4", "none")] == [None, 1, 1, 2, 4]
+  for text in ("5", "-1", "bird", "²"):
+    with pytest.raises(UserError, match=f"--label={text} is no class; choose 0 … 3.*'cat'"):
+      judge.parse_label(text, NAMES)
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "flags", "message"),
+  [
+    ("none.png", None, {}, r"none.png cannot be read \(No such file"),
+    ("", None, {}, r"cannot be read \(Is a directory"),
+    ("text.png", b"no image", {}, "text.png is no whole image"),
+    ("cut.png", "half", {}, "cut.png is no whole image"),
+    ("a.png", "whole", {"label": "7"}, "--label=7 is no class"),
+    ("a.png", "whole", {"out": "heat.jpg"}, "--out=heat.jpg is no name of a PNG file"),
+    ("a.png", "whole", {"out": "/dev/null/heat.png"}, "--out=/dev/null/heat.png cannot be written"),
+    ("a.png", "whole", {"prefix": 17}, "--prefix=17 is outside 0 … 16"),
+  ],
+)
+def test_bad_input(trained, files, tmp_path, name, content, flags, message, monkeypatch):
+  if isinstance(content, bytes):
+    (tmp_path / name).write_bytes(content)
+  elif content == "half":
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+  set_flags(monkeypatch, trained[0], **flags)
+  with pytest.raises(UserError, match=message):
+    judge.main([files[0], str(tmp_path / name)])
+
+
+def test_needs_a_finished_finetune(tiny_config, files, tmp_path, monkeypatch):
+  set_flags(monkeypatch, tmp_path / "empty")
+  with pytest.raises(UserError, match="holds no config.json, so nothing was trained there"):
+    judge.main(files)
+  workdir.claim(tiny_config, tmp_path / "work", NAMES)
+  (tmp_path / "work" / "1-tokenizer").mkdir()
+  (tmp_path / "work" / "1-tokenizer" / "summary.json").write_text(json.dumps({}))
+  set_flags(monkeypatch, tmp_path / "work")
+  with pytest.raises(UserError, match="has finished 1-tokenizer, and judging needs finetune"):
+    judge.main(files)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "line"),
+  [
+    (["--workdir=nowhere"], "error: no image files given; run with --help to see how"),
+    (["a.png"], "error: --workdir is missing; run with --help to see all flags"),
+  ],
+)
+def test_command_line(arguments, line):
+  command = [sys.executable, "-m", "imgtx_jax.judge", *arguments]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert (done.returncode, done.stderr.strip(), done.stdout) == (2, line, "")

@@ -1,0 +1,219 @@
+"""One small trained pipeline, and what becomes of it: reports, skips, resumes, samples, errors."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from imgtx_jax import checkpoint, main, metric_log, train, workdir
+from imgtx_jax.command import Interrupted
+from imgtx_jax.data import pipeline
+from imgtx_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+# One worker trains the pipeline and runs all the tests that look at it.
+pytestmark = pytest.mark.xdist_group("pipeline")
+TASKS = ("1-tokenizer", "1-pretrain", "1-finetune")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, fresh_tiny_config):
+  """A work directory in which all stages ran without a break."""
+  directory = tmp_path_factory.mktemp("trained")
+  main.run(small(fresh_tiny_config()), directory)
+  return directory
+
+
+def small(config):
+  """The tests' config: in jit mode, whose programs the compilation cache keeps."""
+  config.parallel.mode = "jit"
+  config.generator.taps = ()
+  return config.lock()
+
+
+def command(module, *arguments):
+  """Runs a command as a user would; (exit code, stdout, stderr)."""
+  environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+  done = subprocess.run(
+    [sys.executable, "-m", f"imgtx_jax.{module}", *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    env=environment,
+    cwd=ROOT,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+def final_state(directory, task):
+  return checkpoint.load(directory / task / "checkpoints")[0]
+
+
+def figures(directory, task):
+  return [
+    {k: v for k, v in line.items() if k != "seconds"}
+    for line in metric_log.read_metrics(directory / task)
+  ]
+
+
+def test_leaves_what_the_readme_says(trained):
+  assert (trained / "report.html").stat().st_size > 10_000
+  report = json.loads((trained / "report.json").read_text())
+  assert "1-finetune/validation/psnr" in report["figures"]
+  assert "1-tokenizer/baseline/nearest_training_image_psnr" in report["figures"]
+  for task in TASKS:
+    summary = json.loads((trained / task / "summary.json").read_text())
+    assert summary["steps"] == 6 and summary["peak_memory_bytes"] > 0
+    lines = figures(trained, task)
+    assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6]
+    assert list((trained / task / "pictures").glob("*.png"))
+    assert list((trained / task).glob("events*"))
+  grids = {p.name for p in (trained / "1-finetune" / "pictures").iterdir()}
+  assert {f"samples_k{k}-0000006.png" for k in (0, 4, 16)} <= grids
+
+
+def test_finished_stages_are_skipped(trained, tiny_config, capsys):
+  before = {p: p.stat().st_mtime_ns for p in trained.rglob("checkpoints/**/*")}
+  main.run(small(tiny_config), trained)
+  assert capsys.readouterr().out.count("nothing to do") == 3
+  assert before == {p: p.stat().st_mtime_ns for p in trained.rglob("checkpoints/**/*")}
+
+
+def test_another_config_is_refused(trained, tiny_config):
+  tiny_config.seed = 1
+  with pytest.raises(UserError, match="seed is 0 there and 1 here"):
+    main.run(small(tiny_config), trained)
+
+
+def test_log_steps_may_change(trained, tiny_config):
+  tiny_config.log_steps = 3
+  main.run(small(tiny_config), trained)
+
+
+def test_a_stage_needs_those_before_it(tmp_path, tiny_config):
+  with pytest.raises(UserError, match="starts from stage tokenizer"):
+    main.run(small(tiny_config), tmp_path, only="pretrain")
+
+
+def interrupted_iterator(monkeypatch, after, act):
+  """Calls act() before the batch number `after` (from 0) of every training iterator."""
+  make = pipeline.train_iterator
+
+  class Watched:
+    def __init__(self, *args, **kwargs):
+      self.inner, self.count = make(*args, **kwargs), 0
+
+    def __next__(self):
+      if self.count == after:
+        act()
+      self.count += 1
+      return next(self.inner)
+
+    def get_state(self):
+      return self.inner.get_state()
+
+    def set_state(self, state):
+      self.inner.set_state(state)
+
+  monkeypatch.setattr(train.pipeline, "train_iterator", Watched)
+
+
+class Killed(Exception):
+  """Stands for a kill: nothing is saved on the way out."""
+
+
+def kill():
+  raise Killed
+
+
+def terminate():
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_resumed_equals_uninterrupted(trained, tiny_config, tmp_path, monkeypatch):
+  """Each stage is broken off, by SIGTERM before its third batch (it saves there) or as if killed
+  before its sixth (a checkpoint lies at step 4), and run again."""
+  config = small(tiny_config)
+  ways = ((5, kill, Killed), (2, terminate, Interrupted), (5, kill, Killed))
+  for task, (after, act, error) in zip(TASKS, ways, strict=True):
+    with monkeypatch.context() as patch:
+      interrupted_iterator(patch, after, act)
+      with pytest.raises(error):
+        main.run(config, tmp_path, only=task[2:])
+    assert not workdir.is_finished(tmp_path, workdir.Task(1, task[2:]))
+    main.run(config, tmp_path, only=task[2:])
+    assert figures(tmp_path, task) == figures(trained, task)
+    ours, theirs = final_state(tmp_path, task), final_state(trained, task)
+    assert ours.keys() == theirs.keys()
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_divergence_stops_the_run(tmp_path, tiny_config):
+  tiny_config.tokenizer.optimizer.learning_rate = 1e30
+  tiny_config.tokenizer.optimizer.clip_norm = 0.0
+  with pytest.raises(UserError, match="diverged"):
+    main.run(small(tiny_config), tmp_path, only="tokenizer")
+  saved = checkpoint.Checkpoints(tmp_path / "1-tokenizer" / "checkpoints").latest()
+  assert saved is None
+
+
+def test_rounds_repeat_pretrain_and_finetune(trained, tiny_config, tmp_path):
+  tiny_config.rounds = 2
+  names = [task.name for task in workdir.plan(tiny_config)]
+  assert names == [*TASKS, "2-pretrain", "2-finetune"]
+
+
+@pytest.mark.parametrize("prefix", [0, 16])
+def test_samples_at_every_prefix(trained, tmp_path, prefix):
+  out, codes = tmp_path / "grid.png", tmp_path / "codes.npy"
+  code, text, error = command(
+    "sample",
+    *("--workdir", trained, "--labels", "0,3", "--num", 6, "--out", out),
+    *("--prefix", prefix, "--save_codes", codes, "--save_images", tmp_path / "single"),
+  )
+  assert code == 0, error
+  assert f"k = {prefix} of 16" in text
+  assert out.exists() and len(list((tmp_path / "single").glob("*.png"))) == 6
+  drawn = np.load(codes)
+  assert drawn.shape == (6, 16)
+  assert np.count_nonzero(np.any(drawn != 0, axis=0)) <= prefix
+
+
+def assert_one_line(code, error, *words):
+  assert code == 2, error
+  lines = [line for line in error.splitlines() if line.strip()]
+  assert len(lines) == 1 and lines[0].startswith("error: "), error
+  assert all(word in lines[0] for word in words), error
+
+
+def test_sampling_says_what_is_wrong(trained, tmp_path):
+  sample = ("sample", "--out", tmp_path / "x.png", "--workdir")
+  code, _, error = command(*sample, tmp_path)
+  assert_one_line(code, error, str(tmp_path), "train first")
+  code, _, error = command(*sample, trained, "--labels", "12")
+  assert_one_line(code, error, "'12' is no class", "0 … 8")
+  code, _, error = command(*sample, trained, "--prefix", 17)
+  assert_one_line(code, error, "--prefix=17", "0 … 16")
+
+
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    (["--config=configs/nope.py"], ["configs/nope.py", "configs/quickstart.py"]),
+    (["--config.tokenizer.stepps=3"], ["tokenizer.stepps", "tokenizer.steps"]),
+    (["--config.data.image_size=30"], ["image_size=30", "patch=4"]),
+    (["--stage=nope"], ["nope", "tokenizer, pretrain, finetune"]),
+    (["--config.data.source=folder", "--config.data.path=nowhere"], ["nowhere"]),
+  ],
+)
+def test_training_says_what_is_wrong(tmp_path, arguments, words):
+  config = [] if arguments[0].startswith("--config=") else ["--config=configs/quickstart.py"]
+  code, _, error = command("main", *config, "--workdir", tmp_path / "new", *arguments)
+  assert_one_line(code, error, *words)
+  assert not (tmp_path / "new").exists()

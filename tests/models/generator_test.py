@@ -1,0 +1,231 @@
+"""The generator in its roles: what it starts as, what it does not see, its taps and its head."""
+
+import functools
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imgtx_jax.models import transformer
+from imgtx_jax.models.encoder import Encoder
+from imgtx_jax.models.generator import Generator, Mapping, PatchHead
+from imgtx_jax.stages.renderer import copy_by_name
+
+B, SHAPE, N, C, D, HIDDEN, PATCH, F, M, S = 2, (3, 4), 12, 4, 32, 64, 2, 6, 5, 8
+TRUNK = flax.core.freeze(dict(heads=2, hidden=HIDDEN))  # hashable, for jit
+BASE = dict(patch=PATCH, width=D, layers=2, trunk=TRUNK, head_channels=F, taps=(1,))
+ROLES = dict(memory=True, modulated=True, mask_token=True)
+DECODER, GENERATOR = Generator(**BASE), Generator(**BASE, **ROLES)
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+GRID, MEMORY, STYLE = normal(B, N, C), normal(B, M, D), normal(B, S)
+COORDS = transformer.grid_coords(*SHAPE)[:M]
+HALF = np.tile(np.arange(N) % 3 > 0, (B, 1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode(model, params, grid):
+  return model.apply({"params": params}, grid, shape=SHAPE)
+
+
+@jax.jit
+def generate(params, grid, memory, modulation, known, memory_mask):
+  return GENERATOR.apply(
+    {"params": params},
+    grid,
+    memory,
+    modulation,
+    known=known,
+    memory_mask=memory_mask,
+    memory_coords=COORDS,
+    shape=SHAPE,
+  )
+
+
+SEEN = np.tile(np.arange(M) < 3, (B, 1))
+ALL, EVERY = np.ones((B, N), bool), np.ones((B, M), bool)
+
+
+@pytest.fixture(scope="module")
+def decoder(random_params):
+  return random_params(DECODER, GRID, shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def generator(random_params):
+  return random_params(GENERATOR, GRID, MEMORY, STYLE, memory_coords=COORDS, known=ALL, shape=SHAPE)
+
+
+# -- Shapes, counts, gradients ---------------------------------------------------------------------
+
+HEAD = D + (D * PATCH**2 * F + PATCH**2 * F) + (9 * F * F + F) + (9 * F * 3 + 3)
+TAP = HEAD + (PATCH**2 * 3 * D + D) + D  # its embedding and its gate
+LAYER = 4 * D * D + 3 * D * HIDDEN + 2 * D
+EXTRA = (4 * D * D + 2 * D) + (S * 6 * D + 6 * D)
+
+
+def test_shapes_and_parameter_counts(decoder, generator, num_params):
+  size = (B, SHAPE[0] * PATCH, SHAPE[1] * PATCH, 3)
+  for image, taps in (
+    decode(DECODER, decoder, GRID),
+    generate(generator, GRID, MEMORY, STYLE, ALL, EVERY),
+  ):
+    assert image.shape == size and image.dtype == jnp.float32
+    assert [(tap.shape, vectors.shape) for tap, vectors in taps] == [(size, (B, N, D))]
+  embed = C * D + D
+  assert num_params(decoder) == embed + 2 * LAYER + TAP + HEAD
+  assert num_params(generator) == embed + 2 * (LAYER + EXTRA) + TAP + HEAD + D  # the mask token
+
+
+def test_every_parameter_has_a_gradient(generator, without_gradient):
+  def image_and_tap(params):
+    image, taps = generate(params, GRID, MEMORY, STYLE, HALF, SEEN)
+    return image, taps[0][0]
+
+  assert without_gradient(image_and_tap, generator) == []
+
+
+def test_the_grid_is_square_by_default(random_params):
+  model = Generator(**BASE | dict(taps=(), layers=1))
+  shape = jax.eval_shape(model.init_with_output, jax.random.key(0), normal(1, 9, C))[0][0].shape
+  assert shape == (1, 6, 6, 3)
+
+
+# -- The roles -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fresh():
+  """The generator as it starts."""
+  init = functools.partial(GENERATOR.init, memory_coords=COORDS, known=ALL, shape=SHAPE)
+  return jax.jit(init)(jax.random.key(0), GRID, MEMORY, STYLE)["params"]
+
+
+def test_a_copied_decoder_renders_the_same_at_full_prefix(decoder, fresh):
+  copied = copy_by_name(fresh, decoder)
+  image, taps = decode(DECODER, decoder, GRID)
+  again, taps_again = generate(copied, GRID, MEMORY, STYLE, ALL, EVERY)
+  np.testing.assert_allclose(again, image, atol=1e-6)
+  np.testing.assert_allclose(taps_again[0][0], taps[0][0], atol=1e-6)
+  # And not because nothing matters: with gates open it renders something else.
+  opened = jax.tree.map(lambda a: a + 0.1, copied)
+  assert np.abs(generate(opened, GRID, MEMORY, STYLE, ALL, EVERY)[0] - image).max() > 0.1
+
+
+def test_the_memory_learns_from_the_first_step(decoder, fresh):
+  """Identity at the start, yet the gates have a gradient: they can open."""
+  copied = copy_by_name(fresh, decoder)
+
+  @jax.jit
+  @jax.grad
+  def grads(params):
+    image, _ = generate(params, GRID, MEMORY, STYLE, ALL, EVERY)
+    return jnp.sum(image * normal(*image.shape, seed=1))
+
+  block = grads(copied)["segment_1"]["layers"]["block"]
+  assert np.any(block["cross_gate"]) and np.any(block["modulation"]["kernel"])
+
+
+def test_copy_by_name_leaves_nothing_behind(decoder, fresh):
+  extra = decoder | {"stranger": {"kernel": np.ones(2)}}
+  with pytest.raises(ValueError, match="stranger"):
+    copy_by_name(fresh, extra)
+  wrong = decoder | {"embed": decoder["embed"] | {"bias": np.ones(D + 1)}}
+  with pytest.raises(ValueError, match="shape"):
+    copy_by_name(fresh, wrong)
+
+
+def test_unknown_codes_have_no_influence(generator):
+  image, _ = generate(generator, GRID, MEMORY, STYLE, HALF, SEEN)
+  other = np.where(HALF[..., None], GRID, 9.0)
+  np.testing.assert_array_equal(generate(generator, other, MEMORY, STYLE, HALF, SEEN)[0], image)
+  known = np.where(HALF[..., None], 9.0, GRID)
+  assert np.abs(generate(generator, known, MEMORY, STYLE, HALF, SEEN)[0] - image).max() > 0.01
+  token = generator | {"mask_token": generator["mask_token"] + 1.0}
+  assert np.abs(generate(token, GRID, MEMORY, STYLE, HALF, SEEN)[0] - image).max() > 0.01
+  np.testing.assert_array_equal(
+    generate(token, GRID, MEMORY, STYLE, ALL, SEEN)[0],
+    generate(generator, GRID, MEMORY, STYLE, ALL, SEEN)[0],
+  )
+
+
+def test_masked_condition_vectors_have_no_influence(generator):
+  image, _ = generate(generator, GRID, MEMORY, STYLE, HALF, SEEN)
+  hidden, shown = MEMORY.copy(), MEMORY.copy()
+  hidden[:, 3:], shown[:, :3] = 9.0, 9.0
+  np.testing.assert_array_equal(generate(generator, GRID, hidden, STYLE, HALF, SEEN)[0], image)
+  assert np.abs(generate(generator, GRID, shown, STYLE, HALF, SEEN)[0] - image).max() > 0.01
+  other = generate(generator, GRID, MEMORY, STYLE + 1.0, HALF, SEEN)[0]
+  assert np.abs(other - image).max() > 0.01
+
+
+# -- Taps and head ---------------------------------------------------------------------------------
+
+
+def test_a_closed_tap_leaves_a_plain_transformer(decoder):
+  closed = decoder | {"tap_gate_1": np.zeros(D, np.float32)}
+  plain = Generator(**BASE | dict(taps=()))
+  both = [decoder[f"segment_{i}"]["layers"] for i in (0, 1)]
+  stack = {"layers": jax.tree.map(lambda *a: np.concatenate(a), *both)}
+  params = {name: decoder[name] for name in ("embed", "head")} | {"segment_0": stack}
+  expected, none = decode(plain, params, GRID)
+  assert none == ()
+  image, (tap,) = decode(DECODER, closed, GRID)
+  np.testing.assert_allclose(image, expected, atol=1e-5)
+  opened, (same,) = decode(DECODER, decoder, GRID)
+  np.testing.assert_allclose(same[0], tap[0], atol=1e-6)
+  assert np.abs(opened - image).max() > 0.01
+
+
+def test_a_tap_embeds_the_image_it_shows(decoder):
+  _, ((conditioned, vectors),) = decode(DECODER, decoder, GRID)
+  embed = decoder["tap_embed_1"]
+  expected = transformer.patchify(conditioned, PATCH) @ embed["kernel"] + embed["bias"]
+  np.testing.assert_allclose(vectors, expected, atol=1e-4)
+
+
+def test_the_head_works_across_patch_borders(decoder):
+  head = jax.jit(lambda x: PatchHead(PATCH, F).apply({"params": decoder["head"]}, x, SHAPE))
+  x = normal(1, N, D)
+  other = x.copy()
+  other[:, 5] += 1.0  # row 1, column 1: pixels 2 and 3
+  changed = np.any(np.abs(head(other) - head(x))[0] > 1e-6, axis=-1)
+  assert np.all(changed[2:4, 2:4])
+  # Two 3×3 convolutions reach two pixels far, and no further.
+  assert changed[1].any() and changed[0].any() and changed[:, 1].any()
+  assert not changed[:, 6:].any()
+
+
+# -- Its neighbours --------------------------------------------------------------------------------
+
+
+def test_mapping(random_params, num_params, without_gradient):
+  model, classes, width = Mapping(width=S, classes=3), 3, 6
+  noise, labels = normal(4, width), np.array([0, 1, 2, 3])
+  params = random_params(model, noise, labels)
+  assert num_params(params) == (classes + 1) * S + (width + S) * S + S + S * S + S
+  apply = jax.jit(lambda p, noise, labels: model.apply({"params": p}, noise, labels))
+  y = apply(params, noise, labels)
+  assert y.shape == (4, S) and y.dtype == jnp.float32
+  assert np.abs(apply(params, noise, labels[::-1]) - y).max() > 0.01
+  assert np.abs(apply(params, noise[::-1], labels) - y).max() > 0.01
+  assert without_gradient(lambda p: apply(p, noise, labels), params) == []
+
+
+def test_encoder(random_params, num_params, without_gradient):
+  model = Encoder(patch=PATCH, width=D, layers=2, code_dim=C, trunk=TRUNK)
+  images = normal(B, 6, 8, 3)
+  params = random_params(model, images)
+  expected = (PATCH**2 * 3 * D + D) + 2 * LAYER + D + (D * C + C)
+  assert num_params(params) == expected
+  apply = jax.jit(lambda p, images: model.apply({"params": p}, images))
+  latents = apply(params, images)
+  assert latents.shape == (B, N, C) and latents.dtype == jnp.float32
+  assert np.abs(apply(params, np.roll(images, PATCH, axis=2)) - latents).max() > 0.01
+  assert without_gradient(lambda p: apply(p, images), params) == []

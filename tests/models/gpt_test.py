@@ -1,0 +1,286 @@
+"""The GPT: its order of codes, causality, cached decoding, and parity with LlamaGen's."""
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+import flax
+import jax
+import numpy as np
+import pytest
+
+from imgtx_jax import decode
+from imgtx_jax.models import transformer
+from imgtx_jax.models.gpt import GPT, code_order
+
+B, SHAPE, N, V, CLASSES, D, HIDDEN, LAYERS = 3, (3, 4), 12, 20, 5, 32, 64, 2
+TRUNK = flax.core.freeze(dict(heads=2, hidden=HIDDEN))  # hashable, for jit
+BASE = dict(codebook_size=V, classes=CLASSES, width=D, layers=LAYERS, shape=SHAPE, trunk=TRUNK)
+CODES = np.random.default_rng(0).integers(0, V, (B, N))
+LABELS = np.array([0, 3, CLASSES])
+KINDS = [(order, target) for order in ("raster", "spread") for target in (False, True)]
+
+
+@functools.cache
+def make(order, target_position):
+  return GPT(**BASE, order=order, target_position=target_position)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, codes, labels):
+  return model.apply({"params": params}, codes, labels)
+
+
+@pytest.fixture(scope="module")
+def params(random_params):
+  """Parameters of any kind of GPT: a missing target_position is not read."""
+  return random_params(make("spread", True), CODES, LABELS)
+
+
+def of_kind(params, target_position):
+  return {k: v for k, v in params.items() if target_position or k != "target_position"}
+
+
+# -- Order -----------------------------------------------------------------------------------------
+
+GRIDS = [(1, 1), (1, 5), (4, 4), (5, 5), (6, 6), (8, 8), (16, 16), (3, 7), (12, 5), (24, 24)]
+
+
+@pytest.mark.parametrize("shape", GRIDS, ids=str)
+@pytest.mark.parametrize("order", ["raster", "spread"])
+def test_order_is_a_permutation(order, shape):
+  places = code_order(order, shape)
+  assert sorted(places) == list(range(shape[0] * shape[1]))
+  if order == "raster":
+    assert list(places) == sorted(places)
+
+
+@pytest.mark.parametrize("shape, first", [((8, 8), 4), ((8, 8), 16), ((16, 16), 4), ((16, 16), 16)])
+def test_a_short_prefix_of_spread_covers_all_quadrants_evenly(shape, first):
+  rows, columns = np.divmod(code_order("spread", shape)[:first], shape[1])
+  quadrants = 2 * (rows >= shape[0] // 2) + (columns >= shape[1] // 2)
+  np.testing.assert_array_equal(np.bincount(quadrants, minlength=4), first // 4)
+
+
+def test_spread_leaves_small_holes():
+  """After a quarter of the codes, every place has a known one in reach."""
+  for size in (8, 12, 16):
+    known = np.stack(np.divmod(code_order("spread", (size, size))[: size**2 // 4], size), -1)
+    places = transformer.grid_coords(size, size)
+    holes = np.abs(places[:, None] - known).max(-1).min(1)
+    assert holes.max() <= 2, size
+
+
+def test_unknown_order():
+  with pytest.raises(ValueError, match="zigzag"):
+    code_order("zigzag", SHAPE)
+
+
+# -- Shapes, counts, gradients ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target_position", [False, True])
+def test_shapes_and_parameter_count(target_position, num_params):
+  model = make("spread", target_position)
+  (logits, states), variables = jax.eval_shape(
+    model.init_with_output, jax.random.key(0), CODES, LABELS
+  )
+  assert logits.shape == (B, N, V) and logits.dtype == np.float32
+  assert states.shape == (B, N, D)
+  layer = 4 * D * D + 3 * D * HIDDEN + 2 * D
+  expected = LAYERS * layer + (CLASSES + 1) * D + V * D + D + D * V + target_position * N * D
+  assert num_params(variables["params"]) == expected
+
+
+def test_every_parameter_has_a_gradient(params, without_gradient):
+  model = make("spread", True)
+  assert without_gradient(lambda p: forward(model, p, CODES, LABELS)[0], params) == []
+
+
+def test_it_starts_by_guessing_evenly():
+  init = lambda key: make("raster", False).init(key, CODES, LABELS)["params"]  # noqa: E731
+  kernel = jax.jit(lambda key: init(key)["logits"]["kernel"])(jax.random.key(0))
+  assert kernel.shape == (D, V) and not np.any(kernel)
+
+
+def test_bfloat16_keeps_float32_logits():
+  model = make("raster", False).clone(dtype="bfloat16")
+  (logits, states), variables = jax.eval_shape(
+    model.init_with_output, jax.random.key(0), CODES, LABELS
+  )
+  assert logits.dtype == np.float32 and states.dtype == "bfloat16"
+  assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables))
+
+
+# -- What a state has seen -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["raster", "spread"])
+def test_a_code_changes_no_earlier_logit_and_all_later_ones(order, params):
+  model = make(order, True)
+  logits, states = forward(model, params, CODES, LABELS)
+  for t in (0, 4, N - 1):
+    other = CODES.copy()
+    place = code_order(order, SHAPE)[t]
+    other[:, place] = (other[:, place] + 1) % V
+    changed, changed_states = forward(model, params, other, LABELS)
+    # Codes are raster places; logit t predicts code t, so code t speaks from logit t + 1 on.
+    np.testing.assert_array_equal(changed[:, : t + 1], logits[:, : t + 1])
+    np.testing.assert_array_equal(changed_states[:, : t + 1], states[:, : t + 1])
+    assert np.all(np.abs(changed - logits)[:, t + 1 :].max(axis=(0, 2)) > 1e-4)
+  relabelled, _ = forward(model, params, CODES, (LABELS + 1) % (CLASSES + 1))
+  assert np.all(np.abs(relabelled - logits).max(axis=-1) > 1e-4)
+
+
+def test_codes_keep_their_own_place(params):
+  """RoPE follows the grid: the same sequence in another order is another input."""
+  spread, raster = make("spread", False), make("raster", False)
+  sequence = np.empty_like(CODES)
+  sequence[:, code_order("raster", SHAPE)] = CODES[:, code_order("spread", SHAPE)]
+  params = of_kind(params, False)
+  ours, _ = forward(spread, params, CODES, LABELS)
+  theirs, _ = forward(raster, params, sequence, LABELS)
+  np.testing.assert_allclose(ours[:, 0], theirs[:, 0], atol=1e-5)
+  assert np.abs(ours[:, 2:] - theirs[:, 2:]).max() > 0.01
+
+
+# -- Decoding --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order, target_position", KINDS)
+def test_cached_decoding_is_the_full_forward(order, target_position, params):
+  model, params = make(order, target_position), of_kind(params, target_position)
+  logits, states = forward(model, params, CODES, LABELS)
+  sequence = CODES[:, code_order(order, SHAPE)].T
+  before = np.concatenate([np.full((1, B), V - 1), sequence[:-1]])  # the first is not read
+  flat, unrolled = transformer.unstack_layers(params), model.clone(scan=False)
+
+  @jax.jit
+  def run(flat):
+    def step(caches, inputs):
+      position, codes = inputs
+      logits, states, caches = unrolled.apply(
+        {"params": flat}, codes[:, None], LABELS, caches=caches, position=position
+      )
+      return caches, (logits[:, 0], states[:, 0])
+
+    return jax.lax.scan(step, model.init_cache(B, N), (np.arange(N), before))[1]
+
+  stepwise, stepwise_states = run(flat)
+  np.testing.assert_allclose(stepwise.swapaxes(0, 1), logits, atol=1e-4)
+  np.testing.assert_allclose(stepwise_states.swapaxes(0, 1), states, atol=1e-4)
+
+
+@pytest.mark.parametrize("order, target_position", KINDS)
+def test_greedy_samples_are_the_full_forwards_choice(order, target_position, params):
+  model, params = make(order, target_position), of_kind(params, target_position)
+  greedy = decode.Decoding(temperature=0.0)
+  keys = jax.random.split(jax.random.key(0), B)
+
+  @jax.jit
+  def sample(params):
+    return decode.sample_codes(model, params, LABELS, keys, steps=N, options=greedy)
+
+  codes, states = sample(params)
+  raster, known = decode.to_raster(codes, code_order(order, SHAPE), N)
+  assert np.all(known) and len(np.unique(codes)) > 3
+  logits, full_states = forward(model, params, raster, LABELS)
+  # With the choices as input, each position's choice again: step by step, by causality.
+  np.testing.assert_array_equal(codes, np.argmax(logits, axis=-1))
+  np.testing.assert_allclose(states, full_states, atol=1e-4)
+
+
+# -- Parity with LlamaGen --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parity():
+  """(manifest, recorded arrays, weights) of the reference GPT; see shared/parity/README.md."""
+  folder = Path(__file__).resolve().parents[3] / "shared" / "parity"
+  needed = [folder / name for name in ("gpt_tiny.json", "gpt_tiny.npz", "seeded_weights.py")]
+  if not all(path.exists() for path in needed):
+    pytest.skip(f"recorded outputs of the reference GPT are not in {folder}")
+  manifest = json.loads(needed[0].read_text())
+  spec = importlib.util.spec_from_file_location("seeded_weights", needed[2])
+  seeded = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(seeded)
+  weights = seeded.seeded_state_dict(manifest["weights"], manifest["seed"])
+  with np.load(needed[1]) as recorded:
+    return manifest, dict(recorded), weights
+
+
+def from_llamagen(weights, layers):
+  """LlamaGen's state dict as our parameters: matrices [in, out], layers stacked, w1 beside w3."""
+  weights = dict(weights)
+
+  def stack(*names):
+    each = [
+      np.concatenate([weights.pop(f"layers.{i}.{name}.weight").T for name in names], axis=-1)
+      for i in range(layers)
+    ]
+    return np.stack(each)
+
+  block = {
+    "attention_norm": {"scale": stack("attention_norm")},
+    "mlp_norm": {"scale": stack("ffn_norm")},
+    "attention": {
+      "qkv": {"kernel": stack("attention.wqkv")},
+      "out": {"kernel": stack("attention.wo")},
+    },
+    "mlp": {
+      "w13": {"kernel": stack("feed_forward.w1", "feed_forward.w3")},
+      "w2": {"kernel": stack("feed_forward.w2")},
+    },
+  }
+  params = {
+    "label": {"embedding": weights.pop("cls_embedding.embedding_table.weight")},
+    "codes": {"embedding": weights.pop("tok_embeddings.weight")},
+    "norm": {"scale": weights.pop("norm.weight")},
+    "logits": {"kernel": weights.pop("output.weight").T},
+    "transformer": {"layers": {"block": block}},
+  }
+  assert not weights, f"weights without a home: {sorted(weights)}"
+  return params
+
+
+@pytest.fixture(scope="module")
+def llamagen(parity):
+  """(our GPT of that size, its parameters)."""
+  manifest, _, weights = parity
+  args = manifest["args"]
+  side = int(args["block_size"] ** 0.5)
+  hidden = len(weights["layers.0.feed_forward.w1.weight"])
+  model = GPT(
+    codebook_size=args["vocab_size"],
+    classes=args["num_classes"],
+    width=args["dim"],
+    layers=args["n_layer"],
+    shape=(side, side),
+    trunk=flax.core.freeze(dict(heads=args["n_head"], hidden=hidden)),
+  )
+  assert hidden == transformer.default_hidden(args["dim"])
+  return model, from_llamagen(weights, args["n_layer"])
+
+
+def test_logits_are_llamagens(parity, llamagen):
+  _, recorded, _ = parity
+  logits, _ = forward(*llamagen, recorded["codes"], recorded["labels"])
+  np.testing.assert_allclose(logits, recorded["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_greedy_codes_are_llamagens(guided, parity, llamagen):
+  manifest, recorded, _ = parity
+  model, params = llamagen
+  expected = recorded["greedy_cfg" if guided else "greedy_no_cfg"]
+  options = decode.Decoding(
+    temperature=0.0, cfg_scale=manifest["greedy_cfg_scale"] if guided else 1.0
+  )
+  labels = recorded["labels"][:2]
+  keys = jax.random.split(jax.random.key(0), 2)
+  steps = expected.shape[1]
+  codes, _ = jax.jit(
+    lambda p: decode.sample_codes(model, p, labels, keys, steps=steps, options=options)
+  )(params)
+  np.testing.assert_array_equal(codes, expected)

@@ -1,0 +1,79 @@
+"""Every stage gives the same numbers on one device, under pmap, and under jit on a mesh that splits
+batch and parameters."""
+
+import jax
+import numpy as np
+import pytest
+
+from imgtx_jax import parallel
+from imgtx_jax.stages import build
+
+MODES = {
+  "one": dict(mode="jit", count=1),
+  "pmap": dict(mode="pmap", count=4),
+  "fsdp": dict(mode="jit", count=4, fsdp=2),
+}
+
+
+def run(stage, state, batches, mode, count, fsdp=1):
+  devices = parallel.make_parallel(mode, fsdp=fsdp, devices=jax.devices()[:count])
+  step = devices.compile_step(stage.step)
+  refresh = devices.compile_refresh(stage.refresh) if stage.refresh else None
+  placed = devices.put_state(state)
+  if refresh:
+    placed = refresh(placed, jax.random.key(5))
+  for batch in batches:
+    placed, metrics = step(placed, devices.put_batch(batch), jax.random.key(5))
+  after = jax.device_get(devices.get_state(placed))
+  sums = devices.compile_sums(stage.evaluators()["validation"].sums)
+  masked = batches[0] | {"mask": np.ones(len(batches[0]["label"]), np.float32)}
+  totals = sums(placed, devices.put_batch(masked), jax.random.key(5))
+  return after, jax.device_get(metrics), jax.device_get(totals)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+  """FSDP splits even the tiny arrays of these tests."""
+  monkeypatch.setattr(parallel, "MIN_SHARDED_SIZE", 64)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "pretrain", "finetune"])
+def test_all_modes_agree(name, tiny_config, smooth_images, small_shards):
+  tiny_config.data.flip = True
+  tiny_config.gpt.dropout = 0.1
+  tiny_config.quantizer.entropy = 0.01
+  tiny_config.tokenizer.adversarial_weight = 0.1
+  # Adam divides by the gradient's size: a large epsilon keeps it from blowing up the last digits.
+  for options in (
+    *(tiny_config[stage].optimizer for stage in ("tokenizer", "pretrain", "finetune")),
+    *(tiny_config[stage].adversary.optimizer for stage in ("tokenizer", "finetune")),
+    tiny_config.finetune.gpt_optimizer,
+  ):
+    options.epsilon = 1e-3
+  key = jax.random.key(0)
+  restored = {}
+  for earlier in ("tokenizer", "pretrain", "finetune"):
+    stage = build(earlier, tiny_config, 3)
+    state = stage.init(key, (16, 16, 16, 3), restored)
+    if earlier == name:
+      break
+    restored[earlier] = {"params": state.params, "ema": state.ema, "variables": state.variables}
+  batches = [
+    {"image": smooth_images(16, 16, seed), "label": np.arange(16, dtype=np.int32) % 3}
+    for seed in range(2)
+  ]
+  expected = run(stage, state, batches, **MODES["one"])
+  for mode in ("pmap", "fsdp"):
+    found = run(stage, state, batches, **MODES[mode])
+    for part, ours, theirs in zip(("state", "metrics", "sums"), found, expected, strict=True):
+      jax.tree.map_with_path(
+        lambda path, a, b, where=f"{mode} {part}": assert_close(a, b, f"{where} {path}"),
+        ours,
+        theirs,
+      )
+
+
+def assert_close(found, expected, where):
+  """Equal up to float32 rounding at the scale of the array."""
+  scale = max(1.0, float(np.abs(expected).max(initial=0)))
+  np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-4 * scale, err_msg=where)

@@ -1,0 +1,166 @@
+"""The rules of fine-tuning: no leaks past the prefix, a faithful start, gradients where asked."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imgtx_jax.stages import build
+
+CLASSES = 3
+
+
+def start(config, images, *, open_gates=False):
+  """A finetune stage and its first state on untrained earlier stages."""
+  key = jax.random.key(1)
+  batch = {"image": images, "label": np.arange(len(images), dtype=np.int32) % CLASSES}
+  restored = {}
+  for name in ("tokenizer", "pretrain"):
+    state = build(name, config, CLASSES).init(key, images.shape, restored)
+    restored[name] = {"params": state.params, "ema": state.ema, "variables": state.variables}
+  stage = build("finetune", config, CLASSES)
+  state = stage.init(key, images.shape, restored)
+  if open_gates:
+    opened = jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.full_like(x, 0.5) if "gate" in str(path) else x, state.params
+    )
+    state = state.replace(params=opened)
+  return stage, state, batch, restored, key
+
+
+def forward(stage, state, task):
+  return stage.renderer.forward(
+    state.params,
+    state.frozen["tokenizer"]["quantizer"],
+    task,
+    gpt_gradient=stage.options.gpt_gradient,
+  )
+
+
+def make_task(stage, state, batch, key, prefix):
+  task = stage._draw_task(
+    state, stage.prepare(batch), batch["label"], key, jnp.arange(len(batch["label"]))
+  )
+  return task | {"prefix": jnp.full(len(batch["label"]), prefix)}
+
+
+def test_full_prefix_renders_what_the_decoder_does(tiny_config, smooth_images):
+  stage, state, batch, restored, key = start(tiny_config, smooth_images(8, 16))
+  task = make_task(stage, state, batch, key, 16)
+  image = forward(stage, state, task)[0]
+  decoded = stage.tokenizer.decode(restored["tokenizer"]["ema"], task["codes"])
+  np.testing.assert_allclose(image, decoded, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", [0, 4, 15])
+def test_codes_past_the_prefix_change_nothing(tiny_config, smooth_images, prefix):
+  stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
+  task = make_task(stage, state, batch, key, prefix)
+  hidden = stage.order[prefix:]
+  other = task | {"codes": task["codes"].at[:, hidden].add(7) % 32}
+  image = forward(stage, state, task)[0]
+  np.testing.assert_array_equal(image, forward(stage, state, other)[0])
+  if prefix:
+    seen = task | {"codes": task["codes"].at[:, stage.order[:prefix]].add(7) % 32}
+    assert not np.allclose(image, forward(stage, state, seen)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("reaches", [True, False])
+def test_adversarial_gradient_reaches_the_gpt_when_asked(tiny_config, smooth_images, reaches):
+  tiny_config.finetune.gpt_gradient = reaches
+  stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
+  task = make_task(stage, state, batch, key, 8)
+
+  def verdict(gpt):
+    image = forward(stage, state.replace(params=state.params | {"gpt": gpt}), task)[0]
+    judge = stage.adversary.verdict(state.params["discriminator"], image, task["label"])
+    return jnp.sum(judge.logit)
+
+  grads = jax.grad(verdict)(state.params["gpt"])
+  total = sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(grads))
+  assert (total > 1e-6) == reaches
+
+
+def test_bank_rows_have_no_reconstruction_target(tiny_config, smooth_images):
+  stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16))
+  images = stage.prepare(batch)
+  task = make_task(stage, state, batch, key, 16) | {"real": jnp.zeros(8)}
+  image, taps, logits = forward(stage, state, task)
+  draws = {name: jax.random.split(key, 8) for name in ("augment", "noise")}
+  _, parts = stage._loss(
+    state, state.params["discriminator"], images, image, taps, logits, task, draws
+  )
+  assert parts["reconstruction"] == 0 and parts["next_code"] == 0
+  assert parts["generator_loss"] > 0
+
+
+def test_reconstruction_fades_with_the_prefix(tiny_config, smooth_images):
+  stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16))
+  images = stage.prepare(batch)
+  draws = {name: jax.random.split(key, 8) for name in ("augment", "noise")}
+  found = {}
+  for prefix in (0, 8, 16):
+    task = make_task(stage, state, batch, key, prefix) | {"real": jnp.ones(8)}
+    image, taps, logits = forward(stage, state, task)
+    args = (images, jnp.zeros_like(image), taps, logits, task, draws)
+    _, parts = stage._loss(state, state.params["discriminator"], *args)
+    found[prefix] = float(parts["reconstruction"])
+  assert found[0] == 0
+  # λ (k/N)^p of the mean square over the known patches.
+  assert found[16] == pytest.approx(float(jnp.mean(images**2)), rel=1e-5)
+  known = stage.renderer.known_pixels(jnp.full(8, 8))
+  assert float(known.mean()) == 0.5
+  share = jnp.sum(known * images**2, axis=(1, 2, 3)) / jnp.sum(known * 3, axis=(1, 2, 3))
+  assert found[8] == pytest.approx(0.5 * float(share.mean()), rel=1e-5)
+
+
+def test_bank_holds_samples_of_the_gpt(tiny_config, smooth_images):
+  stage, state, _, _, key = start(tiny_config, smooth_images(8, 16))
+  # A GPT that always answers code 5: what it samples fills the bank.
+  gpt = jax.tree.map(jnp.zeros_like, state.ema["gpt"])
+  gpt["norm"]["scale"] = jnp.ones_like(gpt["norm"]["scale"])
+  gpt["label"]["embedding"] = jnp.ones_like(gpt["label"]["embedding"])
+  gpt["codes"]["embedding"] = jnp.ones_like(gpt["codes"]["embedding"])
+  gpt["logits"]["kernel"] = gpt["logits"]["kernel"].at[:, 5].set(10.0)
+  state = state.replace(ema=state.ema | {"gpt": gpt})
+  bank = jax.jit(functools.partial(stage.refresh, axis=None))(state, key).variables["bank"]
+  assert bank.shape == (CLASSES, 2, 16)
+  assert np.all(bank == 5)
+
+
+def test_players_move_and_the_frozen_stay(tiny_config, smooth_images):
+  stage, state, batch, _, key = start(tiny_config, smooth_images(16, 16))
+  step = jax.jit(functools.partial(stage.step, axis=None))
+  after, metrics = step(state, batch, key)
+  for player in ("generator", "gpt", "discriminator"):
+    moved = jax.tree.map(
+      lambda a, b: float(jnp.abs(a - b).max()), state.params[player], after.params[player]
+    )
+    assert max(jax.tree.leaves(moved)) > 0, player
+  assert all(np.isfinite(float(v)) for v in metrics.values())
+  assert jax.tree.all(jax.tree.map(np.array_equal, state.frozen, after.frozen))
+
+
+def test_discriminator_learns_to_tell_generated_images(tiny_config, smooth_images):
+  stage, state, batch, _, key = start(tiny_config, smooth_images(16, 16))
+  step = jax.jit(functools.partial(stage.step, axis=None))
+  for _ in range(25):
+    state, metrics = step(state, batch, key)
+  assert metrics["logit_margin"] > 0.3
+
+
+def test_an_image_depends_on_its_own_key_and_label(tiny_config, smooth_images):
+  stage, state, _, restored, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
+  params = {name: state.params[name] for name in ("generator", "gpt")}
+  params["quantizer"] = restored["tokenizer"]["ema"]["quantizer"]
+  from imgtx_jax.decode import Decoding
+
+  keys = jax.random.split(key, 4)
+  labels = np.array([0, 1, 2, 0], np.int32)
+  whole, codes, _ = stage.sample(params, labels, keys, Decoding(cfg_scale=2.0), prefix=4)
+  part, _, _ = stage.sample(params, labels[2:], keys[2:], Decoding(cfg_scale=2.0), prefix=4)
+  np.testing.assert_allclose(whole[2:], part, atol=1e-5)
+  assert not np.allclose(whole[0], whole[3], atol=1e-3)
+  assert np.all(np.asarray(codes)[:, stage.order[4:]] == 0)

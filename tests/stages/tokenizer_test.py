@@ -1,0 +1,69 @@
+"""The tokenizer stage learns; its adversary, LPIPS switch and perturbation run."""
+
+import functools
+
+import jax
+import numpy as np
+
+from imgtx_jax import optim
+from imgtx_jax.metrics import image as image_metrics
+from imgtx_jax.stages import build
+
+
+def train(stage, batch, steps, key):
+  state = stage.init(key, batch["image"].shape, {})
+  step = jax.jit(functools.partial(stage.step, axis=None), donate_argnums=0)
+  state = jax.tree.map(lambda x: x.copy(), state)
+  for _ in range(steps):
+    state, metrics = step(state, batch, key)
+  return state, metrics
+
+
+def test_overfits_eight_images(tiny_config, smooth_images):
+  tiny_config.tokenizer.steps = 500
+  tiny_config.tokenizer.batch_size = 8
+  tiny_config.tokenizer.optimizer.learning_rate = 4e-3
+  tiny_config.tokenizer.optimizer.warmup_steps = 20
+  tiny_config.tokenizer.optimizer.weight_decay = 0.0
+  tiny_config.quantizer.codebook_size = 128
+  stage = build("tokenizer", tiny_config, 3)
+  batch = {"image": smooth_images(8, 16), "label": np.zeros(8, np.int32)}
+  state, _ = train(stage, batch, 500, jax.random.key(0))
+  images = stage.prepare(batch)
+  decoded = stage.tokenizer.decode(state.params, stage.tokenizer.encode(state.params, images))
+  assert float(image_metrics.psnr(images, decoded).min()) > 30.0
+
+
+def test_first_step_draws_the_codebook_from_data(tiny_config, smooth_images):
+  stage = build("tokenizer", tiny_config, 3)
+  batch = {"image": smooth_images(16, 16), "label": np.zeros(16, np.int32)}
+  _, metrics = train(stage, batch, 1, jax.random.key(0))
+  assert metrics["codes_revived"] > 0.5 * tiny_config.quantizer.codebook_size
+
+
+def test_adversary_learns_to_tell_reconstructions(tiny_config, smooth_images):
+  tiny_config.tokenizer.adversarial_weight = 0.1
+  tiny_config.tokenizer.perturb = 0.2
+  stage = build("tokenizer", tiny_config, 3)
+  batch = {"image": smooth_images(16, 16), "label": np.zeros(16, np.int32)}
+  state, metrics = train(stage, batch, 40, jax.random.key(0))
+  assert metrics["logit_margin"] > 0.05
+  assert "discriminator" in state.params and "discriminator" not in state.ema
+
+
+def test_fsq_learns_too(tiny_config, smooth_images):
+  tiny_config.quantizer.kind = "fsq"
+  tiny_config.quantizer.levels = (5, 5, 5)
+  stage = build("tokenizer", tiny_config, 3)
+  batch = {"image": smooth_images(16, 16), "label": np.zeros(16, np.int32)}
+  _, first = train(stage, batch, 1, jax.random.key(0))
+  _, last = train(stage, batch, 60, jax.random.key(0))
+  assert last["reconstruction"] < 0.5 * first["reconstruction"]
+
+
+def test_weight_decay_skips_vectors(tiny_config):
+  stage = build("tokenizer", tiny_config, 3)
+  state = jax.eval_shape(lambda k: stage.init(k, (1, 16, 16, 3), {}), jax.random.key(0))
+  mask = optim.decay_mask(state.params)
+  block = mask["encoder"]["transformer"]["layers"]["block"]
+  assert block["mlp"]["w2"]["kernel"] and not block["mlp_norm"]["scale"]
