@@ -19,15 +19,18 @@ def get_config():
 
   config.tokenizer.steps = 600
   config.tokenizer.batch_size = 32
-  config.pretrain.steps = 1000
+  config.pretrain.steps = 900
   config.pretrain.batch_size = 32
   config.pretrain.optimizer.learning_rate = 2e-3
   config.pretrain.ema_decay = 0.99
+  config.discriminator.layers = 3
   config.finetune.steps = 250
-  config.finetune.batch_size = 32
-  config.finetune.optimizer.learning_rate = 5e-4
+  config.finetune.batch_size = 24
+  config.finetune.reconstruction_weight = 10.0
+  config.finetune.class_weight = 0.05
+  config.finetune.optimizer.learning_rate = 4e-4
   config.finetune.gpt_optimizer.learning_rate = 5e-5
-  config.finetune.adversary.optimizer.learning_rate = 5e-4
+  config.finetune.adversary.optimizer.learning_rate = 4e-4
   config.finetune.adversary.augment = ("translation",)
   config.finetune.ema_decay = 0.98
   config.finetune.refresh_steps = 125

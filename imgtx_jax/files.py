@@ -9,10 +9,15 @@ from imgtx_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def explain_full_disk(path):
-  """Turns 'no space left' on path's disk, or a spent quota, into a UserError."""
+def explain_disk(path):
+  """Turns 'no space left' on path's disk, a spent quota or a path that cannot be written into a
+  UserError."""
   try:
     yield
+  except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+    raise UserError(
+      f"{path} cannot be written ({error.strerror}): name another place, or change its permissions"
+    ) from error
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
@@ -27,7 +32,7 @@ def write_atomically(path, data):
   path = Path(path)
   # A name of its own, without a process id: what a killed run leaves is overwritten by the next.
   unfinished = path.with_name(f".{path.name}.tmp")
-  with explain_full_disk(path):
+  with explain_disk(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
       with open(unfinished, "wb") as file:

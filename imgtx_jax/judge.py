@@ -238,10 +238,7 @@ def write_picture(path, judge, files, images, judgements):
       f"attention of [cls], peak {attention.max() / attention.mean():.1f}x mean",
       "|gradient| of the logit",
     ]
-  try:
-    save_grid(np.stack(cells), path, columns=3, captions=captions)
-  except OSError as error:
-    raise UserError(f"--out={path} cannot be written ({error.strerror}); give another") from error
+  save_grid(np.stack(cells), path, columns=3, captions=captions)
 
 
 def overlay(image, heat, interpolation):

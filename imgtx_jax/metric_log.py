@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from imgtx_jax.files import explain_full_disk, write_atomically
+from imgtx_jax.files import explain_disk, write_atomically
 
 _FILE = "metrics.jsonl"
 
@@ -29,7 +29,7 @@ class MetricLog:
     record = {"step": int(step), "seconds": round(float(seconds), 3)}
     # JSON knows no NaN; read_metrics gives it back.
     record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
-    with explain_full_disk(self._path):
+    with explain_disk(self._path):
       with open(self._path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
       events = self._open_events()

@@ -2,7 +2,9 @@
 
 import io
 import math
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,7 +29,8 @@ def save_grid(images, path, columns=None, scale=1, captions=None, gutter=GUTTER)
   if len(captions) not in (0, rows, n):
     raise ValueError(f"{len(captions)} captions for {n} images in {rows} rows: give {n} or {rows}")
   below = _CAPTION if len(captions) == n else 0
-  font = ImageFont.load_default(size=10)
+  # Pillow's own font lacks accents and signs such as ×.
+  font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size=9)
   left = 0
   if captions and not below:
     left = math.ceil(max(font.getlength(caption) for caption in captions)) + 8

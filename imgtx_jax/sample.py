@@ -5,6 +5,7 @@ codes with the tokenizer. An image depends on its label, the seed and its number
 many are drawn at once.
 """
 
+import io
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from absl import flags
 from imgtx_jax import command, decode, rng, workdir
 from imgtx_jax.data import transforms
 from imgtx_jax.errors import UserError
+from imgtx_jax.files import write_atomically
 from imgtx_jax.pictures import save_grid
 from imgtx_jax.stages import build
 
@@ -134,8 +136,9 @@ def write(images, codes, labels, class_names):
       name = "".join(c if c.isalnum() else "_" for c in names[label])
       save_grid(image[None], Path(FLAGS.save_images) / f"{i:06d}-{name}.png", gutter=0)
   if FLAGS.save_codes:
-    Path(FLAGS.save_codes).parent.mkdir(parents=True, exist_ok=True)
-    np.save(FLAGS.save_codes, codes)
+    data = io.BytesIO()
+    np.save(data, codes)
+    write_atomically(FLAGS.save_codes, data.getvalue())
 
 
 if __name__ == "__main__":

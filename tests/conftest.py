@@ -64,7 +64,7 @@ def fresh_tiny_config():
 
 @pytest.fixture
 def smooth_images():
-  """A function (count, size) → uint8 images [count, size, size, 3]: coloured waves, all different."""
+  """A function (count, size) → uint8 images [count, size, size, 3] of coloured waves."""
 
   def make(count, size, seed=0):
     draw = np.random.default_rng(seed)

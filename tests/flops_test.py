@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from imgtx_jax import flops
-from imgtx_jax.models import transformer
+from imgtx_jax.models import layers, transformer
 
 
 def shaped(*shape):
@@ -99,7 +99,7 @@ def test_custom_gradients_and_remat():
 def test_scanned_layers_count_like_unrolled_ones_and_like_xla():
   trunk = dict(layers=3, heads=2, hidden=64)
   x = shaped(2, 8, 32)
-  context = transformer.Context(rope=transformer.rope_table(transformer.grid_coords(2, 4), 16))
+  context = transformer.Context(rope=layers.rope_table(layers.grid_coords(2, 4), 16))
   counts = {}
   for scan in (True, False):
     network = transformer.Transformer(scan=scan, **trunk)

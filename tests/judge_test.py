@@ -150,7 +150,7 @@ def test_labels():
     ("cut.png", "half", {}, "cut.png is no whole image"),
     ("a.png", "whole", {"label": "7"}, "--label=7 is no class"),
     ("a.png", "whole", {"out": "heat.jpg"}, "--out=heat.jpg is no name of a PNG file"),
-    ("a.png", "whole", {"out": "/dev/null/heat.png"}, "--out=/dev/null/heat.png cannot be written"),
+    ("a.png", "whole", {"out": "/dev/null/heat.png"}, "/dev/null/heat.png cannot be written"),
     ("a.png", "whole", {"prefix": 17}, "--prefix=17 is outside 0 … 16"),
   ],
 )

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from imgtx_jax.models import transformer
+from imgtx_jax.models import layers, transformer
 
 
 @flax.struct.dataclass
@@ -43,21 +43,21 @@ class Discriminator(nn.Module):
   @nn.compact
   def __call__(self, images, labels):
     patches = overlapping_patches(images.astype(self.dtype), self.patch, self.overlap)
-    x = transformer.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(patches)
+    x = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(patches)
     cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, self.width))
     cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.width))
     x = jnp.concatenate([cls, x], axis=1)
-    grid = transformer.grid_coords(images.shape[1] // self.patch, images.shape[2] // self.patch)
+    grid = layers.grid_coords(images.shape[1] // self.patch, images.shape[2] // self.patch)
     # [cls] shares the first patch's angle: it tells itself apart by its embedding.
     coords = np.concatenate([np.zeros((1, 2), np.int32), grid])
-    rope = transformer.rope_table(coords, self.width // self.trunk["heads"])
+    rope = layers.rope_table(coords, self.width // self.trunk["heads"])
     x, _ = transformer.Transformer(self.layers, dtype=self.dtype, name="transformer", **self.trunk)(
       x, transformer.Context(rope=rope)
     )
-    features = transformer.norm("norm", self.dtype)(x[:, 0])  # [B, D]
+    features = layers.norm("norm", self.dtype)(x[:, 0])  # [B, D]
 
     judged = nn.silu(
-      transformer.Linear(self.width, use_bias=True, dtype=self.dtype, name="discriminate")(features)
+      layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="discriminate")(features)
     )
     judged = judged.astype(jnp.float32)
     label = nn.Embed(
@@ -66,9 +66,9 @@ class Discriminator(nn.Module):
       embedding_init=nn.initializers.normal(self.width**-0.5),
       name="label",
     )(labels)
-    logit = transformer.Linear(1, use_bias=True, name="logit")(judged)[:, 0]
+    logit = layers.Linear(1, use_bias=True, name="logit")(judged)[:, 0]
     logit = logit + jnp.sum(judged * label, axis=-1)
-    class_logits = transformer.Linear(self.classes, use_bias=True, name="classify")(judged)
+    class_logits = layers.Linear(self.classes, use_bias=True, name="classify")(judged)
     return Verdict(logit=logit, class_logits=class_logits, features=features)
 
 
@@ -76,7 +76,7 @@ def overlapping_patches(images, patch, overlap):
   """Patches that reach `overlap` (≤ patch) pixels into their neighbours, as slices and no
   convolution: images [B, H, W, C] → [B, (H/p)(W/p), (p + 2·overlap)²·C], edges repeated."""
   if not overlap:
-    return transformer.patchify(images, patch)
+    return layers.patchify(images, patch)
   b, height, width, c = images.shape
   h, w = height // patch, width // patch
   padded = jnp.pad(images, ((0, 0), (overlap, patch), (overlap, patch), (0, 0)), mode="edge")

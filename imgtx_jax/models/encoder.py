@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from imgtx_jax.models import transformer
+from imgtx_jax.models import layers, transformer
 
 
 class Encoder(nn.Module):
@@ -25,13 +25,13 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, images):
     h, w = images.shape[1] // self.patch, images.shape[2] // self.patch
-    x = transformer.patchify(images, self.patch)  # [B, N, p·p·3]
-    x = transformer.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(x)
-    rope = transformer.rope_table(transformer.grid_coords(h, w), self.width // self.trunk["heads"])
+    x = layers.patchify(images, self.patch)  # [B, N, p·p·3]
+    x = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(x)
+    rope = layers.rope_table(layers.grid_coords(h, w), self.width // self.trunk["heads"])
     x, _ = transformer.Transformer(self.layers, dtype=self.dtype, name="transformer", **self.trunk)(
       x, transformer.Context(rope=rope)
     )
-    x = transformer.norm("norm", self.dtype)(x)
-    return transformer.Linear(self.code_dim, use_bias=True, dtype=self.dtype, name="project")(
-      x
-    ).astype(jnp.float32)
+    x = layers.norm("norm", self.dtype)(x)
+    return layers.Linear(self.code_dim, use_bias=True, dtype=self.dtype, name="project")(x).astype(
+      jnp.float32
+    )

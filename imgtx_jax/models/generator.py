@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from imgtx_jax.models import transformer
+from imgtx_jax.models import layers, transformer
 
 
 class PatchHead(nn.Module):
@@ -30,11 +30,11 @@ class PatchHead(nn.Module):
 
   @nn.compact
   def __call__(self, x, shape):
-    x = transformer.norm("norm", self.dtype)(x)
-    x = transformer.Linear(
+    x = layers.norm("norm", self.dtype)(x)
+    x = layers.Linear(
       self.patch**2 * self.channels, use_bias=True, dtype=self.dtype, name="project"
     )(x)
-    x = transformer.unpatchify(x, self.patch, shape)  # [B, H, W, F]
+    x = layers.unpatchify(x, self.patch, shape)  # [B, H, W, F]
     h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv")(x)
     x = x + nn.gelu(h)
     return nn.Conv(3, (3, 3), dtype=self.dtype, name="rgb")(x).astype(jnp.float32)
@@ -48,7 +48,7 @@ class Generator(nn.Module):
   a tuple of (conditioned image [B, H, W, 3], its condition vectors [B, N, D]), one a tap.
 
   known [B, N] (only with mask_token): False where the code is not known and the learned mask token
-  stands for it. memory_mask [B, M]: False where a memory token must not be seen. memory_coords
+  of that place stands for it. memory_mask [B, M]: False where a memory token must not be seen. memory_coords
   int [M, 2]: rows and columns the memory tokens speak of, None if they have none. shape: (h, w) of
   the grid; a square by default.
   """
@@ -79,17 +79,17 @@ class Generator(nn.Module):
     shape = shape or (math.isqrt(grid.shape[1]),) * 2
     head_dim = self.width // self.trunk["heads"]
     context = transformer.Context(
-      rope=transformer.rope_table(transformer.grid_coords(*shape), head_dim),
+      rope=layers.rope_table(layers.grid_coords(*shape), head_dim),
       memory=memory,
       memory_mask=memory_mask,
-      memory_rope=(
-        None if memory_coords is None else transformer.rope_table(memory_coords, head_dim)
-      ),
+      memory_rope=(None if memory_coords is None else layers.rope_table(memory_coords, head_dim)),
       modulation=modulation,
     )
-    x = transformer.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(grid)
+    x = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(grid)
     if self.mask_token:
-      token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))
+      # One for each place: equal tokens would stay equal through every layer, for rotary positions
+      # only weigh values, and an image without any known code would be one patch repeated.
+      token = self.param("mask_token", nn.initializers.normal(0.3), x.shape[1:])
       if known is not None:
         x = jnp.where(known[..., None], x, token.astype(self.dtype))
 
@@ -99,9 +99,9 @@ class Generator(nn.Module):
         conditioned = PatchHead(self.patch, self.head_channels, self.dtype, name=f"tap_head_{i}")(
           x, shape
         )
-        vectors = transformer.Linear(
-          self.width, use_bias=True, dtype=self.dtype, name=f"tap_embed_{i}"
-        )(transformer.patchify(conditioned, self.patch))
+        vectors = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name=f"tap_embed_{i}")(
+          layers.patchify(conditioned, self.patch)
+        )
         gate = self.param(f"tap_gate_{i}", nn.initializers.zeros, (self.width,))
         x = x + vectors * gate.astype(self.dtype)
         taps.append((conditioned, vectors))
@@ -133,7 +133,7 @@ class Mapping(nn.Module):
       self.classes + 1, self.width, embedding_init=nn.initializers.normal(1.0), name="label"
     )(labels)
     x = jnp.concatenate([noise, label], axis=-1).astype(self.dtype)
-    x = nn.silu(transformer.Linear(self.width, use_bias=True, dtype=self.dtype, name="hidden")(x))
-    return transformer.Linear(self.width, use_bias=True, dtype=self.dtype, name="project")(
-      x
-    ).astype(jnp.float32)
+    x = nn.silu(layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="hidden")(x))
+    return layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="project")(x).astype(
+      jnp.float32
+    )

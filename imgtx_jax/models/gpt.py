@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from imgtx_jax.models import transformer
+from imgtx_jax.models import layers, transformer
 
 
 def code_order(order, shape):
@@ -88,7 +88,7 @@ class GPT(nn.Module):
       target = self.param("target_position", init, (self.shape[0] * self.shape[1], self.width))
       x = x + (target if caches is None else target[position])
     x = x.astype(self.dtype)
-    x = transformer.Dropout(self.dropout, name="token_dropout")(x, example_index)
+    x = layers.Dropout(self.dropout, name="token_dropout")(x, example_index)
     context = transformer.Context(rope=rope, example_index=example_index, position=position)
     x, caches = transformer.Transformer(
       self.layers,
@@ -100,10 +100,10 @@ class GPT(nn.Module):
       name="transformer",
       **self.trunk,
     )(x, context, caches)
-    states = transformer.norm("norm", self.dtype)(x)
-    logits = transformer.Linear(
+    states = layers.norm("norm", self.dtype)(x)
+    logits = layers.Linear(
       self.codebook_size,
-      init_std=transformer.ZEROS,
+      init_std=layers.ZEROS,
       dtype=self.dtype,
       name="logits",
     )(states).astype(jnp.float32)
@@ -115,11 +115,11 @@ class GPT(nn.Module):
 
   def coords(self):
     """Row and column of the code that each state predicts; int [N, 2]."""
-    return transformer.grid_coords(*self.shape)[self.code_order()]
+    return layers.grid_coords(*self.shape)[self.code_order()]
 
   def rope(self):
     """Angles of the inputs: zero cosines and sines for the class token, then the codes' own."""
-    table = transformer.rope_table(self.coords(), self.width // self.trunk["heads"])
+    table = layers.rope_table(self.coords(), self.width // self.trunk["heads"])
     return np.concatenate([np.zeros_like(table[:, :1]), table[:, :-1]], axis=1)
 
   def init_cache(self, batch, length):

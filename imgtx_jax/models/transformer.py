@@ -13,47 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NORM_EPSILON = 1e-5
-ZEROS = -1.0  # as init_std: a matrix of zeros
+from imgtx_jax.models.layers import ZEROS, Dropout, Linear, SwiGLU, apply_rope, norm
+
 REMAT_POLICIES = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-
-def grid_coords(height, width):
-  """Row and column of every token of a grid in raster order; int32 [height·width, 2]."""
-  return np.stack(np.divmod(np.arange(height * width), width), axis=-1).astype(np.int32)
-
-
-def rope_table(coords, head_dim, base=1e4):
-  """Cosines and sines of two-dimensional rotary positions (arXiv:2104.09864, 2406.06525).
-
-  coords [N, 2] are rows and columns; the first half of a head's pairs turns with the row, the
-  second with the column. Returns float32 [2, N, head_dim / 2]: cosines, then sines.
-  """
-  if head_dim % 4:
-    raise ValueError(f"RoPE needs a head width divisible by 4, not {head_dim}")
-  half = head_dim // 2
-  rates = base ** (-np.arange(0, half, 2) / half)
-  angles = np.asarray(coords)[:, :, None] * rates
-  angles = angles.reshape(len(coords), half)
-  return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
-
-
-def apply_rope(x, rope):
-  """Turns the interleaved pairs of x [B, N, H, K] by the angles of rope [2, N, K / 2]."""
-  cos, sin = rope[0][:, None, :], rope[1][:, None, :]
-  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-  even, odd = pairs[..., 0], pairs[..., 1]
-  turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
-  return turned.reshape(x.shape).astype(x.dtype)
-
-
-def default_hidden(width, multiple=32):
-  """SwiGLU's hidden width: 8/3 of the model width, rounded up (arXiv:2002.05202)."""
-  return -(-(8 * width // 3) // multiple) * multiple
 
 
 @flax.struct.dataclass
@@ -75,53 +41,6 @@ class Context:
   modulation: Any = None
   example_index: Any = None
   position: Any = None
-
-
-class Dropout(nn.Module):
-  """Dropout with a mask per example; active when a "dropout" rng is given.
-
-  nn.Dropout draws one mask for the local batch, which pmap and jit would draw differently.
-  """
-
-  rate: float
-
-  @nn.compact
-  def __call__(self, x, example_index):
-    if self.rate == 0.0 or not self.has_rng("dropout"):
-      return x
-    key = self.make_rng("dropout")
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index)
-    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1.0 - self.rate), 0.0)
-
-
-class Linear(nn.Module):
-  """x [..., in] → [..., features] by one matrix [in, features], and a bias if asked.
-
-  Leading axes are merged for the product: with them apart, XLA's gradients on a CPU take twice as
-  long. init_std 0 means variance 1 / in; ZEROS a matrix of zeros.
-  """
-
-  features: int
-  use_bias: bool = False
-  init_std: float = 0.0
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x):
-    init = nn.initializers.lecun_normal()
-    if self.init_std:
-      init = nn.initializers.normal(max(self.init_std, 0.0))
-    kernel = self.param("kernel", init, (x.shape[-1], self.features))
-    y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
-    if self.use_bias:
-      y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-    return y.reshape(*x.shape[:-1], self.features)
-
-
-def norm(name, dtype):
-  """RMSNorm, computed in float32 (arXiv:1910.07467)."""
-  return nn.RMSNorm(epsilon=NORM_EPSILON, dtype=dtype, name=name)
 
 
 class Attention(nn.Module):
@@ -194,20 +113,6 @@ def _attention_weights(q, k, mask):
   if mask is not None:
     scores = jnp.where(mask, scores, -jnp.inf)
   return jax.nn.softmax(scores, axis=-1)
-
-
-class SwiGLU(nn.Module):
-  """The gated feed-forward layer of arXiv:2002.05202: w2(silu(w1 x) · w3 x); [B, N, D]."""
-
-  hidden: int
-  init_std: float = 0.0
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x):
-    linear = functools.partial(Linear, init_std=self.init_std, dtype=self.dtype)
-    gate, value = jnp.split(linear(2 * self.hidden, name="w13")(x), 2, axis=-1)
-    return linear(x.shape[-1], name="w2")(nn.silu(gate) * value)
 
 
 class Block(nn.Module):
@@ -371,18 +276,3 @@ def init_cache(layers, length, batch, heads, head_dim, dtype=jnp.float32):
   """Empty caches for decoding: a list of {"k", "v"} [length, batch, heads, head_dim]."""
   shape = (length, batch, heads, head_dim)
   return [{"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in range(layers)]
-
-
-def patchify(images, patch):
-  """Images [B, H, W, C] as patches [B, (H/p)(W/p), p·p·C] in raster order."""
-  b, h, w, c = images.shape
-  x = images.reshape(b, h // patch, patch, w // patch, patch, c)
-  return x.swapaxes(2, 3).reshape(b, (h // patch) * (w // patch), patch * patch * c)
-
-
-def unpatchify(patches, patch, shape):
-  """Patches [B, h·w, p·p·C] as images [B, h·p, w·p, C], where shape = (h, w)."""
-  b, _, f = patches.shape
-  h, w = shape
-  x = patches.reshape(b, h, w, patch, patch, f // patch**2)
-  return x.swapaxes(2, 3).reshape(b, h * patch, w * patch, -1)

@@ -69,8 +69,10 @@ class Adversary:
     if not self.penalty_weight:
       return jnp.zeros(()), jnp.zeros(())
     some = slice(None, None, self.penalty_stride)
-    # float32 whatever the compute dtype: the difference quotient needs the digits.
-    exact = self.discriminator.clone(dtype=jnp.float32)
+    # float32 whatever the compute dtype: the difference quotient needs the digits. Plain XLA
+    # attention: cuDNN's takes no float32 and has no second derivative.
+    trunk = {**self.discriminator.trunk, "implementation": "xla"}
+    exact = self.discriminator.clone(dtype=jnp.float32, trunk=trunk)
 
     def score(x):
       return exact.apply({"params": params}, x, labels[some]).logit

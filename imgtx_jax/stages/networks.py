@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from imgtx_jax import config as configs
-from imgtx_jax.models import quantizer, transformer
+from imgtx_jax.models import layers, quantizer
 from imgtx_jax.models.discriminator import Discriminator
 from imgtx_jax.models.encoder import Encoder
 from imgtx_jax.models.generator import Generator, Mapping
@@ -15,7 +15,7 @@ from imgtx_jax.stages.renderer import Renderer
 def _trunk(options):
   return dict(
     heads=options.heads,
-    hidden=options.hidden or transformer.default_hidden(options.width),
+    hidden=options.hidden or layers.default_hidden(options.width),
     qk_norm=options.qk_norm,
     layer_scale=options.layer_scale,
     implementation=options.implementation,

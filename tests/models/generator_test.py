@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imgtx_jax.models import transformer
+from imgtx_jax.models import layers
 from imgtx_jax.models.encoder import Encoder
 from imgtx_jax.models.generator import Generator, Mapping, PatchHead
 from imgtx_jax.stages.renderer import copy_by_name
@@ -25,7 +25,7 @@ def normal(*shape, seed=0):
 
 
 GRID, MEMORY, STYLE = normal(B, N, C), normal(B, M, D), normal(B, S)
-COORDS = transformer.grid_coords(*SHAPE)[:M]
+COORDS = layers.grid_coords(*SHAPE)[:M]
 HALF = np.tile(np.arange(N) % 3 > 0, (B, 1))
 
 
@@ -34,9 +34,9 @@ def decode(model, params, grid):
   return model.apply({"params": params}, grid, shape=SHAPE)
 
 
-@jax.jit
-def generate(params, grid, memory, modulation, known, memory_mask):
-  return GENERATOR.apply(
+def render(params, grid, memory, modulation, known, memory_mask):
+  """Image, conditioned image and its condition vectors."""
+  image, ((conditioned, vectors),) = GENERATOR.apply(
     {"params": params},
     grid,
     memory,
@@ -46,10 +46,19 @@ def generate(params, grid, memory, modulation, known, memory_mask):
     memory_coords=COORDS,
     shape=SHAPE,
   )
+  return image, conditioned, vectors
 
 
 SEEN = np.tile(np.arange(M) < 3, (B, 1))
 ALL, EVERY = np.ones((B, N), bool), np.ones((B, M), bool)
+GIVEN = dict(grid=GRID, memory=MEMORY, modulation=STYLE, known=HALF, memory_mask=SEEN)
+WHOLE = dict(known=ALL, memory_mask=EVERY)
+
+
+@pytest.fixture(scope="module")
+def generate(differentiate):
+  """run(params, **changes of GIVEN) → image, conditioned image, condition vectors."""
+  return lambda params, **changes: differentiate(render, params, *(GIVEN | changes).values())[0]
 
 
 @pytest.fixture(scope="module")
@@ -70,25 +79,19 @@ LAYER = 4 * D * D + 3 * D * HIDDEN + 2 * D
 EXTRA = (4 * D * D + 2 * D) + (S * 6 * D + 6 * D)
 
 
-def test_shapes_and_parameter_counts(decoder, generator, num_params):
+def test_shapes_and_parameter_counts(decoder, generator, generate, num_params):
   size = (B, SHAPE[0] * PATCH, SHAPE[1] * PATCH, 3)
-  for image, taps in (
-    decode(DECODER, decoder, GRID),
-    generate(generator, GRID, MEMORY, STYLE, ALL, EVERY),
-  ):
-    assert image.shape == size and image.dtype == jnp.float32
-    assert [(tap.shape, vectors.shape) for tap, vectors in taps] == [(size, (B, N, D))]
+  image, taps = decode(DECODER, decoder, GRID)
+  assert image.shape == size and image.dtype == jnp.float32
+  assert [(tap.shape, vectors.shape) for tap, vectors in taps] == [(size, (B, N, D))]
+  assert [x.shape for x in generate(generator)] == [size, size, (B, N, D)]
   embed = C * D + D
   assert num_params(decoder) == embed + 2 * LAYER + TAP + HEAD
   assert num_params(generator) == embed + 2 * (LAYER + EXTRA) + TAP + HEAD + D  # the mask token
 
 
-def test_every_parameter_has_a_gradient(generator, without_gradient):
-  def image_and_tap(params):
-    image, taps = generate(params, GRID, MEMORY, STYLE, HALF, SEEN)
-    return image, taps[0][0]
-
-  assert without_gradient(image_and_tap, generator) == []
+def test_every_parameter_has_a_gradient(generator, differentiate, dead):
+  assert dead(differentiate(render, generator, *GIVEN.values())[1]) == []
 
 
 def test_the_grid_is_square_by_default(random_params):
@@ -107,29 +110,24 @@ def fresh():
   return jax.jit(init)(jax.random.key(0), GRID, MEMORY, STYLE)["params"]
 
 
-def test_a_copied_decoder_renders_the_same_at_full_prefix(decoder, fresh):
+def test_a_copied_decoder_renders_the_same_at_full_prefix(decoder, fresh, generate):
   copied = copy_by_name(fresh, decoder)
-  image, taps = decode(DECODER, decoder, GRID)
-  again, taps_again = generate(copied, GRID, MEMORY, STYLE, ALL, EVERY)
+  image, ((tap, _),) = decode(DECODER, decoder, GRID)
+  again, tap_again, _ = generate(copied, **WHOLE)
   np.testing.assert_allclose(again, image, atol=1e-6)
-  np.testing.assert_allclose(taps_again[0][0], taps[0][0], atol=1e-6)
+  np.testing.assert_allclose(tap_again, tap, atol=1e-6)
   # And not because nothing matters: with gates open it renders something else.
   opened = jax.tree.map(lambda a: a + 0.1, copied)
-  assert np.abs(generate(opened, GRID, MEMORY, STYLE, ALL, EVERY)[0] - image).max() > 0.1
+  assert np.abs(generate(opened, **WHOLE)[0] - image).max() > 0.1
 
 
-def test_the_memory_learns_from_the_first_step(decoder, fresh):
-  """Identity at the start, yet the gates have a gradient: they can open."""
-  copied = copy_by_name(fresh, decoder)
-
-  @jax.jit
-  @jax.grad
-  def grads(params):
-    image, _ = generate(params, GRID, MEMORY, STYLE, ALL, EVERY)
-    return jnp.sum(image * normal(*image.shape, seed=1))
-
-  block = grads(copied)["segment_1"]["layers"]["block"]
-  assert np.any(block["cross_gate"]) and np.any(block["modulation"]["kernel"])
+def test_closed_gates_can_open(decoder, fresh, differentiate):
+  assert not np.any(fresh["tap_gate_1"])
+  closed = copy_by_name(fresh, decoder) | {"tap_gate_1": fresh["tap_gate_1"]}
+  _, grads = differentiate(render, closed, *(GIVEN | WHOLE).values())
+  block = grads["segment_1"]["layers"]["block"]
+  for gate in (grads["tap_gate_1"], block["cross_gate"], block["modulation"]["kernel"]):
+    assert np.any(gate)
 
 
 def test_copy_by_name_leaves_nothing_behind(decoder, fresh):
@@ -141,28 +139,24 @@ def test_copy_by_name_leaves_nothing_behind(decoder, fresh):
     copy_by_name(fresh, wrong)
 
 
-def test_unknown_codes_have_no_influence(generator):
-  image, _ = generate(generator, GRID, MEMORY, STYLE, HALF, SEEN)
-  other = np.where(HALF[..., None], GRID, 9.0)
-  np.testing.assert_array_equal(generate(generator, other, MEMORY, STYLE, HALF, SEEN)[0], image)
-  known = np.where(HALF[..., None], 9.0, GRID)
-  assert np.abs(generate(generator, known, MEMORY, STYLE, HALF, SEEN)[0] - image).max() > 0.01
-  token = generator | {"mask_token": generator["mask_token"] + 1.0}
-  assert np.abs(generate(token, GRID, MEMORY, STYLE, HALF, SEEN)[0] - image).max() > 0.01
-  np.testing.assert_array_equal(
-    generate(token, GRID, MEMORY, STYLE, ALL, SEEN)[0],
-    generate(generator, GRID, MEMORY, STYLE, ALL, SEEN)[0],
-  )
+def test_unknown_codes_have_no_influence(generator, generate):
+  image, *_ = generate(generator)
+  other, *_ = generate(generator, grid=np.where(HALF[..., None], GRID, 9.0))
+  np.testing.assert_array_equal(other, image)
+  seen, *_ = generate(generator, grid=np.where(HALF[..., None], 9.0, GRID))
+  assert np.abs(seen - image).max() > 0.01
+  changed = generator | {"mask_token": generator["mask_token"] + 1.0}
+  assert np.abs(generate(changed)[0] - image).max() > 0.01
+  np.testing.assert_array_equal(generate(changed, known=ALL)[0], generate(generator, known=ALL)[0])
 
 
-def test_masked_condition_vectors_have_no_influence(generator):
-  image, _ = generate(generator, GRID, MEMORY, STYLE, HALF, SEEN)
+def test_masked_condition_vectors_have_no_influence(generator, generate):
+  image, *_ = generate(generator)
   hidden, shown = MEMORY.copy(), MEMORY.copy()
   hidden[:, 3:], shown[:, :3] = 9.0, 9.0
-  np.testing.assert_array_equal(generate(generator, GRID, hidden, STYLE, HALF, SEEN)[0], image)
-  assert np.abs(generate(generator, GRID, shown, STYLE, HALF, SEEN)[0] - image).max() > 0.01
-  other = generate(generator, GRID, MEMORY, STYLE + 1.0, HALF, SEEN)[0]
-  assert np.abs(other - image).max() > 0.01
+  np.testing.assert_array_equal(generate(generator, memory=hidden)[0], image)
+  assert np.abs(generate(generator, memory=shown)[0] - image).max() > 0.01
+  assert np.abs(generate(generator, modulation=STYLE + 1.0)[0] - image).max() > 0.01
 
 
 # -- Taps and head ---------------------------------------------------------------------------------
@@ -186,7 +180,7 @@ def test_a_closed_tap_leaves_a_plain_transformer(decoder):
 def test_a_tap_embeds_the_image_it_shows(decoder):
   _, ((conditioned, vectors),) = decode(DECODER, decoder, GRID)
   embed = decoder["tap_embed_1"]
-  expected = transformer.patchify(conditioned, PATCH) @ embed["kernel"] + embed["bias"]
+  expected = layers.patchify(conditioned, PATCH) @ embed["kernel"] + embed["bias"]
   np.testing.assert_allclose(vectors, expected, atol=1e-4)
 
 
@@ -205,27 +199,26 @@ def test_the_head_works_across_patch_borders(decoder):
 # -- Its neighbours --------------------------------------------------------------------------------
 
 
-def test_mapping(random_params, num_params, without_gradient):
+def test_mapping(random_params, num_params, differentiate, dead):
   model, classes, width = Mapping(width=S, classes=3), 3, 6
   noise, labels = normal(4, width), np.array([0, 1, 2, 3])
   params = random_params(model, noise, labels)
   assert num_params(params) == (classes + 1) * S + (width + S) * S + S + S * S + S
-  apply = jax.jit(lambda p, noise, labels: model.apply({"params": p}, noise, labels))
-  y = apply(params, noise, labels)
-  assert y.shape == (4, S) and y.dtype == jnp.float32
-  assert np.abs(apply(params, noise, labels[::-1]) - y).max() > 0.01
-  assert np.abs(apply(params, noise[::-1], labels) - y).max() > 0.01
-  assert without_gradient(lambda p: apply(p, noise, labels), params) == []
+  apply = lambda p, noise, labels: model.apply({"params": p}, noise, labels)  # noqa: E731
+  y, grads = differentiate(apply, params, noise, labels)
+  assert y.shape == (4, S) and y.dtype == jnp.float32 and dead(grads) == []
+  assert np.abs(differentiate(apply, params, noise, labels[::-1])[0] - y).max() > 0.01
+  assert np.abs(differentiate(apply, params, noise[::-1], labels)[0] - y).max() > 0.01
 
 
-def test_encoder(random_params, num_params, without_gradient):
+def test_encoder(random_params, num_params, differentiate, dead):
   model = Encoder(patch=PATCH, width=D, layers=2, code_dim=C, trunk=TRUNK)
   images = normal(B, 6, 8, 3)
   params = random_params(model, images)
   expected = (PATCH**2 * 3 * D + D) + 2 * LAYER + D + (D * C + C)
   assert num_params(params) == expected
-  apply = jax.jit(lambda p, images: model.apply({"params": p}, images))
-  latents = apply(params, images)
-  assert latents.shape == (B, N, C) and latents.dtype == jnp.float32
-  assert np.abs(apply(params, np.roll(images, PATCH, axis=2)) - latents).max() > 0.01
-  assert without_gradient(lambda p: apply(p, images), params) == []
+  apply = lambda p, images: model.apply({"params": p}, images)  # noqa: E731
+  latents, grads = differentiate(apply, params, images)
+  assert latents.shape == (B, N, C) and latents.dtype == jnp.float32 and dead(grads) == []
+  moved, _ = differentiate(apply, params, np.roll(images, PATCH, axis=2))
+  assert np.abs(moved - latents).max() > 0.01

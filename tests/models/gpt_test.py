@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from imgtx_jax import decode
-from imgtx_jax.models import transformer
+from imgtx_jax.models import layers, transformer
 from imgtx_jax.models.gpt import GPT, code_order
 
 B, SHAPE, N, V, CLASSES, D, HIDDEN, LAYERS = 3, (3, 4), 12, 20, 5, 32, 64, 2
@@ -63,13 +63,12 @@ def test_a_short_prefix_of_spread_covers_all_quadrants_evenly(shape, first):
   np.testing.assert_array_equal(np.bincount(quadrants, minlength=4), first // 4)
 
 
-def test_spread_leaves_small_holes():
-  """After a quarter of the codes, every place has a known one in reach."""
-  for size in (8, 12, 16):
-    known = np.stack(np.divmod(code_order("spread", (size, size))[: size**2 // 4], size), -1)
-    places = transformer.grid_coords(size, size)
-    holes = np.abs(places[:, None] - known).max(-1).min(1)
-    assert holes.max() <= 2, size
+@pytest.mark.parametrize("first, reach", [(1, 10), (4, 5), (16, 2), (64, 1)])
+def test_spread_leaves_small_holes(first, reach):
+  """How far (in rows or columns) a place of a 16×16 grid is from the nearest known one, at most."""
+  known = np.stack(np.divmod(code_order("spread", (16, 16))[:first], 16), axis=-1)
+  places = layers.grid_coords(16, 16)
+  assert np.abs(places[:, None] - known).max(axis=-1).min(axis=1).max() <= reach
 
 
 def test_unknown_order():
@@ -93,9 +92,9 @@ def test_shapes_and_parameter_count(target_position, num_params):
   assert num_params(variables["params"]) == expected
 
 
-def test_every_parameter_has_a_gradient(params, without_gradient):
-  model = make("spread", True)
-  assert without_gradient(lambda p: forward(model, p, CODES, LABELS)[0], params) == []
+def test_every_parameter_has_a_gradient(params, differentiate, dead):
+  logits = lambda p: forward(make("spread", True), p, CODES, LABELS)[0]  # noqa: E731
+  assert dead(differentiate(logits, params)[1]) == []
 
 
 def test_it_starts_by_guessing_evenly():
@@ -172,7 +171,7 @@ def test_cached_decoding_is_the_full_forward(order, target_position, params):
   np.testing.assert_allclose(stepwise_states.swapaxes(0, 1), states, atol=1e-4)
 
 
-@pytest.mark.parametrize("order, target_position", KINDS)
+@pytest.mark.parametrize("order, target_position", KINDS[::3])
 def test_greedy_samples_are_the_full_forwards_choice(order, target_position, params):
   model, params = make(order, target_position), of_kind(params, target_position)
   greedy = decode.Decoding(temperature=0.0)
@@ -259,7 +258,7 @@ def llamagen(parity):
     shape=(side, side),
     trunk=flax.core.freeze(dict(heads=args["n_head"], hidden=hidden)),
   )
-  assert hidden == transformer.default_hidden(args["dim"])
+  assert hidden == layers.default_hidden(args["dim"])
   return model, from_llamagen(weights, args["n_layer"])
 
 

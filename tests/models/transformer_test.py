@@ -4,11 +4,10 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imgtx_jax.models import transformer
+from imgtx_jax.models import layers, transformer
 from imgtx_jax.models.transformer import Context, Transformer
 
 B, N, M, D, H, HIDDEN, L, S = 2, 6, 5, 32, 2, 64, 2, 8
@@ -24,9 +23,9 @@ def normal(*shape, seed=0):
 def make_context(**changes):
   """Everything a layer may read."""
   values = dict(
-    rope=transformer.rope_table(transformer.grid_coords(2, 3), K),
+    rope=layers.rope_table(layers.grid_coords(2, 3), K),
     memory=normal(B, M, D, seed=1),
-    memory_rope=transformer.rope_table(transformer.grid_coords(1, M), K),
+    memory_rope=layers.rope_table(layers.grid_coords(1, M), K),
     modulation=normal(B, S, seed=2),
   )
   return Context(**values | changes)
@@ -46,7 +45,7 @@ def apply(model, params, x, context):
 def test_rope_turns_complex_numbers():
   coords = np.array([[0, 0], [3, 1], [7, 12]])
   x = normal(B, 3, H, K)
-  turned = transformer.apply_rope(x, transformer.rope_table(coords, K))
+  turned = layers.apply_rope(x, layers.rope_table(coords, K))
   pairs = x[..., 0::2] + 1j * x[..., 1::2]  # K / 2 complex numbers a head
   expected = np.empty_like(pairs)
   for n, (row, column) in enumerate(coords):
@@ -65,21 +64,21 @@ def test_rope_scores_depend_on_relative_position_alone():
   q, k = normal(1, 8, 1, K), normal(1, 8, 1, K, seed=1)
 
   def scores(shift):
-    turn = lambda x, at: transformer.apply_rope(x, transformer.rope_table(at + shift, K))  # noqa: E731
+    turn = lambda x, at: layers.apply_rope(x, layers.rope_table(at + shift, K))  # noqa: E731
     return np.einsum("bnhk,bnhk->n", turn(q, queries), turn(k, keys))
 
   np.testing.assert_allclose(scores([0, 0]), scores([5, 11]), atol=1e-4)
   moved = np.einsum(
     "bnhk,bnhk->n",
-    transformer.apply_rope(q, transformer.rope_table(queries + [0, 1], K)),
-    transformer.apply_rope(k, transformer.rope_table(keys, K)),
+    layers.apply_rope(q, layers.rope_table(queries + [0, 1], K)),
+    layers.apply_rope(k, layers.rope_table(keys, K)),
   )
   assert np.abs(moved - scores([0, 0])).max() > 0.1
 
 
 def test_rope_needs_a_head_width_of_fours():
   with pytest.raises(ValueError, match="divisible by 4, not 10"):
-    transformer.rope_table(np.zeros((1, 2)), 10)
+    layers.rope_table(np.zeros((1, 2)), 10)
 
 
 # -- Parameters ------------------------------------------------------------------------------------
@@ -98,12 +97,6 @@ def test_parameter_counts(options, num_params):
   assert all(leaf.shape[0] == L for leaf in jax.tree.leaves(shapes))
 
 
-def test_every_parameter_has_a_gradient(random_params, without_gradient):
-  model, context = Transformer(**BASE | FULL), make_context()
-  params = random_params(model, X, context)
-  assert without_gradient(lambda p: apply(model, p, X, context), params) == []
-
-
 @pytest.fixture(scope="module")
 def initialised():
   """Parameters as they start, of layers with memory and modulation."""
@@ -117,35 +110,50 @@ def test_layers_are_initialised_apart(initialised):
 
 
 def test_default_hidden():
-  assert [transformer.default_hidden(w) for w in (96, 128, 768)] == [256, 352, 2048]
+  assert [layers.default_hidden(w) for w in (96, 128, 768)] == [256, 352, 2048]
 
 
 # -- Scan and remat --------------------------------------------------------------------------------
 
 
-def value_and_grads(model, params):
-  def total(params):
-    y, _ = model.apply({"params": params}, X, make_context())
-    return jnp.sum(y * normal(B, N, D, seed=3)), y
-
-  (_, y), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
-  return y, grads
+SCANNED = Transformer(**BASE | FULL)
 
 
-def test_scanned_unrolled_and_remat_are_one(random_params):
-  scanned = Transformer(**BASE | FULL)
-  params = random_params(scanned, X, make_context())
-  expected, grads = value_and_grads(scanned, params)
-  unrolled = Transformer(**BASE | FULL, scan=False)
-  y = apply(unrolled, transformer.unstack_layers(params), X, make_context())
+def run_scanned(params):
+  return SCANNED.apply({"params": params}, X, make_context())[0]
+
+
+def run_remat(params):
+  return SCANNED.clone(remat="full").apply({"params": params}, X, make_context())[0]
+
+
+@pytest.fixture(scope="module")
+def scanned(random_params, differentiate):
+  """Parameters, output and gradients of scanned layers with everything in them."""
+  params = random_params(SCANNED, X, make_context())
+  return params, *differentiate(run_scanned, params)
+
+
+def test_every_parameter_has_a_gradient(scanned, dead):
+  _, _, grads = scanned
+  assert dead(grads) == []
+
+
+def test_unrolled_layers_compute_what_scanned_ones_do(scanned):
+  params, expected, _ = scanned
+  flat = transformer.unstack_layers(params)
+  y = apply(SCANNED.clone(scan=False), flat, X, make_context())
   np.testing.assert_allclose(y, expected, atol=1e-5)
-  y = apply(Transformer(**BASE | FULL, remat="dots"), params, X, make_context())
+
+
+def test_remat_computes_the_same(scanned, differentiate):
+  params, expected, grads = scanned
+  y = apply(SCANNED.clone(remat="dots"), params, X, make_context())
   np.testing.assert_allclose(y, expected, atol=1e-5)
-  y, remat_grads = value_and_grads(Transformer(**BASE | FULL, remat="full"), params)
+  y, again = differentiate(run_remat, params)
   np.testing.assert_allclose(y, expected, atol=1e-5)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), remat_grads, grads
-  )
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  jax.tree.map(close, again, grads)
 
 
 def saved_numbers(remat):
@@ -246,8 +254,8 @@ def test_memory_is_placed_relative_to_the_tokens(random_params):
       params,
       X,
       make_context(
-        rope=transformer.rope_table(transformer.grid_coords(2, 3) + tokens, K),
-        memory_rope=transformer.rope_table(transformer.grid_coords(1, M) + memory, K),
+        rope=layers.rope_table(layers.grid_coords(2, 3) + tokens, K),
+        memory_rope=layers.rope_table(layers.grid_coords(1, M) + memory, K),
       ),
     )
 
@@ -278,7 +286,8 @@ def test_attention_weights_are_left_to_look_at(random_params):
   model, mask = Transformer(**BASE), np.array([[True, False, True, True, True, True]] * B)
   context = make_context(token_mask=mask)
   params = random_params(model, X, context)
-  y, seen = model.apply({"params": params}, X, context, mutable=["intermediates"])
+  run = jax.jit(lambda p: model.apply({"params": p}, X, context, mutable=["intermediates"]))
+  y, seen = run(params)
   (weights,) = jax.tree.leaves(seen)
   assert weights.shape == (L, B, H, N, N)
   np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)
@@ -290,38 +299,44 @@ def test_attention_weights_are_left_to_look_at(random_params):
 
 
 def test_dropout_depends_on_the_example_not_on_its_batch(random_params):
-  model, key = Transformer(**BASE, dropout=0.3), jax.random.key(5)
-  context = make_context()
+  model, context = Transformer(**BASE, dropout=0.3), make_context()
   params = random_params(model, X, context)
 
   @jax.jit
-  def dropped(x, context):
-    return model.apply({"params": params}, x, context, rngs={"dropout": key})[0]
+  def dropped(x, index):
+    rngs = {"dropout": jax.random.key(5)}
+    return model.apply({"params": params}, x, context.replace(example_index=index), rngs=rngs)[0]
 
-  both = dropped(X, context.replace(example_index=np.arange(B)))
-  half = jax.tree.map(lambda a: a[1:] if a.shape[0] == B and a.ndim == 3 else a, context)
-  alone = dropped(X[1:], half.replace(rope=context.rope, example_index=np.array([1])))
-  np.testing.assert_allclose(alone[0], both[1], atol=1e-5)
-  same = dropped(np.stack([X[0]] * B), context.replace(example_index=np.arange(B)))
+  y = dropped(X, np.arange(B))
+  np.testing.assert_allclose(dropped(X[::-1], np.arange(B)[::-1])[::-1], y, atol=1e-5)
+  same = dropped(np.stack([X[0]] * B), np.arange(B))
   assert np.abs(same[0] - same[1]).max() > 0.01
   without = apply(model, params, X, context)
-  assert np.abs(both - without).max() > 0.01
+  assert np.abs(y - without).max() > 0.01
   np.testing.assert_allclose(without, apply(Transformer(**BASE), params, X, context), atol=1e-6)
 
 
+DROPPED = transformer.Block(heads=H, hidden=HIDDEN, dropout=0.3)
+MANY = normal(16, 32, D)
+
+
+@jax.jit
+def with_and_without_dropout(params):
+  run = functools.partial(
+    DROPPED.apply, {"params": params}, MANY, Context(example_index=np.arange(16))
+  )
+  return run(rngs={"dropout": jax.random.key(0)})[0], run()[0]
+
+
 @pytest.mark.parametrize("branch", ["attention", "mlp"])
-def test_each_branch_is_dropped_at_the_rate(branch, random_params):
-  rate, x = 0.3, normal(16, 32, D)
-  context = Context(example_index=np.arange(16))
-  model = transformer.Block(heads=H, hidden=HIDDEN, dropout=rate)
-  params = random_params(model, x, context)
+def test_each_branch_is_dropped_once_at_the_rate(branch, random_params):
+  params = random_params(DROPPED, MANY, Context())
   closed = params["mlp"]["w2"] if branch == "attention" else params["attention"]["out"]
   closed["kernel"] = 0.0 * closed["kernel"]
-  kept, _ = model.apply({"params": params}, x, context)
-  y, _ = model.apply({"params": params}, x, context, rngs={"dropout": jax.random.key(0)})
-  dropped = np.asarray(y == x)
-  assert abs(dropped.mean() - rate) < 0.01
-  np.testing.assert_allclose((y - x)[~dropped], (kept - x)[~dropped] / (1 - rate), atol=1e-4)
+  y, kept = with_and_without_dropout(params)
+  dropped = np.asarray(y == MANY)
+  assert abs(dropped.mean() - 0.3) < 0.01
+  np.testing.assert_allclose((y - MANY)[~dropped], (kept - MANY)[~dropped] / 0.7, atol=1e-4)
 
 
 # -- Patches ---------------------------------------------------------------------------------------
@@ -329,9 +344,9 @@ def test_each_branch_is_dropped_at_the_rate(branch, random_params):
 
 def test_patches_are_in_raster_order_and_go_back():
   images = normal(B, 4, 6, 3)
-  patches = transformer.patchify(images, 2)
+  patches = layers.patchify(images, 2)
   assert patches.shape == (B, 6, 12)
-  for n, (i, j) in enumerate(transformer.grid_coords(2, 3)):
+  for n, (i, j) in enumerate(layers.grid_coords(2, 3)):
     patch = images[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(B, -1)
     np.testing.assert_array_equal(patches[:, n], patch)
-  np.testing.assert_array_equal(transformer.unpatchify(patches, 2, (2, 3)), images)
+  np.testing.assert_array_equal(layers.unpatchify(patches, 2, (2, 3)), images)

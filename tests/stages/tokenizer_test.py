@@ -8,6 +8,7 @@ import numpy as np
 from imgtx_jax import optim
 from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.stages import build
+from imgtx_jax.stages import stage as stage_module
 
 
 def train(stage, batch, steps, key):
@@ -67,3 +68,25 @@ def test_weight_decay_skips_vectors(tiny_config):
   mask = optim.decay_mask(state.params)
   block = mask["encoder"]["transformer"]["layers"]["block"]
   assert block["mlp"]["w2"]["kernel"] and not block["mlp_norm"]["scale"]
+
+
+def test_lpips_without_its_weights_is_left_out_with_a_line(tiny_config, monkeypatch, caplog):
+  monkeypatch.setattr(stage_module.lpips_weights, "available", lambda: False)
+  tiny_config.tokenizer.lpips_weight = 1.0
+  stage = build("tokenizer", tiny_config, 3)
+  with caplog.at_level("WARNING", logger="absl"):
+    assert stage.perceptual_weights() == {}
+  assert "lpips_weight=1" in caplog.text and "imgtx_jax[perceptual]" in caplog.text
+
+
+def test_lpips_is_part_of_the_loss(tiny_config, monkeypatch, smooth_images):
+  monkeypatch.setattr(stage_module.lpips_weights, "available", lambda: True)
+  monkeypatch.setattr(stage_module.lpips_weights, "load", lambda: {"vgg": {}, "heads": []})
+  distance = lambda params, x, y: jax.numpy.abs(x - y).mean(axis=(1, 2, 3))  # noqa: E731
+  monkeypatch.setattr("imgtx_jax.stages.tokenizer.perceptual.lpips", distance)
+  tiny_config.tokenizer.lpips_weight = 1.0
+  stage = build("tokenizer", tiny_config, 3)
+  batch = {"image": smooth_images(16, 16), "label": np.zeros(16, np.int32)}
+  _, first = train(stage, batch, 1, jax.random.key(0))
+  _, last = train(stage, batch, 30, jax.random.key(0))
+  assert 0 < last["lpips"] < first["lpips"]
