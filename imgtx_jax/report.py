@@ -131,7 +131,7 @@ def _pictures(folder):
     if name and step.isdigit():
       names.setdefault(name, []).append((int(step), path))
   pictures = []
-  for name, paths in names.items():
+  for name, paths in sorted(names.items(), key=lambda item: _natural(item[0])):
     paths.sort()
     places = np.linspace(0, len(paths) - 1, min(len(paths), _TIMELINE)).round().astype(int)
     pictures.append(
@@ -145,12 +145,18 @@ def _pictures(folder):
 
 
 def _cover(stages):
-  """(stage, picture) for the top of the page: the last stage's samples, or what it has; or None."""
+  """(stage, picture) for the top of the page: the last stage's samples, of several prefixes those
+  with the most codes; or what it has; or None."""
   for stage in reversed(stages):
-    pictures = sorted(stage["pictures"], key=lambda picture: "sample" not in picture["name"])
-    if pictures:
-      return stage, pictures[0]
+    samples = [picture for picture in stage["pictures"] if "sample" in picture["name"]]
+    if samples or stage["pictures"]:
+      return stage, (samples or stage["pictures"])[-1]
   return None
+
+
+def _natural(name):
+  """A sorting key that takes the numbers in a name as numbers: k4 before k16."""
+  return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _embed(step, path):

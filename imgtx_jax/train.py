@@ -19,7 +19,7 @@ from imgtx_jax.metric_log import MetricLog
 from imgtx_jax.pictures import save_grid
 from imgtx_jax.progress import Display
 
-BASELINE_IMAGES = 8192  # training images that a baseline may look at
+BASELINE_IMAGES = 8192  # of a source, for what a stage measures at its end
 
 
 class StopSignals:
@@ -80,6 +80,7 @@ class Trainer:
     self.parameters = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     # Metrics since the last line of the log, one list a name: what a line averages.
     self.window, self.seconds, self.start = {}, 0.0, 0
+    self.grids = None  # the last pictures drawn
     self.train_seconds, self.trained_images, self.compile_seconds = 0.0, 0, 0.0
     if self.checkpoints.latest() is not None:
       state, meta = self.checkpoints.restore(state, iterator=self.iterator)
@@ -207,7 +208,7 @@ class Trainer:
         threads=self.config.data.threads,
       )
     )
-    grids = self.pictures_fn(self.state, batch, self.root)
+    self.grids = grids = self.pictures_fn(self.state, batch, self.root)
     if jax.process_index() == 0:
       for name, images in grids.items():
         path = self.directory / "pictures" / f"{name}-{done:07d}.png"
@@ -233,7 +234,13 @@ class Trainer:
   def _finish(self, total):
     """Final figures on all held-out images, baselines, and the summary: the stage is done."""
     figures = self._evaluate(total)
-    figures |= {f"baseline/{k}": v for k, v in self._baselines().items()}
+    if self.grids is None:  # killed after the last step
+      self._picture(total)
+    training, held_out = self._images(self.training), self._images(self.held_out)
+    figures |= {f"baseline/{k}": v for k, v in self.stage.baselines(training, held_out).items()}
+    figures |= {
+      f"pictures/{k}": v for k, v in self.stage.picture_figures(self.grids, held_out).items()
+    }
     self._save(total)
     seconds = self.clock()
     self._close()
@@ -253,18 +260,16 @@ class Trainer:
       text = json.dumps(summary, indent=1)
       write_atomically(self.directory / "summary.json", text.encode())
 
-  def _baselines(self):
-    sets = []
-    for source in (self.training, self.held_out):
-      batches = pipeline.eval_batches(
-        source,
-        batch_size=256,
-        image_size=self.config.data.image_size,
-        limit=BASELINE_IMAGES,
-        threads=self.config.data.threads,
-      )
-      sets.append(np.concatenate([b["image"][b["mask"] > 0] for b in batches]))
-    return self.stage.baselines(*sets)
+  def _images(self, source):
+    """Up to BASELINE_IMAGES of a source, uint8 [n, H, W, 3]."""
+    batches = pipeline.eval_batches(
+      source,
+      batch_size=256,
+      image_size=self.config.data.image_size,
+      limit=BASELINE_IMAGES,
+      threads=self.config.data.threads,
+    )
+    return np.concatenate([b["image"][b["mask"] > 0] for b in batches])
 
   def _close(self):
     self.checkpoints.close()

@@ -12,7 +12,9 @@ from collections import abc
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imgtx_jax.models import layers, transformer
 
@@ -48,9 +50,9 @@ class Generator(nn.Module):
   a tuple of (conditioned image [B, H, W, 3], its condition vectors [B, N, D]), one a tap.
 
   known [B, N] (only with mask_token): False where the code is not known and the learned mask token
-  of that place stands for it. memory_mask [B, M]: False where a memory token must not be seen. memory_coords
-  int [M, 2]: rows and columns the memory tokens speak of, None if they have none. shape: (h, w) of
-  the grid; a square by default.
+  of that place stands for it. memory_mask [B, M]: False where a memory token must not be seen.
+  memory_coords int [M, 2]: rows and columns the memory tokens speak of, None if they have none.
+  shape: (h, w) of the grid; a square by default.
   """
 
   patch: int
@@ -87,11 +89,9 @@ class Generator(nn.Module):
     )
     x = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(grid)
     if self.mask_token:
-      # One for each place: equal tokens would stay equal through every layer, for rotary positions
-      # only weigh values, and an image without any known code would be one patch repeated.
-      token = self.param("mask_token", nn.initializers.normal(0.3), x.shape[1:])
+      token = self._mask_tokens(modulation, shape)
       if known is not None:
-        x = jnp.where(known[..., None], x, token.astype(self.dtype))
+        x = jnp.where(known[..., None], x, token)
 
     taps = []
     for i, (start, end) in enumerate(zip((0, *self.taps), (*self.taps, self.layers), strict=True)):
@@ -115,6 +115,39 @@ class Generator(nn.Module):
       )(x, context)
     image = PatchHead(self.patch, self.head_channels, self.dtype, name="head")(x, shape)
     return image, tuple(taps)
+
+  def _mask_tokens(self, modulation, shape):
+    """What stands where no code is known: [1 or B, N, D].
+
+    One token for each place: equal ones would stay equal through every layer, for rotary positions
+    only weigh values, and an image without any known code would be one patch repeated. Noise and
+    class bend them directly, for the layers' own modulation starts at zero.
+    """
+    token = self.param("mask_token", smooth_tokens(shape), (shape[0] * shape[1], self.width))
+    token = token[None].astype(self.dtype)
+    if self.modulated:
+      bend = layers.Linear(2 * self.width, dtype=self.dtype, name="mask_modulation")(modulation)
+      scale, shift = jnp.split(bend[:, None], 2, axis=-1)
+      token = token * (1.0 + scale) + 0.1 * shift
+    return token
+
+
+def smooth_tokens(shape, waves=4, std=0.3):
+  """An initializer of tokens [h·w, D] that vary slowly over the grid: random mixtures of the
+  waves × waves lowest cosines, each channel of standard deviation about std."""
+
+  def init(key, param_shape, dtype=jnp.float32):
+    rows, columns = ((np.arange(n) + 0.5) / n for n in shape)
+    order = np.arange(waves)
+    basis = np.einsum(
+      "ia,jb->ijab",
+      np.cos(np.pi * rows[:, None] * order),
+      np.cos(np.pi * columns[:, None] * order),
+    ).reshape(param_shape[0], -1)
+    mix = jax.random.normal(key, (basis.shape[1], param_shape[1]), dtype)
+    return jnp.asarray(basis, dtype) @ mix * (2 * std / waves)
+
+  return init
 
 
 class Mapping(nn.Module):

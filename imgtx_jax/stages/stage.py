@@ -107,6 +107,23 @@ class Stage:
     del training, held_out
     return {}
 
+  def picture_figures(self, grids, held_out):
+    """Patch-grid ratios of the samples among the last pictures; 1 is no more grid than real images.
+
+    grids: what pictures returned, NumPy; held_out: uint8 images.
+    """
+    real = transforms.normalize(held_out)
+    figures = {}
+    for name, images in grids.items():
+      if name.startswith("samples"):
+        drawn = images.reshape(-1, *images.shape[2:])
+        ratio = [
+          np.divide(*map(np.mean, image_metrics.border_gradients(x, self.config.patch)))
+          for x in (drawn, real)
+        ]
+        figures[f"{name}_patch_grid_ratio"] = float(ratio[0] / ratio[1])
+    return figures
+
 
 def decoding(config, **changes):
   """The config's way of drawing codes, with changes."""

@@ -87,7 +87,8 @@ def test_shapes_and_parameter_counts(decoder, generator, generate, num_params):
   assert [x.shape for x in generate(generator)] == [size, size, (B, N, D)]
   embed = C * D + D
   assert num_params(decoder) == embed + 2 * LAYER + TAP + HEAD
-  assert num_params(generator) == embed + 2 * (LAYER + EXTRA) + TAP + HEAD + D  # the mask token
+  mask_tokens = N * D  # one a place
+  assert num_params(generator) == embed + 2 * (LAYER + EXTRA) + TAP + HEAD + mask_tokens
 
 
 def test_every_parameter_has_a_gradient(generator, differentiate, dead):
@@ -145,9 +146,17 @@ def test_unknown_codes_have_no_influence(generator, generate):
   np.testing.assert_array_equal(other, image)
   seen, *_ = generate(generator, grid=np.where(HALF[..., None], 9.0, GRID))
   assert np.abs(seen - image).max() > 0.01
-  changed = generator | {"mask_token": generator["mask_token"] + 1.0}
-  assert np.abs(generate(changed)[0] - image).max() > 0.01
-  np.testing.assert_array_equal(generate(changed, known=ALL)[0], generate(generator, known=ALL)[0])
+
+
+def test_each_place_has_its_own_mask_token(generator, generate):
+  image, *_ = generate(generator)
+  tokens = generator["mask_token"]
+  assert tokens.shape == (N, D)
+  at_known, at_unknown = tokens.copy(), tokens.copy()
+  at_known[HALF[0]] += 1.0
+  at_unknown[np.flatnonzero(~HALF[0])[1]] += 1.0
+  np.testing.assert_array_equal(generate(generator | {"mask_token": at_known})[0], image)
+  assert np.abs(generate(generator | {"mask_token": at_unknown})[0] - image).max() > 0.01
 
 
 def test_masked_condition_vectors_have_no_influence(generator, generate):
