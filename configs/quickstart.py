@@ -27,10 +27,13 @@ def get_config():
   config.finetune.steps = 250
   config.finetune.batch_size = 24
   config.finetune.reconstruction_weight = 10.0
-  config.finetune.class_weight = 0.05
+  config.finetune.adversarial_weight = 0.03
+  config.finetune.class_weight = 0.02
   config.finetune.optimizer.learning_rate = 4e-4
+  config.finetune.optimizer.schedule = "cosine"
   config.finetune.gpt_optimizer.learning_rate = 5e-5
   config.finetune.adversary.optimizer.learning_rate = 4e-4
+  config.finetune.adversary.optimizer.schedule = "cosine"
   config.finetune.adversary.augment = ("translation",)
   config.finetune.ema_decay = 0.98
   config.finetune.refresh_steps = 125

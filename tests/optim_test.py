@@ -75,10 +75,14 @@ NO_GRADS = jax.tree.map(np.zeros_like, PARAMS)
 
 
 def updated(tx, grads, params=PARAMS, steps=1):
+  @jax.jit
+  def step(params, state):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
   state = tx.init(params)
   for _ in range(steps):
-    updates, state = tx.update(grads, state, params)
-    params = optax.apply_updates(params, updates)
+    params, state = step(params, state)
   return params
 
 

@@ -164,3 +164,16 @@ def test_an_image_depends_on_its_own_key_and_label(tiny_config, smooth_images):
   np.testing.assert_allclose(whole[2:], part, atol=1e-5)
   assert not np.allclose(whole[0], whole[3], atol=1e-3)
   assert np.all(np.asarray(codes)[:, stage.order[4:]] == 0)
+
+
+def test_without_codes_places_noise_and_class_are_heard_from_the_start(tiny_config, smooth_images):
+  stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16))
+  task = make_task(stage, state, batch, key, 0)
+  image = np.asarray(forward(stage, state, task)[0])
+  patches = image.reshape(8, 4, 4, 4, 4, 3).swapaxes(2, 3).reshape(8, 16, -1)
+  inner = patches.reshape(8, 4, 4, -1)[:, 1:-1, 1:-1].reshape(8, 4, -1)
+  assert np.abs(inner - inner[:, :1]).max() > 1e-2  # no patch repeated all over
+  other_noise = forward(stage, state, task | {"noise": -task["noise"]})[0]
+  other_class = forward(stage, state, task | {"label": (task["label"] + 1) % CLASSES})[0]
+  assert np.abs(image - other_noise).max() > 1e-2
+  assert np.abs(image - other_class).max() > 1e-2
