@@ -10,7 +10,7 @@ import pytest
 
 from imgtx_jax.models import layers
 from imgtx_jax.models.encoder import Encoder
-from imgtx_jax.models.generator import Generator, Mapping, PatchHead
+from imgtx_jax.models.generator import Generator, Mapping, PatchHead, smooth_tokens
 from imgtx_jax.stages.renderer import copy_by_name
 
 B, SHAPE, N, C, D, HIDDEN, PATCH, F, M, S = 2, (3, 4), 12, 4, 32, 64, 2, 6, 5, 8
@@ -87,7 +87,7 @@ def test_shapes_and_parameter_counts(decoder, generator, generate, num_params):
   assert [x.shape for x in generate(generator)] == [size, size, (B, N, D)]
   embed = C * D + D
   assert num_params(decoder) == embed + 2 * LAYER + TAP + HEAD
-  mask_tokens = N * D  # one a place
+  mask_tokens = N * D + S * 2 * D  # one a place, and what bends them
   assert num_params(generator) == embed + 2 * (LAYER + EXTRA) + TAP + HEAD + mask_tokens
 
 
@@ -157,6 +157,27 @@ def test_each_place_has_its_own_mask_token(generator, generate):
   at_unknown[np.flatnonzero(~HALF[0])[1]] += 1.0
   np.testing.assert_array_equal(generate(generator | {"mask_token": at_known})[0], image)
   assert np.abs(generate(generator | {"mask_token": at_unknown})[0] - image).max() > 0.01
+
+
+def test_noise_is_heard_from_the_first_step(fresh, generate):
+  """Where no code is known: the layers' own modulation starts at zero."""
+  none = np.zeros((B, N), bool)
+  image, *_ = generate(fresh, known=none)
+  other, *_ = generate(fresh, known=none, modulation=STYLE + 1.0)
+  assert np.abs(other - image).max() > 1e-3
+  image, *_ = generate(fresh, known=ALL)
+  other, *_ = generate(fresh, known=ALL, modulation=STYLE + 1.0)
+  np.testing.assert_allclose(other, image, atol=1e-6)
+
+
+def test_mask_tokens_start_smooth():
+  size, width = 16, 512
+  draw = jax.jit(lambda key: smooth_tokens((size, size))(key, (size**2, width)))
+  tokens = np.asarray(draw(jax.random.key(0))).reshape(size, size, width)
+  assert 0.2 < tokens.std() < 0.4
+  steps = [np.square(tokens[d:] - tokens[:-d]).mean() for d in (1, 4)]
+  assert 0 < 8 * steps[0] < steps[1]  # of independent tokens they would be equal
+  assert np.linalg.matrix_rank(tokens.reshape(-1, width)[:, :64]) == 16  # waves
 
 
 def test_masked_condition_vectors_have_no_influence(generator, generate):
