@@ -24,19 +24,22 @@ def get_config():
   config.pretrain.optimizer.learning_rate = 2e-3
   config.pretrain.ema_decay = 0.99
   config.discriminator.layers = 3
-  config.finetune.steps = 250
+  config.finetune.steps = 200
   config.finetune.batch_size = 24
-  config.finetune.reconstruction_weight = 10.0
+  config.finetune.prefix_none_share = 0.25
+  config.finetune.prefix_full_share = 0.4
+  config.finetune.reconstruction_weight = 20.0
   config.finetune.adversarial_weight = 0.03
   config.finetune.class_weight = 0.02
-  config.finetune.optimizer.learning_rate = 4e-4
   config.finetune.optimizer.schedule = "cosine"
+  # The tokenizer's trained head stays: a short adversarial run leaves a patch grid in it.
+  config.finetune.optimizer.freeze = "generator/(tap_)?head"
   config.finetune.gpt_optimizer.learning_rate = 5e-5
   config.finetune.adversary.optimizer.learning_rate = 4e-4
   config.finetune.adversary.optimizer.schedule = "cosine"
   config.finetune.adversary.augment = ("translation",)
   config.finetune.ema_decay = 0.98
-  config.finetune.refresh_steps = 125
-  config.evaluate_steps = 250
-  config.picture_steps = 250
+  config.finetune.refresh_steps = 100
+  config.evaluate_steps = 200
+  config.picture_steps = 200
   return config.lock()

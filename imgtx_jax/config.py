@@ -139,13 +139,13 @@ def default():
   c.finetune.prefix_none_share = 0.3
   c.finetune.prefix_full_share = 0.3
   c.finetune.null_label_share = 0.1
-  c.finetune.reconstruction_weight = 1.0
+  c.finetune.reconstruction_weight = 10.0
   c.finetune.reconstruction_power = 1.0
   c.finetune.lpips_weight = 0.0
   c.finetune.tap_weight = 0.25
-  c.finetune.adversarial_weight = 0.1
+  c.finetune.adversarial_weight = 0.03
   c.finetune.reconstruct_warmup_steps = 0
-  c.finetune.class_weight = 0.1
+  c.finetune.class_weight = 0.02
   c.finetune.next_code_weight = 0.1
   c.finetune.gpt_gradient = True  # whether the discriminator's gradient reaches the GPT
   c.finetune.bank_share = 0.25  # of the batch rendered from codes that the GPT sampled
@@ -248,11 +248,38 @@ def _check_stages(config):
       )
       for kind in options.adversary.augment:
         one_of(f"config.{stage}.adversary.augment", kind, ("color", "translation", "cutout"))
+  _check_ranges(config)
   shares = config.finetune.prefix_none_share + config.finetune.prefix_full_share
   if not 0 <= shares <= 1:
     raise UserError(
       f"config.finetune.prefix_none_share + prefix_full_share = {shares:g} is outside 0 … 1; "
       "lower one of them"
+    )
+
+
+def _check_ranges(config):
+  ranges = {
+    "finetune.bank_rows": (1, None),
+    "finetune.bank_share": (0, 1),
+    "finetune.null_label_share": (0, 1),
+    "tokenizer.adversary.penalty_share": (1e-6, 1),
+    "finetune.adversary.penalty_share": (1e-6, 1),
+    "gpt.class_dropout": (0, 1),
+    "gpt.dropout": (0, 0.99),
+    "sample.temperature": (0, None),
+    "sample.top_k": (0, None),
+    "sample.top_p": (0, 1),
+    "pictures": (1, None),
+    "evaluate_images": (1, None),
+  }
+  flat = flatten(config)
+  for key, (least, most) in ranges.items():
+    if flat[key] < least or (most is not None and flat[key] > most):
+      limit = f"{least:g} or more" if most is None else f"{least:g} … {most:g}"
+      raise UserError(f"config.{key}={flat[key]:g} is out of range; choose {limit}")
+  if min(config.quantizer.levels) < 2:
+    raise UserError(
+      f"config.quantizer.levels={tuple(config.quantizer.levels)} has a level under 2; raise it"
     )
 
 

@@ -26,7 +26,10 @@ def test_overfits_eight_images(tiny_config, smooth_images):
   tiny_config.tokenizer.optimizer.learning_rate = 4e-3
   tiny_config.tokenizer.optimizer.warmup_steps = 20
   tiny_config.tokenizer.optimizer.weight_decay = 0.0
-  tiny_config.quantizer.codebook_size = 128
+  tiny_config.quantizer.codebook_size = 256
+  for name in ("encoder", "generator"):
+    tiny_config[name].update(dict(width=48, hidden=96))
+  tiny_config.generator.update(dict(taps=(), head_channels=16))
   stage = build("tokenizer", tiny_config, 3)
   batch = {"image": smooth_images(8, 16), "label": np.zeros(8, np.int32)}
   state, _ = train(stage, batch, 500, jax.random.key(0))
@@ -55,6 +58,7 @@ def test_adversary_learns_to_tell_reconstructions(tiny_config, smooth_images):
 def test_fsq_learns_too(tiny_config, smooth_images):
   tiny_config.quantizer.kind = "fsq"
   tiny_config.quantizer.levels = (5, 5, 5)
+  tiny_config.tokenizer.steps = 60
   stage = build("tokenizer", tiny_config, 3)
   batch = {"image": smooth_images(16, 16), "label": np.zeros(16, np.int32)}
   _, first = train(stage, batch, 1, jax.random.key(0))
