@@ -1,7 +1,7 @@
 """Everything on a laptop: tokenizer → pretrain → finetune on embedded 32×32 emoji.
 
-  bash launch/quickstart.sh
-  python -m imgtx_jax.main --config configs/quickstart.py --workdir runs/quickstart
+bash launch/quickstart.sh
+python -m imgtx_jax.main --config configs/quickstart.py --workdir runs/quickstart
 """
 
 from imgtx_jax import config as defaults
@@ -32,13 +32,15 @@ def get_config():
   config.finetune.adversarial_weight = 0.03
   config.finetune.class_weight = 0.02
   config.finetune.optimizer.schedule = "cosine"
+  config.finetune.optimizer.warmup_steps = 20
   # The tokenizer's trained head stays: a short adversarial run leaves a patch grid in it.
   config.finetune.optimizer.freeze = "generator/(tap_)?head"
   config.finetune.gpt_optimizer.learning_rate = 5e-5
   config.finetune.adversary.optimizer.learning_rate = 4e-4
   config.finetune.adversary.optimizer.schedule = "cosine"
+  config.finetune.adversary.optimizer.warmup_steps = 20
   config.finetune.adversary.augment = ("translation",)
-  config.finetune.ema_decay = 0.98
+  config.finetune.ema_decay = 0.99
   config.finetune.refresh_steps = 100
   config.evaluate_steps = 200
   config.picture_steps = 200

@@ -23,11 +23,12 @@ class TrainState:
   frozen: dict[str, Any]
 
 
-def update_ema(ema, params, step, decay):
-  """The moving average after one more step; both trees alike, step counted from 0.
+def update_ema(ema, params, decay, step=None):
+  """The moving average after one more step; both trees alike.
 
-  The decay warms up as (1 + step) / (10 + step), so that the average does not remember the
-  initial weights of short runs.
+  Given the step (from 0), the decay warms up as (1 + step) / (10 + step): the average of a network
+  that starts from nothing does not remember its initial weights.
   """
-  rate = 1.0 - jax.numpy.minimum(decay, (1.0 + step) / (10.0 + step))
-  return jax.tree.map(lambda e, p: e + rate * (p - e), ema, params)
+  if step is not None:
+    decay = jax.numpy.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)

@@ -42,6 +42,9 @@ def make_tiny_config():
     config[stage].steps = 6
     config[stage].batch_size = 16
     config[stage].optimizer.warmup_steps = 0
+  config.finetune.gpt_optimizer.warmup_steps = 0
+  for stage in ("tokenizer", "finetune"):
+    config[stage].adversary.optimizer.warmup_steps = 0
   config.log_steps = 2
   config.evaluate_steps = 4
   config.picture_steps = 6

@@ -57,7 +57,7 @@ def step(state, batch, rng, *, axis):
   grads, loss = pmean((grads, loss), axis)
   updates, opt_state = TX.update(grads, state.opt_state["net"], state.params["net"])
   params = {"net": optax.apply_updates(state.params["net"], updates)}
-  ema = update_ema(state.ema, params, state.step, 0.9)
+  ema = update_ema(state.ema, params, 0.9, state.step)
   state = state.replace(
     step=state.step + 1, params=params, opt_state={"net": opt_state}, ema=ema,
     variables={"usage": usage},

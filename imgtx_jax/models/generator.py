@@ -87,12 +87,11 @@ class Generator(nn.Module):
       memory_rope=(None if memory_coords is None else layers.rope_table(memory_coords, head_dim)),
       modulation=modulation,
     )
-    x = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(grid)
     if self.mask_token:
-      token = self._mask_tokens(modulation, shape)
+      token = self._mask_tokens(modulation, shape, grid.shape[-1])
       if known is not None:
-        x = jnp.where(known[..., None], x, token)
-
+        grid = jnp.where(known[..., None], grid, token)
+    x = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(grid)
     taps = []
     for i, (start, end) in enumerate(zip((0, *self.taps), (*self.taps, self.layers), strict=True)):
       if i:
@@ -116,24 +115,24 @@ class Generator(nn.Module):
     image = PatchHead(self.patch, self.head_channels, self.dtype, name="head")(x, shape)
     return image, tuple(taps)
 
-  def _mask_tokens(self, modulation, shape):
-    """What stands where no code is known: [1 or B, N, D].
+  def _mask_tokens(self, modulation, shape, channels):
+    """What stands on the grid where no code is known: unit vectors, as codes are; [1 or B, N, C].
 
     One token for each place: equal ones would stay equal through every layer, for rotary positions
     only weigh values, and an image without any known code would be one patch repeated. Noise and
     class bend them directly, for the layers' own modulation starts at zero.
     """
-    token = self.param("mask_token", smooth_tokens(shape), (shape[0] * shape[1], self.width))
-    token = token[None].astype(self.dtype)
+    count = shape[0] * shape[1]
+    token = self.param("mask_token", smooth_tokens(shape), (count, channels))[None]
     if self.modulated:
-      bend = layers.Linear(2 * self.width, dtype=self.dtype, name="mask_modulation")(modulation)
+      bend = layers.Linear(2 * channels, name="mask_modulation")(modulation)
       scale, shift = jnp.split(bend[:, None], 2, axis=-1)
-      token = token * (1.0 + scale) + 0.1 * shift
-    return token
+      token = token * (1.0 + scale) + 0.3 * shift
+    return token / jnp.sqrt(jnp.sum(token**2, axis=-1, keepdims=True) + 1e-6)
 
 
-def smooth_tokens(shape, waves=4, std=0.3):
-  """An initializer of tokens [h·w, D] that vary slowly over the grid: random mixtures of the
+def smooth_tokens(shape, waves=4, std=1.0):
+  """An initializer of tokens [h·w, C] that vary slowly over the grid: random mixtures of the
   waves × waves lowest cosines, each channel of standard deviation about std."""
 
   def init(key, param_shape, dtype=jnp.float32):

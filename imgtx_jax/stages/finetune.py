@@ -59,7 +59,12 @@ class FinetuneStage(stage.Stage):
       generator, discriminator = before["generator"], before["discriminator"]
       discriminator_state = self.adversary.tx.init(discriminator)
     else:
-      generator = self.renderer.init_generator(key, decoder)
+      generator = self.renderer.init_generator(
+        key,
+        decoder,
+        restored["tokenizer"]["ema"]["quantizer"],
+        restored["pretrain"]["variables"]["code_counts"],
+      )
       discriminator, discriminator_state = self.adversary.init(
         rng.stream(key, "init_discriminator", 0), images
       )
@@ -121,7 +126,7 @@ class FinetuneStage(stage.Stage):
     for name, tx in self.tx.items():
       updates, opt_state[name] = tx.update(grads[name], state.opt_state[name], params[name])
       params[name] = optax.apply_updates(params[name], updates)
-    ema = update_ema(state.ema, params, state.step, self.options.ema_decay)
+    ema = update_ema(state.ema, params, self.options.ema_decay)
     norms = {f"gradient_norm_{name}": optax.tree.norm(grads[name]) for name in self.tx}
     return state.replace(
       step=state.step + 1,

@@ -82,7 +82,7 @@ class PretrainStage(stage.Stage):
       step=state.step + 1,
       params=params,
       opt_state={"gpt": opt_state},
-      ema=update_ema(state.ema, params, state.step, self.options.ema_decay),
+      ema=update_ema(state.ema, params, self.options.ema_decay, state.step),
       variables={"code_counts": counts},
     ), metrics | {"gradient_norm": optax.tree.norm(grads)}
 

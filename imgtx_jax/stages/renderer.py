@@ -37,8 +37,11 @@ class Renderer:
     """N, the codes of an image."""
     return self.gpt.shape[0] * self.gpt.shape[1]
 
-  def init_generator(self, key, decoder):
-    """The generator with the decoder's weights by name and fresh branches, and the mapping."""
+  def init_generator(self, key, decoder, codebook, code_shares):
+    """The generator with the decoder's weights by name and fresh branches, and the mapping.
+
+    Where no code is known, it starts from the mean code of the data (code_shares [V]).
+    """
     noise = jnp.zeros((1, self.noise_dim))
     mapping = self.mapping.init(rng.stream(key, "init_mapping", 0), noise, jnp.zeros(1, jnp.int32))
     fresh = self.generator.init(
@@ -48,10 +51,11 @@ class Renderer:
       jnp.zeros((1, self.mapping.width)),
       memory_coords=self.gpt.coords(),
     )
-    return {
-      "generator": copy_by_name(fresh["params"], decoder),
-      "mapping": mapping["params"],
-    }
+    generator = copy_by_name(fresh["params"], decoder)
+    vectors = self.quantizer.dequantize(codebook, jnp.arange(self.quantizer.codebook_size))
+    mean = code_shares @ vectors / jnp.maximum(jnp.sum(code_shares), 1e-6)
+    generator["mask_token"] = mean + 0.2 * generator["mask_token"]
+    return {"generator": generator, "mapping": mapping["params"]}
 
   def known(self, prefix):
     """Which raster places the first k codes fill: prefix int [B] → bool [B, N]."""

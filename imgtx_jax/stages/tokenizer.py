@@ -98,7 +98,7 @@ class TokenizerStage(stage.Stage):
     grads, parts = parallel.pmean((grads, parts), axis)
     updates, opt_state["tokenizer"] = self.tx.update(grads, opt_state["tokenizer"], params)
     params = optax.apply_updates(params, updates)
-    ema = update_ema(state.ema, params, state.step, self.options.ema_decay)
+    ema = update_ema(state.ema, params, self.options.ema_decay, state.step)
     params, ema, usage, revived = self._revive(state, params, ema, counts, latents, key, axis)
     metrics |= parts | {
       "codes_revived": revived.astype(jnp.float32),
