@@ -26,17 +26,20 @@ def get_config():
   config.discriminator.layers = 3
   config.finetune.steps = 200
   config.finetune.batch_size = 24
-  config.finetune.prefix_none_share = 0.25
-  config.finetune.prefix_full_share = 0.4
+  config.finetune.prefix_none_share = 0.2
+  config.finetune.prefix_full_share = 0.65
   config.finetune.reconstruction_weight = 20.0
   config.finetune.adversarial_weight = 0.03
   config.finetune.class_weight = 0.02
+  config.finetune.optimizer.learning_rate = 1e-4
+  config.finetune.optimizer.beta1 = 0.5
   config.finetune.optimizer.schedule = "cosine"
   config.finetune.optimizer.warmup_steps = 20
   # The tokenizer's trained head stays: a short adversarial run leaves a patch grid in it.
   config.finetune.optimizer.freeze = "generator/(tap_)?head"
   config.finetune.gpt_optimizer.learning_rate = 5e-5
   config.finetune.adversary.optimizer.learning_rate = 4e-4
+  config.finetune.adversary.penalty_weight = 3.0
   config.finetune.adversary.optimizer.schedule = "cosine"
   config.finetune.adversary.optimizer.warmup_steps = 20
   config.finetune.adversary.augment = ("translation",)

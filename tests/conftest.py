@@ -21,6 +21,17 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+  """Networks this small spend their time in the compiler: for tests of a few steps."""
+  import jax
+
+  before = jax.config.values["jax_disable_most_optimizations"]
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
 def make_tiny_config():
   """A config whose stages compile and run in seconds: 16×16 images, 16 codes, narrow networks."""
   from imgtx_jax import config as configs

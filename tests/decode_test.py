@@ -26,13 +26,7 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 KEYS = jax.random.split(jax.random.key(0), 6)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Networks this small spend their time in the compiler."""
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,15 @@ from imgtx_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 # One worker trains the pipeline and runs all the tests that look at it.
-pytestmark = pytest.mark.xdist_group("pipeline")
+pytestmark = [
+  pytest.mark.xdist_group("pipeline"),
+  pytest.mark.usefixtures("quick_compilation"),
+]
 TASKS = ("1-tokenizer", "1-pretrain", "1-finetune")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, fresh_tiny_config):
+def trained(tmp_path_factory, fresh_tiny_config, quick_compilation):
   """A work directory in which all stages ran without a break."""
   directory = tmp_path_factory.mktemp("trained")
   main.run(small(fresh_tiny_config()), directory)
@@ -38,7 +41,11 @@ def small(config):
 
 def command(module, *arguments):
   """Runs a command as a user would; (exit code, stdout, stderr)."""
-  environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+  environment = os.environ | {
+    "XLA_FLAGS": "",
+    "PYTHONPATH": str(ROOT),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+  }
   done = subprocess.run(
     [sys.executable, "-m", f"imgtx_jax.{module}", *map(str, arguments)],
     capture_output=True,

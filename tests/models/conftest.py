@@ -10,12 +10,8 @@ import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Networks this small spend their time in the compiler."""
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+def _quickly(quick_compilation):
+  """All tests of this folder."""
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ import pytest
 from imgtx_jax import parallel
 from imgtx_jax.stages import build
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MODES = {
   "one": dict(mode="jit", count=1),
   "pmap": dict(mode="pmap", count=4),

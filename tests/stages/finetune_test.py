@@ -9,6 +9,8 @@ import pytest
 
 from imgtx_jax.stages import build
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CLASSES = 3
 
 
