@@ -5,10 +5,10 @@
 
 | variant | for | patch | codes | parameters (tokenizer / GPT / generator) |
 |---|---|---|---|---|
-| small (the default) | 2 CPU cores, @@TINYMIN@@ minutes | 8 | 64 | 1.7 M / 1.6 M / 1.9 M |
+| small (the default) | 2 CPU cores, about 10 minutes | 8 | 64 | 1.7 M / 1.6 M / 1.9 M |
 | base | one GPU, bfloat16 | 4 | 256 | 23 M / 39 M / 23 M |
 
-README has the figures of `small`; `base` was not run.
+README says what of `small` was run; `base` was not run.
 """
 
 from imgtx_jax import config as defaults
@@ -39,7 +39,7 @@ def _small(config):
   config.gpt.update(dict(width=160, layers=4, heads=5))
   for network in ("encoder", "generator", "gpt", "discriminator"):
     config[network].remat = "full"
-  for stage, steps in (("tokenizer", 500), ("pretrain", 500), ("finetune", 150)):
+  for stage, steps in (("tokenizer", 300), ("pretrain", 300), ("finetune", 80)):
     config[stage].steps = steps
     config[stage].batch_size = 32
   config.pretrain.optimizer.learning_rate = 2e-3
