@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
+from imgtx_jax import rng
 from imgtx_jax.checkpoint import Checkpoints
 from imgtx_jax.command import Interrupted
 from imgtx_jax.data import pipeline
@@ -80,7 +81,7 @@ class Trainer:
     self.parameters = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     # Metrics since the last line of the log, one list a name: what a line averages.
     self.window, self.seconds, self.start = {}, 0.0, 0
-    self.grids = None  # the last pictures drawn
+    self.pictured = False
     self.train_seconds, self.trained_images, self.compile_seconds = 0.0, 0, 0.0
     if self.checkpoints.latest() is not None:
       state, meta = self.checkpoints.restore(state, iterator=self.iterator)
@@ -175,11 +176,11 @@ class Trainer:
     """Figures on held-out images, logged; limit None takes all of them."""
     figures = {}
     for name, (sums_fn, finish) in self.evaluators.items():
-      totals = {}
-      for batch in self._held_out_batches(limit):
-        sums = jax.device_get(sums_fn(self.state, self.parallel.put_batch(batch), self.root))
-        for key, value in sums.items():
-          totals[key] = totals.get(key, 0.0) + np.asarray(value, np.float64)
+      for number, batch in enumerate(self._held_out_batches(limit)):
+        key = rng.stream(self.root, "evaluate", number)  # no two examples share their draws
+        sums = jax.device_get(sums_fn(self.state, self.parallel.put_batch(batch), key))
+        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+        totals = sums if number == 0 else jax.tree.map(np.add, totals, sums)
       figures |= {f"{name}/{key}": value for key, value in finish(totals).items()}
     self.log.write(done, self.clock(), figures)
     text = "  ".join(f"{key.split('/')[-1]} {value:.4g}" for key, value in figures.items())
@@ -208,7 +209,8 @@ class Trainer:
         threads=self.config.data.threads,
       )
     )
-    self.grids = grids = self.pictures_fn(self.state, batch, self.root)
+    grids = self.pictures_fn(self.state, batch, self.root)
+    self.pictured = True
     if jax.process_index() == 0:
       for name, images in grids.items():
         path = self.directory / "pictures" / f"{name}-{done:07d}.png"
@@ -234,13 +236,10 @@ class Trainer:
   def _finish(self, total):
     """Final figures on all held-out images, baselines, and the summary: the stage is done."""
     figures = self._evaluate(total)
-    if self.grids is None:  # killed after the last step
+    if not self.pictured:  # killed after the last step
       self._picture(total)
     training, held_out = self._images(self.training), self._images(self.held_out)
     figures |= {f"baseline/{k}": v for k, v in self.stage.baselines(training, held_out).items()}
-    figures |= {
-      f"pictures/{k}": v for k, v in self.stage.picture_figures(self.grids, held_out).items()
-    }
     self._save(total)
     seconds = self.clock()
     self._close()

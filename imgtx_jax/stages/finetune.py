@@ -252,7 +252,31 @@ class FinetuneStage(stage.Stage):
     return grids
 
   def evaluators(self):
-    return {"validation": stage.Evaluator(self._sums, self._figures)}
+    return {
+      "validation": stage.Evaluator(self._sums, self._figures),
+      "samples": stage.Evaluator(self._sample_sums, self._sample_figures),
+    }
+
+  def _sample_sums(self, state, batch, key, *, axis):
+    """One sample of the label of each held-out image at each prefix, for what tells them apart."""
+    images, labels = self.prepare(batch), batch["label"]
+    keys = rng.example_keys(
+      rng.stream(key, "samples", 0), parallel.example_index(len(labels), axis)
+    )
+    params = state.ema | {"quantizer": state.frozen["tokenizer"]["quantizer"]}
+    options = stage.decoding(self.config)
+    sums = {}
+    for prefix in self.prefixes():
+      samples = self.sample(params, labels, keys, options, prefix=prefix)[0]
+      sums[f"k{prefix}"] = self.masked_sums(batch, self.grid_figures(images, samples))
+    return sums
+
+  def _sample_figures(self, sums):
+    return {
+      f"{prefix}_{name}": value
+      for prefix, of_prefix in sums.items()
+      for name, value in self.with_grid_ratio(self.means(of_prefix)).items()
+    }
 
   def _sums(self, state, batch, key, *, axis):
     images = self.prepare(batch)

@@ -87,13 +87,28 @@ class PretrainStage(stage.Stage):
     ), metrics | {"gradient_norm": optax.tree.norm(grads)}
 
   def evaluators(self):
-    return {"validation": stage.Evaluator(self._sums, self.means)}
+    return {
+      "validation": stage.Evaluator(self._sums, self.means),
+      "samples": stage.Evaluator(
+        self._sample_sums, lambda sums: self.with_grid_ratio(self.means(sums))
+      ),
+    }
 
   def _sums(self, state, batch, key, *, axis):
     codes = self.tokenizer.encode(state.frozen["tokenizer"], self.prepare(batch))
     return self.masked_sums(
       batch, self.prediction_figures(state, state.ema["gpt"], codes, batch["label"])
     )
+
+  def _sample_sums(self, state, batch, key, *, axis):
+    """One sample of the label of each held-out image, for what tells the two apart."""
+    labels = batch["label"]
+    index = parallel.example_index(len(labels), axis)
+    keys = rng.example_keys(rng.stream(key, "samples", 0), index)
+    params = {"gpt": state.ema["gpt"], "tokenizer": state.frozen["tokenizer"]}
+    options = stage.decoding(self.config)
+    samples, _ = self.sample(params, labels, keys, options, prefix=self.num_codes)
+    return self.masked_sums(batch, self.grid_figures(self.prepare(batch), samples))
 
   def prediction_figures(self, state, params, codes, labels):
     """Bits per code [B] of the GPT, and of the unigram distribution of the training codes."""

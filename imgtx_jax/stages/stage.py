@@ -84,10 +84,13 @@ class Stage:
 
   def reconstruction_figures(self, images, decoded):
     """Per-example PSNR and border gradients of decoded images beside their originals'."""
-    across, inside = image_metrics.border_gradients(decoded, self.config.patch)
+    return {"psnr": image_metrics.psnr(images, decoded), **self.grid_figures(images, decoded)}
+
+  def grid_figures(self, images, rendered):
+    """Border gradients [B] of rendered images and of real ones, as with_grid_ratio takes them."""
+    across, inside = image_metrics.border_gradients(rendered, self.config.patch)
     real_across, real_inside = image_metrics.border_gradients(images, self.config.patch)
     return {
-      "psnr": image_metrics.psnr(images, decoded),
       "across": across,
       "inside": inside,
       "real_across": real_across,
@@ -106,23 +109,6 @@ class Stage:
     """Figures that need no network, for the end of the stage."""
     del training, held_out
     return {}
-
-  def picture_figures(self, grids, held_out):
-    """Patch-grid ratios of the samples among the last pictures; 1 is no more grid than real images.
-
-    grids: what pictures returned, NumPy; held_out: uint8 images.
-    """
-    real = transforms.normalize(held_out)
-    figures = {}
-    for name, images in grids.items():
-      if name.startswith("samples"):
-        drawn = images.reshape(-1, *images.shape[2:])
-        ratio = [
-          np.divide(*map(np.mean, image_metrics.border_gradients(x, self.config.patch)))
-          for x in (drawn, real)
-        ]
-        figures[f"{name}_patch_grid_ratio"] = float(ratio[0] / ratio[1])
-    return figures
 
 
 def decoding(config, **changes):
