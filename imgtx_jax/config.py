@@ -10,7 +10,7 @@ import math
 import jax
 import ml_collections
 
-from imgtx_jax import optim
+from imgtx_jax import decode, optim
 from imgtx_jax.errors import UserError
 from imgtx_jax.losses import adversarial
 from imgtx_jax.models import transformer
@@ -104,7 +104,10 @@ def default():
   c.gpt = _trunk(192, 6, 6)
   c.gpt.order = "raster"  # or "spread"
   c.gpt.target_position = False
-  c.gpt.dropout = 0.1
+  c.gpt.token_dropout = 0.1
+  c.gpt.residual_dropout = 0.1
+  c.gpt.ffn_dropout = 0.1
+  c.gpt.drop_path = 0.0  # of the deepest layer; the others in proportion to their depth
   c.gpt.class_dropout = 0.1
   c.discriminator = _trunk(128, 4, 4, qk_norm=True, layer_scale=0.1)
   c.discriminator.patch = 4
@@ -129,6 +132,10 @@ def default():
   c.pretrain.batch_size = 64
   c.pretrain.optimizer = _optimizer(1e-3, schedule="cosine")
   c.pretrain.ema_decay = 0.999
+  # RAR (arXiv:2411.00776): every example in a random order for so many steps, then a share of them
+  # that falls to none over the anneal steps; the rest in gpt.order. 0 and 0: never.
+  c.pretrain.permute_steps = 0
+  c.pretrain.permute_anneal_steps = 0
 
   c.finetune = ml_collections.ConfigDict()
   c.finetune.steps = 1000
@@ -159,6 +166,10 @@ def default():
   # How samples are drawn while training, and by default afterwards.
   c.sample = ml_collections.ConfigDict()
   c.sample.cfg_scale = 1.5
+  c.sample.guidance = "constant"  # over the codes: see decode.Decoding
+  c.sample.cfg_start = 0.0
+  c.sample.cfg_stop = 1.0
+  c.sample.cfg_power = 2.75
   c.sample.temperature = 1.0
   c.sample.top_k = 0
   c.sample.top_p = 1.0
@@ -187,6 +198,7 @@ def check(config):
   one_of("config.parallel.mode", config.parallel.mode, ("pmap", "jit"))
   one_of("config.data.crop", config.data.crop, ("center", "random"))
   one_of("config.quantizer.kind", config.quantizer.kind, ("vq", "fsq"))
+  one_of("config.sample.guidance", config.sample.guidance, decode.GUIDANCE)
   one_of("config.gpt.order", config.gpt.order, ("raster", "spread"))
   if not config.stages:
     raise UserError(f"config.stages is empty; name at least one of {', '.join(STAGES)}")
@@ -249,6 +261,12 @@ def _check_stages(config):
       for kind in options.adversary.augment:
         one_of(f"config.{stage}.adversary.augment", kind, ("color", "translation", "cutout"))
   _check_ranges(config)
+  permuted = config.pretrain.permute_steps + config.pretrain.permute_anneal_steps
+  if permuted and not config.gpt.target_position:
+    raise UserError(
+      f"config.pretrain.permute_steps + permute_anneal_steps = {permuted} needs "
+      "config.gpt.target_position, or no state knows which code it predicts; set it to True"
+    )
   shares = config.finetune.prefix_none_share + config.finetune.prefix_full_share
   if not 0 <= shares <= 1:
     raise UserError(
@@ -265,7 +283,14 @@ def _check_ranges(config):
     "tokenizer.adversary.penalty_share": (1e-6, 1),
     "finetune.adversary.penalty_share": (1e-6, 1),
     "gpt.class_dropout": (0, 1),
-    "gpt.dropout": (0, 0.99),
+    "gpt.token_dropout": (0, 0.99),
+    "gpt.residual_dropout": (0, 0.99),
+    "gpt.ffn_dropout": (0, 0.99),
+    "gpt.drop_path": (0, 0.99),
+    "sample.cfg_scale": (0, None),
+    "sample.cfg_start": (0, 1),
+    "sample.cfg_stop": (0, 1),
+    "sample.cfg_power": (0, None),
     "sample.temperature": (0, None),
     "sample.top_k": (0, None),
     "sample.top_p": (0, 1),

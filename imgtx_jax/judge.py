@@ -25,6 +25,7 @@ from absl import flags
 from imgtx_jax import command, rng, workdir
 from imgtx_jax.data import transforms
 from imgtx_jax.errors import UserError
+from imgtx_jax.labels import parse_label
 from imgtx_jax.pictures import save_grid
 from imgtx_jax.stages import build
 from imgtx_jax.stages.stage import decoding
@@ -141,9 +142,9 @@ def roll_out(weights):
 def main(files):
   """Judges the files and prints what the discriminator says."""
   config, class_names = workdir.read(FLAGS.workdir)
-  label = parse_label(FLAGS.label, class_names)
+  label = parse_label(FLAGS.label, class_names, "--label") if FLAGS.label else None
   check_out(FLAGS.out)
-  images = [read_image(file, config.data.image_size) for file in files]
+  images = [transforms.read_image(file, config.data.image_size) for file in files]
   judge = load(FLAGS.workdir, config, class_names, FLAGS.prefix)
   print(
     f"score: the image's logit less the mean of {SAMPLES} of the model's own images of the same "
@@ -159,37 +160,10 @@ def main(files):
     print(f"where it looked: {FLAGS.out}")
 
 
-def parse_label(text, class_names):
-  """A label from a class name, a class number or "none" (the null class); None from ""."""
-  if not text:
-    return None
-  if text in class_names:
-    return class_names.index(text)
-  if text == "none":
-    return len(class_names)
-  if text.isdecimal() and int(text) < len(class_names):
-    return int(text)
-  raise UserError(
-    f"--label={text} is no class; choose 0 … {len(class_names) - 1}, a class name such as "
-    f"{class_names[0]!r}, or none"
-  )
-
-
 def check_out(path):
   """Before the work: whether a picture can go there."""
   if path and (Path(path).suffix.lower() != ".png" or Path(path).is_dir()):
     raise UserError(f"--out={path} is no name of a PNG file; write one such as heat.png")
-
-
-def read_image(file, size):
-  """An image file as the discriminator takes it: uint8 [size, size, 3], the centred square."""
-  try:
-    image = transforms.decode(Path(file).read_bytes())
-  except OSError as error:
-    raise UserError(f"{file} cannot be read ({error.strerror}); give image files") from error
-  except transforms.CorruptImageError as error:
-    raise UserError(f"{file} is no whole image ({error}); give JPEG, PNG or WebP files") from error
-  return transforms.center_crop(image, size)
 
 
 def load(directory, config, class_names, prefix):

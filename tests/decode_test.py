@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imgtx_jax.decode import Decoding, filter_logits, sample_codes, to_raster
+from imgtx_jax.decode import Decoding, filter_logits, guidance_scale, sample_codes, to_raster
 from imgtx_jax.models.gpt import GPT
 
 SHAPE, N, V, CLASSES = (2, 4), 8, 12, 3
@@ -89,6 +89,38 @@ def test_top_k_and_top_p_together():
   assert left_in(top_k=2, top_p=0.5)[0] == [1.0, 0.0, 0.0, 0.0]
 
 
+# -- Guidance --------------------------------------------------------------------------------------
+
+
+def scales(**options):
+  """The scale at each of 5 codes, by hand beside it in the tests."""
+  options = Decoding(cfg_scale=3.0, **options)
+  return [float(guidance_scale(options, t, 5)) for t in range(5)]
+
+
+def test_guidance_over_the_codes():
+  assert scales() == [3.0] * 5
+  assert scales(guidance="interval", cfg_start=0.2, cfg_stop=0.6) == [1.0, 3.0, 3.0, 1.0, 1.0]
+  assert scales(guidance="linear") == pytest.approx([1.0, 1.5, 2.0, 2.5, 3.0])
+  # 1 + 2 (1 − cos(π (t/4)²)) / 2
+  cosine = [1.0, 2 - np.cos(np.pi / 16), 2 - np.cos(np.pi / 4), 2 - np.cos(9 * np.pi / 16), 3.0]
+  assert scales(guidance="power-cosine", cfg_power=2.0) == pytest.approx(cosine, abs=1e-5)
+  with pytest.raises(ValueError, match="unknown guidance 'cubic'"):
+    scales(guidance="cubic")
+
+
+def test_guided_for_an_interval_only(params):
+  """Greedy codes in a window of guidance: each is the choice of its own formula."""
+  options = Decoding(
+    cfg_scale=4.0, guidance="interval", cfg_start=0.25, cfg_stop=0.5, temperature=0.0
+  )
+  codes, _ = sample(params, LABELS, KEYS, options=options)
+  conditional, _ = forward(params, codes, LABELS)
+  free, _ = forward(params, codes, np.full(6, CLASSES))
+  scale = np.array([1, 1, 4, 4, 1, 1, 1, 1])[:, None]
+  np.testing.assert_array_equal(codes, np.argmax(free + scale * (conditional - free), axis=-1))
+
+
 # -- Sampling --------------------------------------------------------------------------------------
 
 
@@ -117,6 +149,16 @@ def test_a_prefix_is_the_beginning_of_the_whole(params):
   prefix, prefix_states = sample(params, LABELS, KEYS, steps=3)
   np.testing.assert_array_equal(prefix, codes[:, :3])
   np.testing.assert_allclose(prefix_states, states[:, :3], atol=1e-5)
+
+
+def test_given_codes_are_taken_as_they_are(params):
+  given = np.array([[1, 2, 3]] * 6, np.int32)
+  run = functools.partial(sample_codes, MODEL, steps=N, options=Decoding(temperature=0.0))
+  codes, states = jax.jit(run)(params, LABELS, KEYS, given=given)
+  np.testing.assert_array_equal(codes[:, :3], given)
+  logits, expected = forward(params, codes, LABELS)
+  np.testing.assert_array_equal(codes[:, 3:], np.argmax(logits, axis=-1)[:, 3:])
+  np.testing.assert_allclose(states, expected, atol=1e-4)
 
 
 def test_guidance_is_its_formula(params):

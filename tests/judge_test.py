@@ -134,13 +134,6 @@ def test_command(trained, files, tmp_path, monkeypatch, capsys):
   assert grid.shape[0] > 2 * judge.PICTURE_SIDE and grid.shape[1] > 3 * judge.PICTURE_SIDE
 
 
-def test_labels():
-  assert [judge.parse_label(t, NAMES) for t in ("", "dog", "1", "4", "none")] == [None, 1, 1, 2, 4]
-  for text in ("5", "-1", "bird", "²"):
-    with pytest.raises(UserError, match=f"--label={text} is no class; choose 0 … 3.*'cat'"):
-      judge.parse_label(text, NAMES)
-
-
 @pytest.mark.parametrize(
   ("name", "content", "flags", "message"),
   [

@@ -204,7 +204,7 @@ def test_sampling_says_what_is_wrong(trained, tmp_path):
   code, _, error = command(*sample, tmp_path)
   assert_one_line(code, error, str(tmp_path), "train first")
   code, _, error = command(*sample, trained, "--labels", "12")
-  assert_one_line(code, error, "'12' is no class", "0 … 8")
+  assert_one_line(code, error, "--labels=12 is no class", "0 … 8")
   code, _, error = command(*sample, trained, "--prefix", 17)
   assert_one_line(code, error, "--prefix=17", "0 … 16")
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
+from imgtx_jax.errors import UserError
+
 # The pipeline has threads of its own: OpenCV's would only fight with them. Its warnings about
 # damaged files would come beside ours, which name the file.
 cv2.setNumThreads(0)
@@ -80,6 +82,19 @@ def _decode_pillow(data):
       return np.array(picture.convert("RGB"))
   except Exception as error:  # Pillow's decoders raise nearly every type on damaged bytes
     raise CorruptImageError(str(error) or type(error).__name__) from error
+
+
+def read_image(file, size):
+  """An image file that a user named, as the networks take it: uint8 [size, size, 3], the centred
+  square."""
+  try:
+    with open(file, "rb") as stream:
+      image = decode(stream.read())
+  except OSError as error:
+    raise UserError(f"{file} cannot be read ({error.strerror}); give image files") from error
+  except CorruptImageError as error:
+    raise UserError(f"{file} is no whole image ({error}); give JPEG, PNG or WebP files") from error
+  return center_crop(image, size)
 
 
 def _resize(image, size):

@@ -53,7 +53,8 @@ class GPT(nn.Module):
   of that one position, with the new caches third.
 
   target_position adds a learned embedding of the place that each state predicts (RAR,
-  arXiv:2411.00776): outside raster order the place is not told by the code before it.
+  arXiv:2411.00776): outside raster order the place is not told by the code before it. With it, an
+  example may have an order of its own: orders int [B, N], as code_order gives them.
   The class token has no place on the grid: its rotated queries and keys are zero vectors, as in
   the reference.
   """
@@ -66,34 +67,43 @@ class GPT(nn.Module):
   trunk: Mapping[str, Any]
   order: str = "raster"
   target_position: bool = False
-  dropout: float = 0.0
+  token_dropout: float = 0.0
+  residual_dropout: float = 0.0
+  ffn_dropout: float = 0.0
+  drop_path: float = 0.0
   init_std: float = 0.02
   scan: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, codes, labels, *, example_index=None, caches=None, position=None):
+  def __call__(
+    self, codes, labels, *, orders=None, example_index=None, caches=None, position=None
+  ):
     init = nn.initializers.normal(self.init_std)
     label = nn.Embed(self.classes + 1, self.width, embedding_init=init, name="label")
     embed = nn.Embed(self.codebook_size, self.width, embedding_init=init, name="codes")
-    rope = self.rope()
     first = label(labels)[:, None]  # [B, 1, D]
+    places = jnp.asarray(self.code_order()) if orders is None else orders  # [N] or [B, N]
     if caches is None:
-      sequence = codes[:, self.code_order()]
+      sequence = jnp.take_along_axis(codes, jnp.broadcast_to(places, codes.shape), axis=1)
       x = jnp.concatenate([first, embed(sequence[:, :-1])], axis=1)  # [B, N, D]
+      rope = self.rope(places)
     else:
       x = jnp.where(position == 0, first, embed(codes))  # [B, 1, D]
-      rope = jnp.asarray(rope)[:, position][:, None]
+      rope = self.rope(places)[:, position][:, None]
     if self.target_position:
-      target = self.param("target_position", init, (self.shape[0] * self.shape[1], self.width))
-      x = x + (target if caches is None else target[position])
+      count = self.shape[0] * self.shape[1]
+      target = self.param("target_position", init, (count, self.width))  # of raster places
+      x = x + target[places if caches is None else places[position]]
     x = x.astype(self.dtype)
-    x = layers.Dropout(self.dropout, name="token_dropout")(x, example_index)
+    x = layers.Dropout(self.token_dropout, name="token_dropout")(x, example_index)
     context = transformer.Context(rope=rope, example_index=example_index, position=position)
     x, caches = transformer.Transformer(
       self.layers,
       causal=True,
-      dropout=self.dropout,
+      residual_dropout=self.residual_dropout,
+      ffn_dropout=self.ffn_dropout,
+      drop_path=self.drop_path,
       init_std=self.init_std,
       scan=self.scan,
       dtype=self.dtype,
@@ -117,10 +127,12 @@ class GPT(nn.Module):
     """Row and column of the code that each state predicts; int [N, 2]."""
     return layers.grid_coords(*self.shape)[self.code_order()]
 
-  def rope(self):
-    """Angles of the inputs: zero cosines and sines for the class token, then the codes' own."""
-    table = layers.rope_table(self.coords(), self.width // self.trunk["heads"])
-    return np.concatenate([np.zeros_like(table[:, :1]), table[:, :-1]], axis=1)
+  def rope(self, places):
+    """Angles [2, …, N, K / 2] of the inputs when states predict the codes at places [… , N]: zero
+    cosines and sines for the class token, then those of the codes before."""
+    table = layers.rope_table(layers.grid_coords(*self.shape), self.width // self.trunk["heads"])
+    table = jnp.asarray(table)[:, places]
+    return jnp.concatenate([jnp.zeros_like(table[..., :1, :]), table[..., :-1, :]], axis=-2)
 
   def init_cache(self, batch, length):
     """Empty caches for decoding `batch` images up to `length` positions."""

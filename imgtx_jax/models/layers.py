@@ -62,6 +62,23 @@ class Dropout(nn.Module):
     return jnp.where(keep, x / (1.0 - self.rate), 0.0)
 
 
+class DropPath(nn.Module):
+  """Leaves a whole residual branch out for an example (stochastic depth, arXiv:1603.09382).
+
+  rate may be traced: scanned layers have one each. Active when a "dropout" rng is given.
+  """
+
+  @nn.compact
+  def __call__(self, x, rate, example_index):
+    if not self.has_rng("dropout"):
+      return x
+    key = self.make_rng("dropout")
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index)
+    keep = jax.vmap(lambda k: jax.random.uniform(k) >= rate)(keys)
+    keep = keep.reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
 class SwiGLU(nn.Module):
   """The gated feed-forward layer of arXiv:2002.05202: w2(silu(w1 x) · w3 x); [B, N, D]."""
 
@@ -97,8 +114,9 @@ def rope_table(coords, head_dim, base=1e4):
 
 
 def apply_rope(x, rope):
-  """Turns the interleaved pairs of x [B, N, H, K] by the angles of rope [2, N, K / 2]."""
-  cos, sin = rope[0][:, None, :], rope[1][:, None, :]
+  """Turns the interleaved pairs of x [B, N, H, K] by the angles of rope [2, N, K / 2], or
+  [2, B, N, K / 2] where every example has its own."""
+  cos, sin = rope[0][..., None, :], rope[1][..., None, :]
   pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
   even, odd = pairs[..., 0], pairs[..., 1]
   turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)

@@ -13,7 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imgtx_jax.models.layers import ZEROS, Dropout, Linear, SwiGLU, apply_rope, norm
+from imgtx_jax.models.layers import (
+  ZEROS,
+  Dropout,
+  DropPath,
+  Linear,
+  SwiGLU,
+  apply_rope,
+  norm,
+)
 
 REMAT_POLICIES = {
   "none": None,
@@ -26,7 +34,7 @@ REMAT_POLICIES = {
 class Context:
   """What every layer of a Transformer reads beside its tokens; absent parts are None.
 
-  rope: [2, N, K/2] of the tokens; memory: [B, M, D']; memory_rope: [2, M, K/2];
+  rope: [2, N, K/2] of the tokens, or [2, B, N, K/2]; memory: [B, M, D']; memory_rope: [2, M, K/2];
   memory_mask: [B, M] bool, False where a memory token must not be seen;
   token_mask: [B, N] bool, the same for self-attention; modulation: [B, S];
   example_index: [B] global index of each example, which makes dropout independent of sharding;
@@ -121,7 +129,8 @@ class Block(nn.Module):
   Cross-attention and modulation exist by hyperparameter, never by argument, and start as the
   identity (zero gate, zero modulation), so that a network which gains them computes what it did.
   layer_scale > 0 multiplies each residual branch by a learned vector of that initial value
-  (arXiv:2103.17239).
+  (arXiv:2103.17239). drop_path is the rate of the deepest layer: a layer at depth (0 … 1 of the
+  stack) has drop_path · depth.
   """
 
   heads: int
@@ -131,13 +140,15 @@ class Block(nn.Module):
   causal: bool = False
   qk_norm: bool = False
   layer_scale: float = 0.0
-  dropout: float = 0.0
+  residual_dropout: float = 0.0
+  ffn_dropout: float = 0.0
+  drop_path: float = 0.0
   init_std: float = 0.0
   implementation: str = "xla"
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, context, cache=None):
+  def __call__(self, x, context, cache=None, depth=1.0):
     width = x.shape[-1]
     attention = functools.partial(
       Attention,
@@ -157,7 +168,8 @@ class Block(nn.Module):
 
     h = _modulate(norm("attention_norm", self.dtype)(x), modulation[0], modulation[1])
     h, cache = attention(causal=self.causal, name="attention")(h, context, cache)
-    x = x + self._branch(h, modulation[2], "attention_scale", context)
+    h = self._branch(h, modulation[2], "attention_scale", context, self.residual_dropout)
+    x = x + self._drop_path("attention_drop_path", h, depth, context)
     if self.memory:
       gate = self.param("cross_gate", nn.initializers.zeros, (width,))
       h = norm("cross_norm", self.dtype)(x)
@@ -165,17 +177,23 @@ class Block(nn.Module):
       x = x + h * gate.astype(self.dtype)
     h = _modulate(norm("mlp_norm", self.dtype)(x), modulation[3], modulation[4])
     h = SwiGLU(self.hidden, init_std=self.init_std, dtype=self.dtype, name="mlp")(h)
-    x = x + self._branch(h, modulation[5], "mlp_scale", context)
+    h = self._branch(h, modulation[5], "mlp_scale", context, self.ffn_dropout)
+    x = x + self._drop_path("mlp_drop_path", h, depth, context)
     return x, cache
 
-  def _branch(self, h, gate, name, context):
+  def _branch(self, h, gate, name, context, dropout):
     """A residual branch after its learned scale, gate and dropout."""
     if self.layer_scale:
       init = nn.initializers.constant(self.layer_scale)
       h = h * self.param(name, init, (h.shape[-1],)).astype(self.dtype)
     if gate is not None:
       h = h * (1.0 + gate)
-    return Dropout(self.dropout, name=f"{name}_dropout")(h, context.example_index)
+    return Dropout(dropout, name=f"{name}_dropout")(h, context.example_index)
+
+  def _drop_path(self, name, h, depth, context):
+    if not self.drop_path:
+      return h
+    return DropPath(name=name)(h, self.drop_path * depth, context.example_index)
 
 
 def _modulate(x, shift, scale):
@@ -198,7 +216,9 @@ class Transformer(nn.Module):
   causal: bool = False
   qk_norm: bool = False
   layer_scale: float = 0.0
-  dropout: float = 0.0
+  residual_dropout: float = 0.0
+  ffn_dropout: float = 0.0
+  drop_path: float = 0.0
   init_std: float = 0.0
   implementation: str = "xla"
   remat: str = "none"
@@ -216,15 +236,19 @@ class Transformer(nn.Module):
       causal=self.causal,
       qk_norm=self.qk_norm,
       layer_scale=self.layer_scale,
-      dropout=self.dropout,
+      residual_dropout=self.residual_dropout,
+      ffn_dropout=self.ffn_dropout,
+      drop_path=self.drop_path,
       init_std=self.init_std,
       implementation=self.implementation,
       dtype=self.dtype,
     )
+    depths = np.linspace(0.0, 1.0, self.layers) if self.layers > 1 else np.ones(1)
     if not self.scan:
       after = []
       for i in range(self.layers):
-        x, cache = make(name=f"layers_{i}")(x, context, None if caches is None else caches[i])
+        cache = None if caches is None else caches[i]
+        x, cache = make(name=f"layers_{i}")(x, context, cache, depths[i])
         after.append(cache)
       return x, (None if caches is None else after)
     if caches is not None:
@@ -236,21 +260,21 @@ class Transformer(nn.Module):
       block,
       variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True, "dropout": True},
-      in_axes=nn.broadcast,
+      in_axes=(nn.broadcast, 0),
       length=self.layers,
     )
-    x, _ = stack(make.keywords, name="layers")(x, context)
+    x, _ = stack(make.keywords, name="layers")(x, context, jnp.asarray(depths, jnp.float32))
     return x, None
 
 
 class _ScanBody(nn.Module):
-  """A block as nn.scan wants it: (carry, broadcast) → (carry, output)."""
+  """A block as nn.scan wants it: (carry, broadcast, the layer's own) → (carry, output)."""
 
   hyperparameters: Any
 
   @nn.compact
-  def __call__(self, x, context):
-    x, _ = Block(**self.hyperparameters, name="block")(x, context)
+  def __call__(self, x, context, depth):
+    x, _ = Block(**self.hyperparameters, name="block")(x, context, depth=depth)
     return x, None
 
 

@@ -229,9 +229,9 @@ class FinetuneStage(stage.Stage):
     """What sample needs, from the results of the stages up to this one."""
     return results["finetune"]["ema"] | {"quantizer": results["tokenizer"]["ema"]["quantizer"]}
 
-  def sample(self, params, labels, keys, options, *, prefix):
+  def sample(self, params, labels, keys, options, *, prefix, given=None):
     """See Renderer.sample; params as drawing_params gives them."""
-    return self.renderer.sample(params, labels, keys, options, prefix=prefix)
+    return self.renderer.sample(params, labels, keys, options, prefix=prefix, given=given)
 
   def prefixes(self):
     """The dial's settings that are shown while training: 0, N/4 and N."""

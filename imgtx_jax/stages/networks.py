@@ -81,7 +81,10 @@ def make_gpt(config, classes):
     trunk=_trunk(config.gpt),
     order=config.gpt.order,
     target_position=config.gpt.target_position,
-    dropout=config.gpt.dropout,
+    token_dropout=config.gpt.token_dropout,
+    residual_dropout=config.gpt.residual_dropout,
+    ffn_dropout=config.gpt.ffn_dropout,
+    drop_path=config.gpt.drop_path,
     dtype=dtype(config),
   )
 

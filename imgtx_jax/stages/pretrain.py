@@ -27,6 +27,7 @@ class PretrainStage(stage.Stage):
     self.tokenizer = networks.make_tokenizer(config)
     self.gpt = networks.make_gpt(config, classes)
     self.order = self.gpt.code_order()
+    self.permutes = bool(self.options.permute_steps + self.options.permute_anneal_steps)
     self.tx = optim.make(self.options.optimizer, self.steps, config.gpt.width)
 
   def init(self, key, batch_shape, restored):
@@ -56,15 +57,18 @@ class PretrainStage(stage.Stage):
     drop = rng.uniform(rng.stream(key, "class_dropout", state.step), index) < self.class_dropout
     labels = jnp.where(drop, self.classes, batch["label"])
 
+    orders = self.draw_orders(key, state.step, index)
+    targets = jnp.take_along_axis(codes, orders, axis=1)
+
     def loss_fn(params):
       logits, _ = self.gpt.apply(
         {"params": params["gpt"]},
         codes,
         labels,
+        orders=orders if self.permutes else None,
         example_index=index,
         rngs={"dropout": rng.stream(key, "dropout", state.step)},
       )
-      targets = codes[:, self.order]
       loss = code_losses.next_code(logits, targets).mean()
       return loss, {
         "loss": loss,
@@ -85,6 +89,19 @@ class PretrainStage(stage.Stage):
       ema=update_ema(state.ema, params, self.options.ema_decay, state.step),
       variables={"code_counts": counts},
     ), metrics | {"gradient_norm": optax.tree.norm(grads)}
+
+  def draw_orders(self, key, step, index):
+    """The order of codes of each example, int [B, N]: a permutation for a share of them that is
+    annealed to none (RAR, arXiv:2411.00776), and the GPT's own."""
+    own = jnp.broadcast_to(self.order, (len(index), self.num_codes))
+    if not self.permutes:
+      return own
+    start, length = self.options.permute_steps, self.options.permute_anneal_steps
+    share = jnp.clip(1.0 - (step - start) / max(length, 1), 0.0, 1.0)
+    permuted = rng.uniform(rng.stream(key, "permuted", step), index) < share
+    keys = rng.example_keys(rng.stream(key, "permutation", step), index)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, self.num_codes))(keys)
+    return jnp.where(permuted[:, None], orders, own)
 
   def evaluators(self):
     return {
@@ -132,13 +149,14 @@ class PretrainStage(stage.Stage):
     """What sample needs, from the results of the stages up to this one."""
     return {"gpt": results["pretrain"]["ema"]["gpt"], "tokenizer": results["tokenizer"]["ema"]}
 
-  def sample(self, params, labels, keys, options, *, prefix):
+  def sample(self, params, labels, keys, options, *, prefix, given=None):
     """Images [B, H, W, 3] of labels int [B], and their codes int [B, N] in raster order: all codes
-    sampled from the GPT (prefix must be N), decoded by the tokenizer."""
+    sampled from the GPT (prefix must be N), decoded by the tokenizer. given: see
+    decode.sample_codes."""
     if prefix != self.num_codes:
       raise ValueError(f"the tokenizer decodes all {self.num_codes} codes, not {prefix}")
     codes, _ = decode.sample_codes(
-      self.gpt, params["gpt"], labels, keys, steps=len(self.order), options=options
+      self.gpt, params["gpt"], labels, keys, steps=self.num_codes, options=options, given=given
     )
     codes, _ = decode.to_raster(codes, self.order, len(self.order))
     return self.tokenizer.decode(params["tokenizer"], codes), codes

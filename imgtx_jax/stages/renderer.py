@@ -105,11 +105,11 @@ class Renderer:
       memory_coords=self.gpt.coords()[: states.shape[1]],
     )
 
-  def sample(self, params, labels, keys, options, *, prefix):
+  def sample(self, params, labels, keys, options, *, prefix, given=None):
     """Images [B, H, W, 3] of labels int [B], codes int [B, N] in raster order, and taps.
 
     The first `prefix` codes are sampled from the GPT, and rendered in one pass. keys [B]: an image
-    depends on its own key. params also has "quantizer".
+    depends on its own key. params also has "quantizer"; given: see decode.sample_codes.
     """
     codes, states = decode.sample_codes(
       self.gpt,
@@ -118,6 +118,7 @@ class Renderer:
       keys,
       steps=min(prefix + 1, self.num_codes),
       options=options,
+      given=given,
     )
     codes, known = decode.to_raster(codes[:, :prefix], self.order, self.num_codes)
     # sample_codes folds in positions 0 … N − 1: N is free for the noise.

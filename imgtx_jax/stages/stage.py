@@ -111,16 +111,9 @@ class Stage:
     return {}
 
 
-def decoding(config, **changes):
-  """The config's way of drawing codes, with changes."""
-  options = config.sample
-  values = dict(
-    cfg_scale=options.cfg_scale,
-    temperature=options.temperature,
-    top_k=options.top_k,
-    top_p=options.top_p,
-  )
-  return decode.Decoding(**values | changes)
+def decoding(config):
+  """The config's way of drawing codes."""
+  return decode.Decoding(**config.sample.to_dict())
 
 
 def picture_labels(count, classes):

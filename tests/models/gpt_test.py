@@ -144,6 +144,20 @@ def test_codes_keep_their_own_place(params):
   assert np.abs(ours[:, 2:] - theirs[:, 2:]).max() > 0.01
 
 
+def test_every_example_may_have_an_order_of_its_own(params):
+  """Given the orders "spread" and "raster" as arguments, one GPT answers as those two would."""
+  codes, labels = np.repeat(CODES[:1], 2, axis=0), np.repeat(LABELS[:1], 2)
+  orders = np.stack([code_order("spread", SHAPE), code_order("raster", SHAPE)])
+  model = make("raster", True)
+  run = jax.jit(lambda p: model.apply({"params": p}, codes, labels, orders=orders))
+  logits, states = run(params)
+  for row, order in enumerate(("spread", "raster")):
+    alone, alone_states = forward(make(order, True), params, codes, labels)
+    np.testing.assert_allclose(logits[row], alone[row], atol=1e-5)
+    np.testing.assert_allclose(states[row], alone_states[row], atol=1e-5)
+  assert np.abs(logits[0] - logits[1]).max() > 0.01
+
+
 # -- Decoding --------------------------------------------------------------------------------------
 
 

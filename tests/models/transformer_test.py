@@ -299,7 +299,7 @@ def test_attention_weights_are_left_to_look_at(random_params):
 
 
 def test_dropout_depends_on_the_example_not_on_its_batch(random_params):
-  model, context = Transformer(**BASE, dropout=0.3), make_context()
+  model, context = Transformer(**BASE, residual_dropout=0.3, ffn_dropout=0.3), make_context()
   params = random_params(model, X, context)
 
   @jax.jit
@@ -316,7 +316,7 @@ def test_dropout_depends_on_the_example_not_on_its_batch(random_params):
   np.testing.assert_allclose(without, apply(Transformer(**BASE), params, X, context), atol=1e-6)
 
 
-DROPPED = transformer.Block(heads=H, hidden=HIDDEN, dropout=0.3)
+DROPPED = transformer.Block(heads=H, hidden=HIDDEN, residual_dropout=0.3, ffn_dropout=0.3)
 MANY = normal(16, 32, D)
 
 
@@ -337,6 +337,31 @@ def test_each_branch_is_dropped_once_at_the_rate(branch, random_params):
   dropped = np.asarray(y == MANY)
   assert abs(dropped.mean() - 0.3) < 0.01
   np.testing.assert_allclose((y - MANY)[~dropped], (kept - MANY)[~dropped] / 0.7, atol=1e-4)
+
+
+def test_paths_are_dropped_by_depth(random_params):
+  """The first of two layers never, the second at the rate: whole branches, for single examples."""
+  model = Transformer(**BASE, drop_path=0.4)
+  many = np.repeat(X[:1], 512, axis=0)
+  context = Context(example_index=np.arange(512))
+  params = random_params(model, X, Context())
+  block = params["layers"]["block"]
+  block["mlp"]["w2"]["kernel"] *= 0.0  # leaves the attention branch of each layer
+
+  @jax.jit
+  def run(params):
+    rngs = {"dropout": jax.random.key(0)}
+    return model.apply({"params": params}, many, context, rngs=rngs)[0]
+
+  y = np.asarray(run(params))
+  first = jax.tree.map(lambda a: a.copy(), block)
+  first["attention"]["out"]["kernel"][1] = 0.0
+  after_first = np.asarray(apply(Transformer(**BASE), {"layers": {"block": first}}, X, Context()))
+  dropped = np.abs(y - after_first[0]).max(axis=(1, 2)) < 1e-4
+  assert abs(dropped.mean() - 0.4) < 0.07
+  whole = np.asarray(apply(Transformer(**BASE), params, X, Context()))[0]
+  kept = after_first[0] + (whole - after_first[0]) / 0.6
+  np.testing.assert_allclose(y[~dropped], np.broadcast_to(kept, y[~dropped].shape), atol=1e-4)
 
 
 # -- Patches ---------------------------------------------------------------------------------------

@@ -1,0 +1,135 @@
+"""Drawing from a trained work directory: batches of one size over all devices, the best of several
+candidates, and the completion of an image from its first rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imgtx_jax import parallel, rng, workdir
+from imgtx_jax.data import transforms
+from imgtx_jax.errors import UserError
+from imgtx_jax.stages import build
+
+SCORES = ("logit", "class")
+
+
+def load(directory, config, class_names):
+  """(the last finished stage that can draw, the results of the stages up to it)."""
+  done = workdir.finished(config, directory)
+  drawing = [task for task in done if task.stage in ("finetune", "pretrain")]
+  if not drawing:
+    names = ", ".join(task.name for task in done) or "no stage"
+    raise UserError(
+      f"{directory} has finished {names}, and drawing needs pretrain or finetune; "
+      "run imgtx_jax.main with the same config and --workdir to go on"
+    )
+  last = drawing[-1]
+  stage = build(last.stage, config, len(class_names))
+  return stage, workdir.results(directory, done[: done.index(last) + 1])
+
+
+class Drawer:
+  """Draws images of labels at one prefix k.
+
+  An image depends on the seed, its index and its label alone: not on batch_size, which is rounded
+  up to what the devices divide, nor on their number.
+  """
+
+  def __init__(self, stage, results, options, *, prefix, seed=0, batch_size=64):
+    self.stage, self.prefix = stage, prefix
+    devices = jax.local_device_count()
+    self.batch_size = -(-batch_size // devices) * devices
+    self.results = results
+    root = rng.stream(jax.random.key(seed), "sample", 0)
+
+    def run(params, batch):
+      keys = rng.example_keys(root, batch["index"])
+      images, codes = stage.sample(
+        params, batch["label"], keys, options, prefix=prefix, given=batch.get("given")
+      )[:2]
+      return transforms.denormalize(images), codes
+
+    self._run = parallel.map_local(run, stage.drawing_params(results))
+    self._judges = {}
+
+  def draw(self, labels, index=None, given=None):
+    """uint8 images [n, H, W, 3] and raster codes int [n, N] (0 from code k on) of labels int [n].
+
+    index int [n]: the images' numbers, 0 … n − 1 by default. given int [k', n or 1]: codes to start
+    from, in the order of codes.
+    """
+    index = np.arange(len(labels)) if index is None else index
+    batch = {"label": labels.astype(np.int32), "index": index.astype(np.int32)}
+    if given is not None:
+      batch["given"] = np.broadcast_to(given, (len(labels), given.shape[-1])).astype(np.int32)
+    return self._in_batches(self._run, batch)
+
+  def draw_best(self, labels, *, candidates, keep, score, given=None):
+    """Rejection sampling: of `candidates` images of a label each time, the `keep` with the highest
+    score ("logit": the discriminator's; "class": the log-probability of the label).
+
+    labels int [groups]. Returns images [groups · keep, …], codes and scores float [groups · keep],
+    the best of a group first. Logits compare only within a label, which a group has one of.
+    """
+    images, codes = self.draw(np.repeat(labels, candidates), given=given)
+    scores = self.scores(images, np.repeat(labels, candidates), score)
+    order = np.argsort(-scores.reshape(-1, candidates), axis=1, kind="stable")[:, :keep]
+    chosen = (order + candidates * np.arange(len(labels))[:, None]).reshape(-1)
+    return images[chosen], codes[chosen], scores[chosen]
+
+  def scores(self, images, labels, score):
+    """What the discriminator gives uint8 images [n, H, W, 3] of labels int [n]; float32 [n]."""
+    if "finetune" not in self.results:
+      raise UserError(
+        "--candidates needs the finetune stage, which trains the discriminator; finish it first"
+      )
+    if score == "class" and np.any(labels == self.stage.classes):
+      raise UserError("--score=class needs a class for every image: --labels has none; use logit")
+    if score not in self._judges:
+
+      def judge(params, batch):
+        images = transforms.normalize(batch["image"])
+        verdict = self.stage.adversary.verdict(params, images, batch["label"])
+        if score == "logit":
+          return verdict.logit
+        shares = jax.nn.log_softmax(verdict.class_logits)
+        return jnp.take_along_axis(shares, batch["label"][:, None], axis=1)[:, 0]
+
+      params = self.results["finetune"]["params"]["discriminator"]
+      self._judges[score] = parallel.map_local(judge, params)
+    return self._in_batches(self._judges[score], {"image": images, "label": labels})
+
+  def _in_batches(self, run, batch):
+    """run over a batch of any length, in batches of one size; the last is filled up."""
+    total = len(batch["label"])
+    # One program serves them all; fewer images than a batch need no larger one.
+    devices = jax.local_device_count()
+    size = min(self.batch_size, -(-total // devices) * devices)
+    parts = []
+    for start in range(0, total, size):
+      rows = np.arange(start, start + size) % total
+      parts.append(jax.device_get(run(jax.tree.map(lambda x, r=rows: x[r], batch))))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts)
+
+
+def first_rows(stage, results, image, keep_rows):
+  """The codes of the first rows of an image, int [1, keep_rows · w] in raster order, and the image
+  they were read from: uint8 [H, W, 3], the rows below blanked.
+
+  Below, the last kept row of pixels is repeated: an encoder that attends to the whole image then
+  sees nothing of what was there.
+  """
+  height, width = stage.gpt.shape
+  if stage.gpt.order != "raster":
+    raise UserError(
+      f"--init completes an image in raster order, and this model has gpt.order={stage.gpt.order}; "
+      "train one with --config.gpt.order=raster"
+    )
+  if not 1 <= keep_rows < height:
+    raise UserError(f"--keep_rows={keep_rows} is outside 1 … {height - 1}, the rows of codes")
+  pixels = keep_rows * image.shape[0] // height
+  blanked = np.concatenate([image[:pixels], np.repeat(image[pixels - 1 : pixels], len(image), 0)])
+  blanked = blanked[: len(image)]
+  encode = jax.jit(lambda params, x: stage.tokenizer.encode(params, transforms.normalize(x)))
+  codes = np.asarray(encode(results["tokenizer"]["ema"], blanked[None]))
+  return codes[:, : keep_rows * width], blanked

@@ -1,0 +1,76 @@
+"""The pretrain stage: permuted orders and their annealing; it learns the codes of a batch."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from imgtx_jax import config as configs
+from imgtx_jax.errors import UserError
+from imgtx_jax.stages import build
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+CLASSES = 3
+
+
+def start(config, images):
+  key = jax.random.key(1)
+  tokenizer = build("tokenizer", config, CLASSES).init(key, images.shape, {})
+  restored = {"tokenizer": {"params": tokenizer.params, "ema": tokenizer.ema}}
+  stage = build("pretrain", config, CLASSES)
+  return stage, stage.init(key, images.shape, restored), key
+
+
+def permuted_share(stage, step, count=2000):
+  orders = np.asarray(stage.draw_orders(jax.random.key(0), step, np.arange(count)))
+  assert np.all(np.sort(orders, axis=1) == np.arange(stage.num_codes))
+  return np.mean(np.any(orders != stage.order, axis=1))
+
+
+def test_permuted_orders_are_annealed_to_none(tiny_config, smooth_images):
+  tiny_config.pretrain.permute_steps = 100
+  tiny_config.pretrain.permute_anneal_steps = 200
+  stage, _, _ = start(tiny_config, smooth_images(4, 16))
+  assert permuted_share(stage, 0) == permuted_share(stage, 99) == 1.0
+  assert permuted_share(stage, 150) == pytest.approx(0.75, abs=0.04)
+  assert permuted_share(stage, 250) == pytest.approx(0.25, abs=0.04)
+  assert permuted_share(stage, 300) == permuted_share(stage, 10_000) == 0.0
+
+
+def test_permuted_examples_have_orders_of_their_own(tiny_config, smooth_images):
+  tiny_config.pretrain.permute_steps = 100
+  stage, _, _ = start(tiny_config, smooth_images(4, 16))
+  orders = np.asarray(stage.draw_orders(jax.random.key(0), 3, np.arange(8)))
+  assert len(np.unique(orders, axis=0)) == 8
+  again = np.asarray(stage.draw_orders(jax.random.key(0), 3, np.arange(4, 8)))
+  np.testing.assert_array_equal(again, orders[4:])  # whatever device has them
+  assert np.any(np.asarray(stage.draw_orders(jax.random.key(0), 4, np.arange(8))) != orders)
+
+
+def test_permuted_orders_need_target_positions(tiny_config):
+  tiny_config.gpt.target_position = False
+  tiny_config.pretrain.permute_anneal_steps = 5
+  with pytest.raises(UserError, match="permute_anneal_steps = 5 needs config.gpt.target_position"):
+    configs.check(tiny_config)
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+def test_learns_the_codes_of_a_batch(tiny_config, smooth_images, permuted):
+  """With random orders it takes longer, but learns the same."""
+  tiny_config.pretrain.permute_steps = 60 if permuted else 0
+  tiny_config.pretrain.permute_anneal_steps = 60 if permuted else 0
+  tiny_config.pretrain.steps = 180
+  tiny_config.pretrain.ema_decay = 0.9
+  tiny_config.gpt.update(dict(token_dropout=0.0, residual_dropout=0.0, ffn_dropout=0.0))
+  tiny_config.pretrain.optimizer.learning_rate = 4e-3
+  stage, state, key = start(tiny_config, smooth_images(8, 16))
+  batch = {"image": smooth_images(8, 16), "label": np.arange(8, dtype=np.int32) % CLASSES}
+  step = jax.jit(functools.partial(stage.step, axis=None))
+  for _ in range(180):
+    state, metrics = step(state, batch, key)
+  assert metrics["bits_per_code"] < 0.5
+  codes = stage.tokenizer.encode(state.frozen["tokenizer"], stage.prepare(batch))
+  figures = stage.prediction_figures(state, state.ema["gpt"], codes, batch["label"])
+  assert figures["bits_per_code"].mean() < 0.8 < figures["unigram_bits_per_code"].mean()
