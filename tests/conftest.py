@@ -78,6 +78,32 @@ def fresh_tiny_config():
   return make_tiny_config
 
 
+@pytest.fixture(scope="session")
+def untrained_workdir():
+  """make(config, directory, class names): a work directory of finished stages that have their
+  first, random weights."""
+  import jax
+
+  from imgtx_jax import workdir
+  from imgtx_jax.checkpoint import Checkpoints
+  from imgtx_jax.stages import build
+
+  def make(config, directory, names):
+    workdir.claim(config, directory, names)
+    size = config.data.image_size
+    tasks = workdir.plan(config)
+    for count, task in enumerate(tasks):
+      results = workdir.results(directory, tasks[:count])
+      stage = build(task.stage, config, len(names))
+      state = stage.init(jax.random.key(0), (1, size, size, 3), results)
+      checkpoints = Checkpoints(directory / task.name / "checkpoints")
+      checkpoints.save(1, state.replace(frozen={}), wait=True)
+      checkpoints.close()
+      (directory / task.name / "summary.json").write_text("{}")
+
+  return make
+
+
 @pytest.fixture
 def smooth_images():
   """A function (count, size) → uint8 images [count, size, size, 3] of coloured waves."""

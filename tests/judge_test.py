@@ -9,9 +9,7 @@ import pytest
 from PIL import Image
 
 from imgtx_jax import judge, workdir
-from imgtx_jax.checkpoint import Checkpoints
 from imgtx_jax.errors import UserError
-from imgtx_jax.stages import build
 
 NAMES = ["cat", "dog", "4", "tree"]
 _BUILT = {}
@@ -19,20 +17,12 @@ _verdict = jax.jit(lambda stage, *args: stage.adversary.verdict(*args), static_a
 
 
 @pytest.fixture
-def trained(tiny_config, tmp_path_factory):
+def trained(tiny_config, tmp_path_factory, untrained_workdir):
   """(work directory, config, Judge) of finished stages that have their first, random weights."""
   if not _BUILT:
     config = tiny_config.lock()
     directory = tmp_path_factory.mktemp("work")
-    workdir.claim(config, directory, NAMES)
-    shape, results = (1, 16, 16, 3), {}
-    for task in workdir.plan(config):
-      state = build(task.stage, config, len(NAMES)).init(jax.random.key(0), shape, results)
-      checkpoints = Checkpoints(directory / task.name / "checkpoints")
-      checkpoints.save(1, state.replace(frozen={}), wait=True)
-      checkpoints.close()
-      (directory / task.name / "summary.json").write_text("{}")
-      results = workdir.results(directory, workdir.plan(config)[: len(results) + 1])
+    untrained_workdir(config, directory, NAMES)
     _BUILT["work"] = directory, config, judge.load(directory, config, NAMES, prefix=3)
   return _BUILT["work"]
 

@@ -1,0 +1,188 @@
+"""Drawing: batches, devices, the best of candidates, completion; and what the command refuses."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgtx_jax import drawing, parallel, sample, workdir
+from imgtx_jax.decode import Decoding
+from imgtx_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+NAMES = ["cat", "dog", "tree"]
+LABELS = np.array([0, 1, 2, 0, 1], np.int32)
+_BUILT = {}
+
+
+@pytest.fixture
+def trained(tiny_config, tmp_path_factory, untrained_workdir):
+  """(work directory, config) of finished stages in raster order, with random weights."""
+  if not _BUILT:
+    directory = tmp_path_factory.mktemp("work")
+    tiny_config.gpt.order = "raster"
+    config = tiny_config.lock()
+    untrained_workdir(config, directory, NAMES)
+    _BUILT["work"] = directory, config
+  return _BUILT["work"]
+
+
+def make_drawer(trained, **options):
+  directory, config = trained
+  stage, results = drawing.load(directory, config, NAMES)
+  # Zero matrices at the start leave nothing to tell images apart by: random logits do.
+  draw = np.random.default_rng(0)
+  gpt = results["finetune"]["ema"]["gpt"]
+  gpt["logits"]["kernel"] = draw.normal(0, 0.5, gpt["logits"]["kernel"].shape).astype(np.float32)
+  options = dict(prefix=stage.num_codes) | options
+  return drawing.Drawer(stage, results, Decoding(cfg_scale=1.5), **options)
+
+
+def test_the_same_image_whatever_the_batch_and_the_devices(trained, monkeypatch):
+  images, codes = make_drawer(trained, batch_size=8).draw(LABELS)
+  assert images.shape == (5, 16, 16, 3) and images.dtype == np.uint8
+  assert len(np.unique(codes, axis=0)) == 5
+  few, few_codes = make_drawer(trained, batch_size=4).draw(LABELS)
+  np.testing.assert_array_equal(few_codes, codes)
+  assert np.abs(few.astype(int) - images).max() <= 1
+  monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+  monkeypatch.setattr(parallel.jax, "local_devices", lambda: jax.devices()[:1])
+  one, one_codes = make_drawer(trained, batch_size=3).draw(LABELS)
+  np.testing.assert_array_equal(one_codes, codes)
+  assert np.abs(one.astype(int) - images).max() <= 1
+  # By its own number and label alone.
+  part, part_codes = make_drawer(trained).draw(LABELS[3:], index=np.array([3, 4]))
+  np.testing.assert_array_equal(part_codes, codes[3:])
+
+
+def test_another_seed_draws_others(trained):
+  _, codes = make_drawer(trained).draw(LABELS)
+  _, others = make_drawer(trained, seed=1).draw(LABELS)
+  assert np.mean(codes == others) < 0.5
+
+
+@pytest.mark.parametrize("score", drawing.SCORES)
+def test_the_best_of_candidates_are_kept(trained, score):
+  drawer = make_drawer(trained)
+  labels = np.array([2, 0])
+  images, _, scores = drawer.draw_best(labels, candidates=4, keep=2, score=score)
+  assert len(images) == 4
+  everything, _ = drawer.draw(np.repeat(labels, 4))
+  all_scores = drawer.scores(everything, np.repeat(labels, 4), score).reshape(2, 4)
+  np.testing.assert_allclose(scores.reshape(2, 2), -np.sort(-all_scores, axis=1)[:, :2], rtol=1e-4)
+  np.testing.assert_allclose(drawer.scores(images, np.repeat(labels, 2), score), scores, rtol=1e-4)
+  assert len(np.unique(all_scores)) > 4
+
+
+def test_class_scores_are_probabilities(trained):
+  drawer = make_drawer(trained)
+  images, _ = drawer.draw(np.zeros(4, int))
+  shares = sum(np.exp(drawer.scores(images, np.full(4, c), "class")) for c in range(3))
+  np.testing.assert_allclose(shares, 1.0, rtol=1e-4)
+  with pytest.raises(UserError, match="--score=class needs a class for every image"):
+    drawer.scores(images, np.full(4, 3), "class")
+
+
+def test_completion_keeps_the_first_rows_and_sees_nothing_below(trained, smooth_images):
+  drawer = make_drawer(trained)
+  image = smooth_images(1, 16)[0]
+  given, blanked = drawing.first_rows(drawer.stage, drawer.results, image, 2)
+  assert given.shape == (1, 8)
+  np.testing.assert_array_equal(blanked[:8], image[:8])
+  np.testing.assert_array_equal(blanked[8:], np.repeat(image[7:8], 8, axis=0))
+  changed = image.copy()
+  changed[8:] = 255 - changed[8:]
+  again, _ = drawing.first_rows(drawer.stage, drawer.results, changed, 2)
+  np.testing.assert_array_equal(again, given)
+  _, codes = drawer.draw(LABELS, given=given)
+  np.testing.assert_array_equal(codes[:, :8], np.repeat(given, 5, axis=0))
+  assert len(np.unique(codes[:, 8:], axis=0)) == 5
+
+
+# -- The command -----------------------------------------------------------------------------------
+
+
+def set_flags(monkeypatch, directory, **values):
+  """Stands for absl's flags, which know a value by name and by FLAGS[name].value."""
+  defaults = dict(
+    workdir=str(directory),
+    labels="",
+    num=4,
+    out="",
+    save_images="",
+    save_codes="",
+    prefix=None,
+    guidance=None,
+    seed=0,
+    batch_size=64,
+    candidates=0,
+    keep=1,
+    score="logit",
+    init="",
+    keep_rows=0,
+    **dict.fromkeys(sample.DECODING),
+  )
+  values = defaults | values
+
+  class Flags(types.SimpleNamespace):
+    def __getitem__(self, name):
+      return types.SimpleNamespace(value=getattr(self, name))
+
+  monkeypatch.setattr(sample, "FLAGS", Flags(**values))
+
+
+def test_candidates_and_completion_by_flags(trained, monkeypatch, tmp_path, smooth_images):
+  directory, _ = trained
+  Image.fromarray(smooth_images(1, 20)[0]).save(tmp_path / "a.png")
+  set_flags(
+    monkeypatch,
+    directory,
+    num=3,
+    labels="dog",
+    out=str(tmp_path / "grid.png"),
+    save_codes=str(tmp_path / "codes.npy"),
+    candidates=4,
+    keep=2,
+    init=str(tmp_path / "a.png"),
+    keep_rows=1,
+  )
+  sample.main()
+  codes = np.load(tmp_path / "codes.npy")
+  assert codes.shape == (3, 16) and len(np.unique(codes[:, :4], axis=0)) == 1
+  assert (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (dict(num=0), "--num=0 is under 1"),
+    (dict(out=""), "nothing to write"),
+    (dict(prefix=17), "--prefix=17 is outside 0 … 16"),
+    (dict(candidates=2, keep=3), "--candidates=2 is under --keep=3"),
+    (dict(keep_rows=2), "--init and --keep_rows go together"),
+    (dict(init="a.png", keep_rows=4), "--keep_rows=4 is outside 1 … 3"),
+    (dict(init="a.png", keep_rows=2, prefix=4), "--prefix=4 is under the 8 codes"),
+    (dict(init="none.png", keep_rows=2), r"none.png cannot be read"),
+    (dict(cfg_stop=1.5), "--cfg_stop=1.5 is outside 0 … 1"),
+    (dict(top_p=0.0), "--top_p=0 leaves no code to draw"),
+    (dict(labels="bird"), "--labels=bird is no class"),
+  ],
+)
+def test_bad_flags(trained, monkeypatch, tmp_path, smooth_images, flags, message):
+  monkeypatch.chdir(tmp_path)
+  Image.fromarray(smooth_images(1, 16)[0]).save("a.png")
+  set_flags(monkeypatch, trained[0], **dict(out="grid.png") | flags)
+  with pytest.raises(UserError, match=message):
+    sample.main()
+
+
+def test_completion_needs_raster_order(tmp_path, tiny_config, untrained_workdir, smooth_images):
+  tiny_config.stages = ("tokenizer", "pretrain")
+  tiny_config.gpt.order = "spread"
+  untrained_workdir(tiny_config.lock(), tmp_path, NAMES)
+  stage, results = drawing.load(tmp_path, workdir.read(tmp_path)[0], NAMES)
+  with pytest.raises(UserError, match="raster order, and this model has gpt.order=spread"):
+    drawing.first_rows(stage, results, smooth_images(1, 16)[0], 2)
