@@ -120,6 +120,7 @@ def default():
   c.tokenizer.ema_decay = 0.999
   c.tokenizer.l1_weight = 0.0
   c.tokenizer.l2_weight = 1.0
+  c.tokenizer.gradient_weight = 0.0  # of the differences between neighbouring pixels
   c.tokenizer.tap_weight = 0.25  # of the conditioned images' reconstruction
   c.tokenizer.lpips_weight = 0.0  # needs the extra "perceptual"
   c.tokenizer.perturb = 0.0  # share of codes replaced by neighbours, annealed to 0
@@ -148,6 +149,7 @@ def default():
   c.finetune.null_label_share = 0.1
   c.finetune.reconstruction_weight = 10.0
   c.finetune.reconstruction_power = 1.0
+  c.finetune.gradient_weight = 0.0  # within the reconstruction, beside the squared error's 1
   c.finetune.lpips_weight = 0.0
   c.finetune.tap_weight = 0.25
   c.finetune.adversarial_weight = 0.03

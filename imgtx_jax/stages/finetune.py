@@ -13,7 +13,7 @@ import optax
 
 from imgtx_jax import decode, optim, parallel, rng
 from imgtx_jax.losses import codes as code_losses
-from imgtx_jax.losses import perceptual
+from imgtx_jax.losses import perceptual, pixels
 from imgtx_jax.stages import adversary, networks, stage
 from imgtx_jax.stages.pretrain import PretrainStage
 from imgtx_jax.state import TrainState, update_ema
@@ -168,11 +168,13 @@ class FinetuneStage(stage.Stage):
     share = task["prefix"] / len(self.order)
     # No code, no target: (k/N)^p is 0 at k = 0. Bank rows have none either.
     weight = share**options.reconstruction_power * (task["prefix"] > 0) * task["real"]
-    pixels = self.renderer.known_pixels(task["prefix"])
+    known = self.renderer.known_pixels(task["prefix"])
 
     def distance(x):
-      error = jnp.sum(pixels * (x - images) ** 2, axis=(1, 2, 3))
-      return jnp.mean(weight * error / jnp.maximum(jnp.sum(pixels, axis=(1, 2, 3)) * 3, 1.0))
+      error = pixels.squared_error(x, images, known)
+      if options.gradient_weight:
+        error += options.gradient_weight * pixels.gradient_difference(x, images, known)
+      return jnp.mean(weight * error)
 
     parts = {"reconstruction": distance(image)}
     total = options.reconstruction_weight * parts["reconstruction"]

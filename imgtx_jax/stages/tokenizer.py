@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from imgtx_jax import optim, parallel, rng
-from imgtx_jax.losses import perceptual
+from imgtx_jax.losses import perceptual, pixels
 from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.stages import adversary, networks, stage
 from imgtx_jax.state import TrainState, update_ema
@@ -132,10 +132,12 @@ class TokenizerStage(stage.Stage):
     """Everything but the adversarial part; (total, metrics)."""
 
     def distance(x):
-      error = x - images
-      return self.options.l2_weight * jnp.mean(error**2) + self.options.l1_weight * jnp.mean(
-        jnp.abs(error)
+      parts = (
+        (self.options.l2_weight, pixels.squared_error),
+        (self.options.l1_weight, pixels.absolute_error),
+        (self.options.gradient_weight, pixels.gradient_difference),
       )
+      return sum(weight * loss(x, images).mean() for weight, loss in parts if weight)
 
     parts = {"reconstruction": distance(image)} | code_parts
     total = sum(parts.values())
