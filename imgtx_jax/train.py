@@ -176,11 +176,12 @@ class Trainer:
     """Figures on held-out images, logged; limit None takes all of them."""
     figures = {}
     for name, (sums_fn, finish) in self.evaluators.items():
+      totals = None
       for number, batch in enumerate(self._held_out_batches(limit)):
         key = rng.stream(self.root, "evaluate", number)  # no two examples share their draws
         sums = jax.device_get(sums_fn(self.state, self.parallel.put_batch(batch), key))
         sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
-        totals = sums if number == 0 else jax.tree.map(np.add, totals, sums)
+        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
       figures |= {f"{name}/{key}": value for key, value in finish(totals).items()}
     self.log.write(done, self.clock(), figures)
     text = "  ".join(f"{key.split('/')[-1]} {value:.4g}" for key, value in figures.items())
