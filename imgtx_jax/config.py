@@ -11,59 +11,15 @@ import jax
 import ml_collections
 
 from imgtx_jax import optim
+from imgtx_jax.config_parts import adversary as _adversary
+from imgtx_jax.config_parts import check_vqgan, vqgan
+from imgtx_jax.config_parts import optimizer as _optimizer
+from imgtx_jax.config_parts import trunk as _trunk
 from imgtx_jax.errors import UserError
 from imgtx_jax.losses import adversarial
 from imgtx_jax.models import transformer
 
 STAGES = ("tokenizer", "pretrain", "finetune")
-
-
-def _trunk(width, layers, heads, **overrides):
-  """Hyperparameters of one Transformer. hidden 0 means 8/3 of the width."""
-  values = dict(
-    width=width,
-    layers=layers,
-    heads=heads,
-    hidden=0,
-    qk_norm=False,
-    layer_scale=0.0,
-    implementation="xla",
-    remat="none",
-  )
-  return ml_collections.ConfigDict(values | overrides)
-
-
-def _optimizer(learning_rate, **overrides):
-  """Options of optim.make."""
-  values = dict(
-    learning_rate=learning_rate,
-    schedule="constant",
-    warmup_steps=100,
-    final_share=0.0,
-    inverse_rate=1e-5,
-    width_base=0,
-    beta1=0.9,
-    beta2=0.95,
-    epsilon=1e-8,
-    weight_decay=0.05,
-    clip_norm=1.0,
-    freeze="",
-  )
-  return ml_collections.ConfigDict(values | overrides)
-
-
-def _adversary(learning_rate):
-  """Options of a player against a discriminator, shared by the stages that have one."""
-  return dict(
-    loss="relativistic",
-    # R1 and R2: "exact", or "difference" (finite differences over a share of the batch).
-    penalty="difference",
-    penalty_weight=0.1,
-    penalty_sigma=0.01,
-    penalty_share=0.25,
-    augment=("color", "translation"),
-    optimizer=_optimizer(learning_rate, beta1=0.0, beta2=0.99, weight_decay=0.0),
-  )
 
 
 def default():
@@ -89,6 +45,8 @@ def default():
   c.data.threads = 4
 
   c.patch = 4  # pixels a code, for the tokenizer and the generator
+  c.tokenizer_kind = "transformer"  # encoder and generator; or "vqgan", the convolutional one
+  c.vqgan = vqgan()
   c.encoder = _trunk(128, 2, 4)
   c.quantizer = ml_collections.ConfigDict()
   c.quantizer.kind = "vq"  # or "fsq"
@@ -186,6 +144,7 @@ def check(config):
   one_of("config.dtype", config.dtype, ("auto", "float32", "bfloat16"))
   one_of("config.parallel.mode", config.parallel.mode, ("pmap", "jit"))
   one_of("config.data.crop", config.data.crop, ("center", "random"))
+  one_of("config.tokenizer_kind", config.tokenizer_kind, ("transformer", "vqgan"))
   one_of("config.quantizer.kind", config.quantizer.kind, ("vq", "fsq"))
   one_of("config.gpt.order", config.gpt.order, ("raster", "spread"))
   if not config.stages:
@@ -222,6 +181,8 @@ def check(config):
       f"config.generator.taps={tuple(taps)} must ascend between 1 and layers − 1 = "
       f"{config.generator.layers - 1}"
     )
+  if config.tokenizer_kind == "vqgan":
+    check_vqgan(config)
   _check_stages(config)
 
 
