@@ -27,6 +27,7 @@ BAD = [
   ({"data.crop": "middle"}, "'middle'"),
   ({"quantizer.kind": "rq"}, "'rq'"),
   ({"gpt.order": "zigzag"}, "'zigzag'"),
+  ({"tokenizer_kind": "mlp"}, "'mlp'"),
   ({"patch": 5}, "5"),
   ({"patch": 0}, "0"),
   ({"data.image_size": 30}, "30"),
@@ -59,6 +60,30 @@ BAD = [
 def test_a_bad_value_is_named_in_one_line(changes, value):
   config = configs.default()
   config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError) as caught:
+    configs.check(config)
+  message, (key,) = str(caught.value), changes
+  assert "\n" not in message and f"config.{key}" in message and value in message
+
+
+VQGAN = [
+  ({"patch": 8}, "8"),
+  ({"vqgan.multipliers": (1, 2)}, "config.patch=4"),
+  ({"vqgan.multipliers": (1, 0, 2)}, "(1, 0, 2)"),
+  ({"vqgan.multipliers": ()}, "()"),
+  ({"vqgan.channels": 48}, "48"),
+  ({"vqgan.z_channels": 0}, "0"),
+  ({"vqgan.decoder_blocks": 0}, "0"),
+]
+
+
+@pytest.mark.parametrize("changes, value", VQGAN, ids=[str(changes) for changes, _ in VQGAN])
+def test_a_bad_value_of_the_convolutional_tokenizer_is_named_if_it_is_chosen(changes, value):
+  config = configs.default()
+  config.vqgan.multipliers = (1, 1, 2)
+  config.update_from_flattened_dict(changes)
+  configs.check(config)
+  config.tokenizer_kind = "vqgan"
   with pytest.raises(UserError) as caught:
     configs.check(config)
   message, (key,) = str(caught.value), changes

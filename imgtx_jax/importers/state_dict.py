@@ -6,6 +6,7 @@ Nothing is copied until a Weight is read, so that a file's weights need not fit 
 import argparse
 import functools
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -70,14 +71,18 @@ def _read_torch(path, wrappers):
     # Training checkpoints hold their command line beside the weights: a class without behaviour.
     with torch.serialization.safe_globals([argparse.Namespace]):
       content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-  except pickle.UnpicklingError as error:
-    raise UserError(
-      f"refused, for it is no PyTorch file or holds more than weights ({_reason(error)}), and "
-      "loading that could run code of its author's"
-    ) from error
-  except (RuntimeError, ValueError, OSError, EOFError) as error:
-    raise UserError(f"no whole PyTorch file ({_first_line(error)}); fetch it again") from error
-
+  except MemoryError:
+    raise  # not the file's fault
+  except Exception as error:  # torch's reader fails in many ways on what is no pickle
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign:
+      raise UserError(
+        f"refused, for it holds more than weights: building its {foreign[1]} could run code of its "
+        "author's; give a file of weights alone"
+      ) from error
+    is_advice = isinstance(error, pickle.UnpicklingError)  # to trust the file, in many lines
+    reason = "not a pickle" if is_advice else _first_line(error)
+    raise UserError(f"no whole PyTorch file ({reason}); fetch it again") from error
   state = _unwrap(content, wrappers)
   alien = sorted(str(k) for k, v in state.items() if not isinstance(v, torch.Tensor))
   if alien:
@@ -97,13 +102,6 @@ def _unwrap(content, wrappers):
     raise UserError(f"no state dict but a {type(content).__name__}")
   found = [content[name] for name in wrappers if isinstance(content.get(name), dict)]
   return found[0] if found else content
-
-
-def _reason(error):
-  """What torch refuses, out of its many lines."""
-  lines = [line.strip() for line in str(error).splitlines()]
-  found = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]
-  return (found or lines or [type(error).__name__])[0][:200]
 
 
 def _first_line(error):
