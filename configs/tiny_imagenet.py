@@ -12,11 +12,12 @@ README says what of `small` was run; `base` was not run.
 """
 
 from imgtx_jax import config as defaults
+from imgtx_jax.errors import one_of
 
 
 def get_config(variant="small"):
   """variant: small or base."""
-  defaults.one_of("tiny_imagenet variant", variant, ("small", "base"))
+  one_of("tiny_imagenet variant", variant, ("small", "base"))
   config = defaults.default()
   config.data.source = "folder"
   config.data.path = "tiny_imagenet"

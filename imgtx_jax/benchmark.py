@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from imgtx_jax import command, flops, parallel
+from imgtx_jax import command, config_check, flops, parallel
 from imgtx_jax import config as configs
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
@@ -72,7 +72,7 @@ KINDS = {"train": train}
 
 def measure_training(config, name, steps):
   """Figures of `steps` training steps of one stage; see the module's docstring."""
-  configs.check(config)
+  config_check.check(config)
   if name not in config.stages:
     raise UserError(
       f"--stage={name} is not in config.stages; choose one of {', '.join(config.stages)}"

@@ -66,7 +66,10 @@ class Checkpoints:
     if step == self._current:
       return  # saved already, or restored and not trained since
     arrays, empty = records.flatten(state)
-    arrays = {name: _host_copy(x) for name, x in arrays.items()}
+    # Nobody changes a NumPy array while this waits: it need not be in memory twice.
+    arrays = {
+      name: x if wait and isinstance(x, np.ndarray) else _host_copy(x) for name, x in arrays.items()
+    }
     items = ocp.args.Composite(
       # Orbax refuses arrays without elements: the record alone restores them.
       arrays=ocp.args.PyTreeSave({name: x for name, x in arrays.items() if x.size}),

@@ -1,19 +1,14 @@
-"""Every configuration key with its one default, and the checks of what a user may have set.
+"""Every configuration key with its one default.
 
 A config file defines get_config(arg) and starts from default(). Keys that a config does not name
 keep the value they have here. Durations end in _steps; 0 switches an option off unless it says
-otherwise.
+otherwise. What a user may set is checked by config_check.py.
 """
 
 import math
 
 import jax
 import ml_collections
-
-from imgtx_jax import decode, optim
-from imgtx_jax.errors import UserError
-from imgtx_jax.losses import adversarial
-from imgtx_jax.models import transformer
 
 STAGES = ("tokenizer", "pretrain", "finetune")
 
@@ -66,6 +61,19 @@ def _adversary(learning_rate):
   )
 
 
+def _vqgan():
+  """Hyperparameters of the convolutional tokenizer; the defaults are LlamaGen's VQ-16."""
+  return ml_collections.ConfigDict(
+    dict(
+      channels=128,
+      multipliers=(1, 1, 2, 2, 4),  # of channels, a level; the image halves between two levels
+      z_channels=256,
+      encoder_blocks=2,
+      decoder_blocks=3,
+    )
+  )
+
+
 def default():
   """The full configuration, unlocked."""
   c = ml_collections.ConfigDict()
@@ -89,6 +97,8 @@ def default():
   c.data.threads = 4
 
   c.patch = 4  # pixels a code, for the tokenizer and the generator
+  c.tokenizer_kind = "transformer"  # encoder and generator; or "vqgan", the convolutional one
+  c.vqgan = _vqgan()
   c.encoder = _trunk(128, 2, 4)
   c.quantizer = ml_collections.ConfigDict()
   c.quantizer.kind = "vq"  # or "fsq"
@@ -191,129 +201,6 @@ def compute_dtype(config):
   if config.dtype == "auto":
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
   return config.dtype
-
-
-def check(config):
-  """Raises UserError for the first value that cannot work; one line each."""
-  one_of("config.stages", [s for s in config.stages if s not in STAGES] or STAGES[0], STAGES)
-  one_of("config.dtype", config.dtype, ("auto", "float32", "bfloat16"))
-  one_of("config.parallel.mode", config.parallel.mode, ("pmap", "jit"))
-  one_of("config.data.crop", config.data.crop, ("center", "random"))
-  one_of("config.quantizer.kind", config.quantizer.kind, ("vq", "fsq"))
-  one_of("config.sample.guidance", config.sample.guidance, decode.GUIDANCE)
-  one_of("config.gpt.order", config.gpt.order, ("raster", "spread"))
-  if not config.stages:
-    raise UserError(f"config.stages is empty; name at least one of {', '.join(STAGES)}")
-  if config.rounds < 1:
-    raise UserError(f"config.rounds={config.rounds} is under 1; set it to 1 or more")
-  for key, patch in (("patch", config.patch), ("discriminator.patch", config.discriminator.patch)):
-    if patch < 1 or config.data.image_size % patch:
-      raise UserError(
-        f"config.data.image_size={config.data.image_size} is not divisible by "
-        f"config.{key}={patch}; choose a size that is a multiple of {max(patch, 1)}"
-      )
-  for key in ("encoder", "generator", "gpt", "discriminator"):
-    one_of(f"config.{key}.remat", config[key].remat, tuple(transformer.REMAT_POLICIES))
-    one_of(f"config.{key}.implementation", config[key].implementation, ("xla", "cudnn"))
-    if config[key].layers < 1:
-      raise UserError(f"config.{key}.layers={config[key].layers} is under 1; set it to 1 or more")
-    width, heads = config[key].width, config[key].heads
-    if heads < 1 or width % (4 * heads):
-      raise UserError(
-        f"config.{key}.width={width} is not a multiple of 4·heads={4 * heads}, as two-dimensional "
-        f"RoPE needs; change config.{key}.width or config.{key}.heads"
-      )
-  if config.discriminator.overlap > config.discriminator.patch:
-    raise UserError(
-      f"config.discriminator.overlap={config.discriminator.overlap} is over "
-      f"config.discriminator.patch={config.discriminator.patch}; lower it"
-    )
-  taps = config.generator.taps
-  if list(taps) != sorted(set(taps)) or (
-    taps and not 0 < min(taps) <= max(taps) < config.generator.layers
-  ):
-    raise UserError(
-      f"config.generator.taps={tuple(taps)} must ascend between 1 and layers − 1 = "
-      f"{config.generator.layers - 1}"
-    )
-  _check_stages(config)
-
-
-def _check_stages(config):
-  devices = jax.device_count()
-  for stage in config.stages:
-    options = config[stage]
-    for key in ("steps", "batch_size"):
-      if options[key] < 1:
-        raise UserError(f"config.{stage}.{key}={options[key]} is under 1; set it to 1 or more")
-    if options.batch_size % devices:
-      raise UserError(
-        f"config.{stage}.batch_size={options.batch_size} is not divisible by the {devices} "
-        f"devices; choose a multiple of {devices}"
-      )
-    for key in [k for k in options if k.endswith("optimizer")]:
-      one_of(f"config.{stage}.{key}.schedule", options[key].schedule, optim.SCHEDULES)
-    if "adversary" in options:
-      schedule = options.adversary.optimizer.schedule
-      one_of(f"config.{stage}.adversary.optimizer.schedule", schedule, optim.SCHEDULES)
-      one_of(f"config.{stage}.adversary.loss", options.adversary.loss, tuple(adversarial.LOSSES))
-      one_of(
-        f"config.{stage}.adversary.penalty", options.adversary.penalty, ("exact", "difference")
-      )
-      for kind in options.adversary.augment:
-        one_of(f"config.{stage}.adversary.augment", kind, ("color", "translation", "cutout"))
-  _check_ranges(config)
-  permuted = config.pretrain.permute_steps + config.pretrain.permute_anneal_steps
-  if permuted and not config.gpt.target_position:
-    raise UserError(
-      f"config.pretrain.permute_steps + permute_anneal_steps = {permuted} needs "
-      "config.gpt.target_position, or no state knows which code it predicts; set it to True"
-    )
-  shares = config.finetune.prefix_none_share + config.finetune.prefix_full_share
-  if not 0 <= shares <= 1:
-    raise UserError(
-      f"config.finetune.prefix_none_share + prefix_full_share = {shares:g} is outside 0 … 1; "
-      "lower one of them"
-    )
-
-
-def _check_ranges(config):
-  ranges = {
-    "finetune.bank_rows": (1, None),
-    "finetune.bank_share": (0, 1),
-    "finetune.null_label_share": (0, 1),
-    "tokenizer.adversary.penalty_share": (1e-6, 1),
-    "finetune.adversary.penalty_share": (1e-6, 1),
-    "gpt.class_dropout": (0, 1),
-    "gpt.token_dropout": (0, 0.99),
-    "gpt.residual_dropout": (0, 0.99),
-    "gpt.ffn_dropout": (0, 0.99),
-    "gpt.drop_path": (0, 0.99),
-    "sample.cfg_scale": (0, None),
-    "sample.cfg_start": (0, 1),
-    "sample.cfg_stop": (0, 1),
-    "sample.cfg_power": (0, None),
-    "sample.temperature": (0, None),
-    "sample.top_k": (0, None),
-    "sample.top_p": (0, 1),
-    "pictures": (1, None),
-    "evaluate_images": (1, None),
-  }
-  flat = flatten(config)
-  for key, (least, most) in ranges.items():
-    if flat[key] < least or (most is not None and flat[key] > most):
-      limit = f"{least:g} or more" if most is None else f"{least:g} … {most:g}"
-      raise UserError(f"config.{key}={flat[key]:g} is out of range; choose {limit}")
-  if min(config.quantizer.levels) < 2:
-    raise UserError(
-      f"config.quantizer.levels={tuple(config.quantizer.levels)} has a level under 2; raise it"
-    )
-
-
-def one_of(key, value, allowed):
-  """UserError naming the key unless value is among allowed."""
-  if value not in allowed:
-    raise UserError(f"{key}={value!r} is not one of: {', '.join(map(str, allowed))}")
 
 
 def grid_shape(config):

@@ -6,3 +6,9 @@ class UserError(Exception):
 
   Commands print the line without a traceback and exit with code 2.
   """
+
+
+def one_of(key, value, allowed):
+  """UserError naming the key unless value is among allowed."""
+  if value not in allowed:
+    raise UserError(f"{key}={value!r} is not one of: {', '.join(map(str, allowed))}")

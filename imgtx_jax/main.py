@@ -8,8 +8,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from imgtx_jax import command, parallel, report, train, workdir
-from imgtx_jax import config as configs
+from imgtx_jax import command, config_check, parallel, report, train, workdir
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
@@ -19,7 +18,7 @@ FLAGS = flags.FLAGS
 
 def run(config, directory, only=""):
   """Trains the stages of config in the work directory; only: the name of one stage."""
-  configs.check(config)
+  config_check.check(config)
   tasks = workdir.plan(config)
   if only:
     tasks = [task for task in tasks if task.stage == only]

@@ -23,7 +23,7 @@ MAX_LINES = 320
 
 COMMANDS = ("main", "sample", "judge", "stylize", "evaluate", "convert", "benchmark", "plan")
 # Whom a part must not reach, directly or through others. Names are modules or folders.
-UPPER = ("config", "checkpoint", "train", "stages", "workdir", "command", *COMMANDS)
+UPPER = ("config", "config_check", "checkpoint", "train", "stages", "workdir", "command", *COMMANDS)
 FORBIDDEN = {
   "models": ("data", "losses", "metrics", *UPPER),
   "losses": ("data", "metrics", *UPPER),

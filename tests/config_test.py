@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imgtx_jax import config as configs
-from imgtx_jax import config_flag, stages, workdir
+from imgtx_jax import config_check, config_flag, stages, workdir
 from imgtx_jax.errors import UserError
 
 FILES = sorted(Path(__file__).resolve().parents[1].glob("configs/*.py"))
@@ -27,6 +27,7 @@ BAD = [
   ({"data.crop": "middle"}, "'middle'"),
   ({"quantizer.kind": "rq"}, "'rq'"),
   ({"gpt.order": "zigzag"}, "'zigzag'"),
+  ({"tokenizer_kind": "mlp"}, "'mlp'"),
   ({"patch": 5}, "5"),
   ({"patch": 0}, "0"),
   ({"data.image_size": 30}, "30"),
@@ -60,20 +61,44 @@ def test_a_bad_value_is_named_in_one_line(changes, value):
   config = configs.default()
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError) as caught:
-    configs.check(config)
+    config_check.check(config)
+  message, (key,) = str(caught.value), changes
+  assert "\n" not in message and f"config.{key}" in message and value in message
+
+
+VQGAN = [
+  ({"patch": 8}, "8"),
+  ({"vqgan.multipliers": (1, 2)}, "config.patch=4"),
+  ({"vqgan.multipliers": (1, 0, 2)}, "(1, 0, 2)"),
+  ({"vqgan.multipliers": ()}, "()"),
+  ({"vqgan.channels": 48}, "48"),
+  ({"vqgan.z_channels": 0}, "0"),
+  ({"vqgan.decoder_blocks": 0}, "0"),
+]
+
+
+@pytest.mark.parametrize("changes, value", VQGAN, ids=[str(changes) for changes, _ in VQGAN])
+def test_a_bad_value_of_the_convolutional_tokenizer_is_named_if_it_is_chosen(changes, value):
+  config = configs.default()
+  config.vqgan.multipliers = (1, 1, 2)
+  config.update_from_flattened_dict(changes)
+  config_check.check(config)
+  config.tokenizer_kind = "vqgan"
+  with pytest.raises(UserError) as caught:
+    config_check.check(config)
   message, (key,) = str(caught.value), changes
   assert "\n" not in message and f"config.{key}" in message and value in message
 
 
 def test_the_defaults_are_fine():
-  configs.check(configs.default())
+  config_check.check(configs.default())
 
 
 def test_only_the_stages_that_run_are_checked():
   config = configs.default()
   config.stages = ("tokenizer",)
   config.pretrain.batch_size = 30
-  configs.check(config)
+  config_check.check(config)
 
 
 # -- Files -----------------------------------------------------------------------------------------
@@ -90,7 +115,7 @@ def test_there_are_configs():
 
 
 def test_every_config_is_whole_locked_and_good(config):
-  configs.check(config)
+  config_check.check(config)
   assert config.is_locked
   assert set(configs.flatten(config)) == set(configs.flatten(configs.default()))
 

@@ -1,6 +1,8 @@
 """Before jax is imported: the CPU as 4 devices, so that tests can compare the parallel modes."""
 
 import getpass
+import importlib.util
+import json
 import os
 import pathlib
 import tempfile
@@ -117,3 +119,24 @@ def smooth_images():
     return ((wave.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
 
   return make
+
+
+@pytest.fixture(scope="session")
+def parity():
+  """read(name) → (manifest, recorded arrays, weights) of a reference implementation; skips the test
+  where shared/parity, which its README describes, is absent."""
+  folder = pathlib.Path(__file__).resolve().parents[2] / "shared" / "parity"
+
+  def read(name):
+    needed = [folder / file for file in (f"{name}.json", f"{name}.npz", "seeded_weights.py")]
+    if not all(path.exists() for path in needed):
+      pytest.skip(f"recorded outputs of the reference implementation are not in {folder}")
+    manifest = json.loads(needed[0].read_text())
+    spec = importlib.util.spec_from_file_location("seeded_weights", needed[2])
+    seeded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(seeded)
+    weights = seeded.seeded_state_dict(manifest["weights"], manifest["seed"])
+    with np.load(needed[1]) as recorded:
+      return manifest, dict(recorded), weights
+
+  return read

@@ -1,36 +1,41 @@
-"""Encoder, Quantizer and the Generator as decoder, as one thing: images to codes and back."""
+"""Encoder, Quantizer and a decoder, as one thing: images to codes and back."""
 
 import dataclasses
 from typing import Any
 
 import jax
 
+from imgtx_jax.models import encoder as transformers
 from imgtx_jax.models import quantizer as quantizers
-from imgtx_jax.models.encoder import Encoder
+from imgtx_jax.models import vqgan
 from imgtx_jax.models.generator import Generator
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """Pure functions of params = {"encoder", "quantizer", "generator"}.
+  """Pure functions of params = {"encoder", "quantizer", decoder_name}.
 
   encode: images [B, H, W, 3] → latents [B, N, C], codes int [B, N] in raster order.
   decode: codes → images. render: vectors [B, N, C] → image, taps (see Generator).
+
+  decoder_name: "generator" where the decoder is the Generator in its first role, whose weights the
+  later roles take over by name; "decoder" where there is nothing to take over.
   """
 
-  encoder: Encoder
+  encoder: transformers.Encoder | vqgan.Encoder
   quantizer: quantizers.VectorQuantizer | quantizers.FiniteScalarQuantizer
-  generator: Generator
+  decoder: Generator | vqgan.Decoder
+  decoder_name: str = "generator"
 
   def init(self, key, images) -> dict[str, Any]:
     """Parameters for images shaped like these [B, H, W, 3]."""
     keys = jax.random.split(key, 3)
     latents, encoder = self.encoder.init_with_output(keys[0], images)
-    generator = self.generator.init(keys[1], latents)
+    decoder = self.decoder.init(keys[1], latents)
     return {
       "encoder": encoder["params"],
       "quantizer": self.quantizer.init(keys[2]),
-      "generator": generator["params"],
+      self.decoder_name: decoder["params"],
     }
 
   def latents(self, params, images):
@@ -43,7 +48,7 @@ class Tokenizer:
 
   def render(self, params, vectors):
     """Vectors [B, N, C] → image [B, H, W, 3] and taps."""
-    return self.generator.apply({"params": params["generator"]}, vectors)
+    return self.decoder.apply({"params": params[self.decoder_name]}, vectors)
 
   def decode(self, params, codes):
     """Codes int [B, N] → images [B, H, W, 3]."""

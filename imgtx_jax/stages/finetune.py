@@ -1,7 +1,8 @@
 """Stage "finetune": the generator renders the GPT's condition vectors, against a discriminator.
 
-The generator starts as a copy of the tokenizer's decoder and gains cross-attention to the GPT's
-hidden states, a modulation by noise and class, and a mask token for codes beyond the prefix k.
+The generator starts as a copy of the tokenizer's decoder (afresh beside a convolutional tokenizer)
+and gains cross-attention to the GPT's hidden states, a modulation by noise and class, and a mask
+token for codes beyond the prefix k.
 The discriminator's gradient reaches the GPT through the hidden states it attends to, never through
 sampling. Relativistic loss with R1 and R2 (R3GAN arXiv:2501.05441, GAT arXiv:2509.24935), on real
 codes and on codes that the GPT sampled (RobusTok, arXiv:2509.12474).
@@ -52,7 +53,6 @@ class FinetuneStage(stage.Stage):
   # -- The state -----------------------------------------------------------------------------------
 
   def init(self, key, batch_shape, restored):
-    decoder = restored["tokenizer"]["ema"]["generator"]
     images = jnp.zeros((1, *batch_shape[1:]))
     if "finetune" in restored:  # a later round goes on with the players of the last
       before = restored["finetune"]["params"]
@@ -61,7 +61,7 @@ class FinetuneStage(stage.Stage):
     else:
       generator = self.renderer.init_generator(
         key,
-        decoder,
+        restored["tokenizer"]["ema"].get("generator"),  # a convolutional tokenizer has none
         restored["tokenizer"]["ema"]["quantizer"],
         restored["pretrain"]["variables"]["code_counts"],
       )

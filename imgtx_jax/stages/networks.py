@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from imgtx_jax import config as configs
-from imgtx_jax.models import layers, quantizer
+from imgtx_jax.models import layers, quantizer, vqgan
 from imgtx_jax.models.discriminator import Discriminator
 from imgtx_jax.models.encoder import Encoder
 from imgtx_jax.models.generator import Generator, Mapping
@@ -43,7 +43,9 @@ def make_quantizer(config):
 
 
 def make_tokenizer(config):
-  """Encoder, quantizer and the generator in its decoder role."""
+  """The tokenizer that config.tokenizer_kind names: encoder, quantizer and decoder."""
+  if config.tokenizer_kind == "vqgan":
+    return _make_vqgan(config)
   codes = make_quantizer(config)
   encoder = Encoder(
     patch=config.patch,
@@ -53,7 +55,28 @@ def make_tokenizer(config):
     trunk=_trunk(config.encoder),
     dtype=dtype(config),
   )
-  return Tokenizer(encoder=encoder, quantizer=codes, generator=make_generator(config))
+  return Tokenizer(encoder=encoder, quantizer=codes, decoder=make_generator(config))
+
+
+def _make_vqgan(config):
+  codes, options = make_quantizer(config), config.vqgan
+  shared = dict(
+    channels=options.channels,
+    multipliers=tuple(options.multipliers),
+    z_channels=options.z_channels,
+    dtype=dtype(config),
+  )
+  return Tokenizer(
+    encoder=vqgan.Encoder(blocks=options.encoder_blocks, code_dim=codes.code_dim, **shared),
+    quantizer=codes,
+    decoder=vqgan.Decoder(blocks=options.decoder_blocks, **shared),
+    decoder_name="decoder",
+  )
+
+
+def tokenizer_width(config):
+  """The width by which the tokenizer's learning rate may scale (optimizer.width_base)."""
+  return config.vqgan.channels if config.tokenizer_kind == "vqgan" else config.generator.width
 
 
 def make_generator(config, **roles):

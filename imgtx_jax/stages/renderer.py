@@ -40,6 +40,8 @@ class Renderer:
   def init_generator(self, key, decoder, codebook, code_shares):
     """The generator with the decoder's weights by name and fresh branches, and the mapping.
 
+    decoder: a Generator's parameters, or None where the tokenizer's decoder is of another kind:
+    then all of the generator is fresh.
     Where no code is known, it starts from the mean code of the data (code_shares [V]).
     """
     noise = jnp.zeros((1, self.noise_dim))
@@ -51,7 +53,7 @@ class Renderer:
       jnp.zeros((1, self.mapping.width)),
       memory_coords=self.gpt.coords(),
     )
-    generator = copy_by_name(fresh["params"], decoder)
+    generator = dict(fresh["params"]) if decoder is None else copy_by_name(fresh["params"], decoder)
     vectors = self.quantizer.dequantize(codebook, jnp.arange(self.quantizer.codebook_size))
     mean = code_shares @ vectors / jnp.maximum(jnp.sum(code_shares), 1e-6)
     generator["mask_token"] = mean + 0.2 * generator["mask_token"]

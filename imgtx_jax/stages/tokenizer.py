@@ -1,8 +1,8 @@
 """Stage "tokenizer": images to codes and back.
 
-Trains Encoder, Quantizer and Generator (as decoder) on reconstruction, LPIPS, code losses and,
-if asked, a Discriminator (VQGAN, arXiv:2012.09841; Transformer encoder and decoder as
-arXiv:2110.04627).
+Trains an encoder, a quantizer and a decoder on reconstruction, LPIPS, code losses and, if asked, a
+Discriminator (VQGAN, arXiv:2012.09841; Transformer encoder, and the Generator as decoder, as
+arXiv:2110.04627; or the convolutional ones of models/vqgan.py).
 """
 
 import jax
@@ -27,7 +27,7 @@ class TokenizerStage(stage.Stage):
     super().__init__(config, classes)
     self.options = config.tokenizer
     self.tokenizer = networks.make_tokenizer(config)
-    self.tx = optim.make(self.options.optimizer, self.steps, config.generator.width)
+    self.tx = optim.make(self.options.optimizer, self.steps, networks.tokenizer_width(config))
     self.adversary = None
     if self.options.adversarial_weight:
       self.adversary = adversary.make_adversary(
@@ -37,7 +37,7 @@ class TokenizerStage(stage.Stage):
         class_weight=0.0,
       )
     self.lpips_weight = self.options.lpips_weight
-    conditioned = [f"after layer {depth}" for depth in config.generator.taps]
+    conditioned = [f"after layer {depth}" for depth in self.tokenizer.decoder.taps]
     self.captions = {"reconstructions": ["original", *conditioned, "reconstruction"]}
 
   def init(self, key, batch_shape, restored):

@@ -1,9 +1,6 @@
 """The GPT: its order of codes, causality, cached decoding, and parity with LlamaGen's."""
 
 import functools
-import importlib.util
-import json
-from pathlib import Path
 
 import flax
 import jax
@@ -11,6 +8,7 @@ import numpy as np
 import pytest
 
 from imgtx_jax import decode
+from imgtx_jax.importers import llamagen, state_dict
 from imgtx_jax.models import layers, transformer
 from imgtx_jax.models.gpt import GPT, code_order
 
@@ -208,89 +206,46 @@ def test_greedy_samples_are_the_full_forwards_choice(order, target_position, par
 
 
 @pytest.fixture(scope="module")
-def parity():
-  """(manifest, recorded arrays, weights) of the reference GPT; see shared/parity/README.md."""
-  folder = Path(__file__).resolve().parents[3] / "shared" / "parity"
-  needed = [folder / name for name in ("gpt_tiny.json", "gpt_tiny.npz", "seeded_weights.py")]
-  if not all(path.exists() for path in needed):
-    pytest.skip(f"recorded outputs of the reference GPT are not in {folder}")
-  manifest = json.loads(needed[0].read_text())
-  spec = importlib.util.spec_from_file_location("seeded_weights", needed[2])
-  seeded = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(seeded)
-  weights = seeded.seeded_state_dict(manifest["weights"], manifest["seed"])
-  with np.load(needed[1]) as recorded:
-    return manifest, dict(recorded), weights
-
-
-def from_llamagen(weights, layers):
-  """LlamaGen's state dict as our parameters: matrices [in, out], layers stacked, w1 beside w3."""
-  weights = dict(weights)
-
-  def stack(*names):
-    each = [
-      np.concatenate([weights.pop(f"layers.{i}.{name}.weight").T for name in names], axis=-1)
-      for i in range(layers)
-    ]
-    return np.stack(each)
-
-  block = {
-    "attention_norm": {"scale": stack("attention_norm")},
-    "mlp_norm": {"scale": stack("ffn_norm")},
-    "attention": {
-      "qkv": {"kernel": stack("attention.wqkv")},
-      "out": {"kernel": stack("attention.wo")},
-    },
-    "mlp": {
-      "w13": {"kernel": stack("feed_forward.w1", "feed_forward.w3")},
-      "w2": {"kernel": stack("feed_forward.w2")},
-    },
-  }
-  params = {
-    "label": {"embedding": weights.pop("cls_embedding.embedding_table.weight")},
-    "codes": {"embedding": weights.pop("tok_embeddings.weight")},
-    "norm": {"scale": weights.pop("norm.weight")},
-    "logits": {"kernel": weights.pop("output.weight").T},
-    "transformer": {"layers": {"block": block}},
-  }
-  assert not weights, f"weights without a home: {sorted(weights)}"
-  return params
+def recorded(parity):
+  """(manifest, recorded arrays, weights) of the reference GPT."""
+  return parity("gpt_tiny")
 
 
 @pytest.fixture(scope="module")
-def llamagen(parity):
+def reference(recorded):
   """(our GPT of that size, its parameters)."""
-  manifest, _, weights = parity
+  manifest, _, weights = recorded
   args = manifest["args"]
+  weights = state_dict.in_memory(weights)
+  found = llamagen.find_gpt(weights, heads=args["n_head"])
   side = int(args["block_size"] ** 0.5)
-  hidden = len(weights["layers.0.feed_forward.w1.weight"])
   model = GPT(
-    codebook_size=args["vocab_size"],
-    classes=args["num_classes"],
-    width=args["dim"],
-    layers=args["n_layer"],
+    codebook_size=found.codebook_size,
+    classes=found.classes,
+    width=found.width,
+    layers=found.layers,
     shape=(side, side),
-    trunk=flax.core.freeze(dict(heads=args["n_head"], hidden=hidden)),
+    trunk=flax.core.freeze(dict(heads=found.heads, hidden=found.hidden)),
   )
-  assert hidden == layers.default_hidden(args["dim"])
-  return model, from_llamagen(weights, args["n_layer"])
+  assert found.hidden == layers.default_hidden(args["dim"])
+  return model, llamagen.gpt_params(weights, model)
 
 
-def test_logits_are_llamagens(parity, llamagen):
-  _, recorded, _ = parity
-  logits, _ = forward(*llamagen, recorded["codes"], recorded["labels"])
-  np.testing.assert_allclose(logits, recorded["logits"], atol=1e-4)
+def test_logits_are_llamagens(recorded, reference):
+  _, arrays, _ = recorded
+  logits, _ = forward(*reference, arrays["codes"], arrays["labels"])
+  np.testing.assert_allclose(logits, arrays["logits"], atol=1e-4)
 
 
 @pytest.mark.parametrize("guided", [False, True])
-def test_greedy_codes_are_llamagens(guided, parity, llamagen):
-  manifest, recorded, _ = parity
-  model, params = llamagen
-  expected = recorded["greedy_cfg" if guided else "greedy_no_cfg"]
+def test_greedy_codes_are_llamagens(guided, recorded, reference):
+  manifest, arrays, _ = recorded
+  model, params = reference
+  expected = arrays["greedy_cfg" if guided else "greedy_no_cfg"]
   options = decode.Decoding(
     temperature=0.0, cfg_scale=manifest["greedy_cfg_scale"] if guided else 1.0
   )
-  labels = recorded["labels"][:2]
+  labels = arrays["labels"][:2]
   keys = jax.random.split(jax.random.key(0), 2)
   steps = expected.shape[1]
   codes, _ = jax.jit(

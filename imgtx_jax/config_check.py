@@ -1,0 +1,155 @@
+"""Whether a config can work: one line for the first value that cannot."""
+
+import jax
+
+from imgtx_jax import config as configs
+from imgtx_jax import decode, optim
+from imgtx_jax.errors import UserError, one_of
+from imgtx_jax.losses import adversarial
+from imgtx_jax.models import transformer
+from imgtx_jax.models.vqgan import GROUPS
+
+
+def check(config):
+  """Raises UserError for the first value that cannot work; one line each."""
+  for stage in config.stages:
+    one_of("config.stages", stage, configs.STAGES)
+  one_of("config.dtype", config.dtype, ("auto", "float32", "bfloat16"))
+  one_of("config.parallel.mode", config.parallel.mode, ("pmap", "jit"))
+  one_of("config.data.crop", config.data.crop, ("center", "random"))
+  one_of("config.tokenizer_kind", config.tokenizer_kind, ("transformer", "vqgan"))
+  one_of("config.quantizer.kind", config.quantizer.kind, ("vq", "fsq"))
+  one_of("config.sample.guidance", config.sample.guidance, decode.GUIDANCE)
+  one_of("config.gpt.order", config.gpt.order, ("raster", "spread"))
+  if not config.stages:
+    raise UserError(f"config.stages is empty; name at least one of {', '.join(configs.STAGES)}")
+  if config.rounds < 1:
+    raise UserError(f"config.rounds={config.rounds} is under 1; set it to 1 or more")
+  for key, patch in (("patch", config.patch), ("discriminator.patch", config.discriminator.patch)):
+    if patch < 1 or config.data.image_size % patch:
+      raise UserError(
+        f"config.data.image_size={config.data.image_size} is not divisible by "
+        f"config.{key}={patch}; choose a size that is a multiple of {max(patch, 1)}"
+      )
+  for key in ("encoder", "generator", "gpt", "discriminator"):
+    one_of(f"config.{key}.remat", config[key].remat, tuple(transformer.REMAT_POLICIES))
+    one_of(f"config.{key}.implementation", config[key].implementation, ("xla", "cudnn"))
+    if config[key].layers < 1:
+      raise UserError(f"config.{key}.layers={config[key].layers} is under 1; set it to 1 or more")
+    width, heads = config[key].width, config[key].heads
+    if heads < 1 or width % (4 * heads):
+      raise UserError(
+        f"config.{key}.width={width} is not a multiple of 4·heads={4 * heads}, as two-dimensional "
+        f"RoPE needs; change config.{key}.width or config.{key}.heads"
+      )
+  if config.discriminator.overlap > config.discriminator.patch:
+    raise UserError(
+      f"config.discriminator.overlap={config.discriminator.overlap} is over "
+      f"config.discriminator.patch={config.discriminator.patch}; lower it"
+    )
+  taps = config.generator.taps
+  if list(taps) != sorted(set(taps)) or (
+    taps and not 0 < min(taps) <= max(taps) < config.generator.layers
+  ):
+    raise UserError(
+      f"config.generator.taps={tuple(taps)} must ascend between 1 and layers − 1 = "
+      f"{config.generator.layers - 1}"
+    )
+  if config.tokenizer_kind == "vqgan":
+    _check_vqgan(config)
+  _check_stages(config)
+
+
+def _check_stages(config):
+  devices = jax.device_count()
+  for stage in config.stages:
+    options = config[stage]
+    for key in ("steps", "batch_size"):
+      if options[key] < 1:
+        raise UserError(f"config.{stage}.{key}={options[key]} is under 1; set it to 1 or more")
+    if options.batch_size % devices:
+      raise UserError(
+        f"config.{stage}.batch_size={options.batch_size} is not divisible by the {devices} "
+        f"devices; choose a multiple of {devices}"
+      )
+    for key in [k for k in options if k.endswith("optimizer")]:
+      one_of(f"config.{stage}.{key}.schedule", options[key].schedule, optim.SCHEDULES)
+    if "adversary" in options:
+      schedule = options.adversary.optimizer.schedule
+      one_of(f"config.{stage}.adversary.optimizer.schedule", schedule, optim.SCHEDULES)
+      one_of(f"config.{stage}.adversary.loss", options.adversary.loss, tuple(adversarial.LOSSES))
+      one_of(
+        f"config.{stage}.adversary.penalty", options.adversary.penalty, ("exact", "difference")
+      )
+      for kind in options.adversary.augment:
+        one_of(f"config.{stage}.adversary.augment", kind, ("color", "translation", "cutout"))
+  _check_ranges(config)
+  permuted = config.pretrain.permute_steps + config.pretrain.permute_anneal_steps
+  if permuted and not config.gpt.target_position:
+    raise UserError(
+      f"config.pretrain.permute_steps + permute_anneal_steps = {permuted} needs "
+      "config.gpt.target_position, or no state knows which code it predicts; set it to True"
+    )
+  shares = config.finetune.prefix_none_share + config.finetune.prefix_full_share
+  if not 0 <= shares <= 1:
+    raise UserError(
+      f"config.finetune.prefix_none_share + prefix_full_share = {shares:g} is outside 0 … 1; "
+      "lower one of them"
+    )
+
+
+def _check_ranges(config):
+  ranges = {
+    "finetune.bank_rows": (1, None),
+    "finetune.bank_share": (0, 1),
+    "finetune.null_label_share": (0, 1),
+    "tokenizer.adversary.penalty_share": (1e-6, 1),
+    "finetune.adversary.penalty_share": (1e-6, 1),
+    "gpt.class_dropout": (0, 1),
+    "gpt.token_dropout": (0, 0.99),
+    "gpt.residual_dropout": (0, 0.99),
+    "gpt.ffn_dropout": (0, 0.99),
+    "gpt.drop_path": (0, 0.99),
+    "sample.cfg_scale": (0, None),
+    "sample.cfg_start": (0, 1),
+    "sample.cfg_stop": (0, 1),
+    "sample.cfg_power": (0, None),
+    "sample.temperature": (0, None),
+    "sample.top_k": (0, None),
+    "sample.top_p": (0, 1),
+    "pictures": (1, None),
+    "evaluate_images": (1, None),
+  }
+  flat = configs.flatten(config)
+  for key, (least, most) in ranges.items():
+    if flat[key] < least or (most is not None and flat[key] > most):
+      limit = f"{least:g} or more" if most is None else f"{least:g} … {most:g}"
+      raise UserError(f"config.{key}={flat[key]:g} is out of range; choose {limit}")
+  if min(config.quantizer.levels) < 2:
+    raise UserError(
+      f"config.quantizer.levels={tuple(config.quantizer.levels)} has a level under 2; raise it"
+    )
+
+
+def _check_vqgan(config):
+  """Raises UserError for the first value of config.vqgan that cannot work."""
+  options = config.vqgan
+  for key in ("z_channels", "encoder_blocks", "decoder_blocks"):
+    if options[key] < 1:
+      raise UserError(f"config.vqgan.{key}={options[key]} is under 1; set it to 1 or more")
+  multipliers = tuple(options.multipliers)
+  if not multipliers or min(multipliers) < 1:
+    raise UserError(
+      f"config.vqgan.multipliers={multipliers} must be one number of 1 or more for each level"
+    )
+  if options.channels < 1 or options.channels % GROUPS:
+    raise UserError(
+      f"config.vqgan.channels={options.channels} is no multiple of {GROUPS}, the groups of its "
+      f"norms; choose {GROUPS}, {2 * GROUPS} or more"
+    )
+  patch = 2 ** (len(multipliers) - 1)
+  if config.patch != patch:
+    raise UserError(
+      f"config.patch={config.patch} is not {patch}, the pixels a code of the {len(multipliers)} "
+      f"levels in config.vqgan.multipliers; set it to {patch}, or change the levels"
+    )

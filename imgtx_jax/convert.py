@@ -1,0 +1,193 @@
+"""Published weights as a work directory:
+
+  python -m imgtx_jax.convert llamagen --gpt c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --out DIR
+
+llamagen reads the two files of LlamaGen (.pt, with the extra "convert", or .safetensors) and leaves
+in DIR what the stages tokenizer and pretrain leave when they finish: sample draws from it, and
+finetune starts from it. DIR appears under its name once it is whole. A second run has nothing to
+do; a broken-off one starts anew.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from imgtx_jax import checkpoint, command, workdir
+from imgtx_jax.errors import UserError
+from imgtx_jax.files import explain_disk, write_atomically
+from imgtx_jax.importers import llamagen, state_dict
+from imgtx_jax.stages import networks
+from imgtx_jax.state import TrainState
+
+FLAGS = flags.FLAGS
+
+
+def main(arguments):
+  """Converts the kind of weights that the first argument names."""
+  if len(arguments) > 1 or arguments[0] not in KINDS:
+    raise UserError(
+      f"{' '.join(arguments)!r} is no kind of weights; choose one of: {', '.join(KINDS)}"
+    )
+  KINDS[arguments[0]]()
+
+
+def _llamagen():
+  convert_llamagen(
+    FLAGS.gpt, FLAGS.tokenizer, FLAGS.out, image_size=FLAGS.image_size, heads=FLAGS.heads
+  )
+
+
+KINDS = {"llamagen": _llamagen}
+
+
+def convert_llamagen(gpt, tokenizer, out, *, image_size=256, heads=0):
+  """Writes the work directory `out` from the files `gpt` and `tokenizer`; UserError if one does not
+  hold what it should, or `out` something else."""
+  before = imported(out)
+  with naming(f"--gpt={gpt}"):
+    gpt_weights = state_dict.read_file(gpt, llamagen.GPT_WRAPPERS)
+    gpt_variant = llamagen.find_gpt(gpt_weights, heads)
+  with naming(f"--tokenizer={tokenizer}"):
+    tokenizer_weights = state_dict.read_file(tokenizer, llamagen.TOKENIZER_WRAPPERS)
+    tokenizer_variant = llamagen.find_tokenizer(tokenizer_weights)
+  check_together(gpt_variant, tokenizer_variant, image_size)
+  config = llamagen.imported_config(gpt_variant, tokenizer_variant, image_size).lock()
+  source = {
+    "kind": "llamagen",
+    "gpt": {"file": Path(gpt).name, "sha256": sha256(gpt)},
+    "tokenizer": {"file": Path(tokenizer).name, "sha256": sha256(tokenizer)},
+    "image_size": image_size,
+    "heads": gpt_variant.heads,
+  }
+  if before:
+    if without_names(before) == without_names(source):
+      print(f"{out}: converted before from the same weights, nothing to do")
+      return
+    raise UserError(
+      f"--out={out} was converted from {before['gpt']['file']} and {before['tokenizer']['file']} "
+      "with other contents or flags; name another --out, or delete it"
+    )
+  with naming(f"--tokenizer={tokenizer}"):
+    network = networks.make_tokenizer(config)
+    tokenizer_params = llamagen.tokenizer_params(tokenizer_weights, network)
+  with naming(f"--gpt={gpt}"):
+    network = networks.make_gpt(config, gpt_variant.classes)
+    gpt_params = llamagen.gpt_params(gpt_weights, network)
+  # How often the codes occur is not published: finetune, which begins from their mean, and the
+  # unigram figure take them as equally frequent.
+  counts = {"code_counts": np.ones(gpt_variant.codebook_size, np.float32)}
+  with new_directory(out) as directory:
+    write_stage(directory, "tokenizer", tokenizer_params, {}, source)
+    write_stage(directory, "pretrain", {"gpt": gpt_params}, counts, source)
+    # The files do not hold the names of the classes: they go by their numbers.
+    workdir.claim(config, directory, [str(i) for i in range(gpt_variant.classes)])
+  names = [llamagen.name_of(v) or "a size of its own" for v in (gpt_variant, tokenizer_variant)]
+  print(
+    f"{out}: GPT ({names[0]}) and tokenizer ({names[1]}) for images of {image_size} pixels; draw "
+    f"with python -m imgtx_jax.sample --workdir {out} --num 4 --out grid.png"
+  )
+
+
+def check_together(gpt, tokenizer, image_size):
+  """UserError unless a GPT and a tokenizer belong together and fit the image size."""
+  if gpt.codebook_size != tokenizer.codebook_size:
+    raise UserError(
+      f"--gpt knows {gpt.codebook_size} codes and --tokenizer has {tokenizer.codebook_size}: they "
+      "do not belong together; give files that were published with each other"
+    )
+  if image_size < 1 or image_size % tokenizer.patch:
+    raise UserError(
+      f"--image_size={image_size} is no multiple of {tokenizer.patch}, the pixels a code of "
+      "--tokenizer; published are 256 and 384"
+    )
+
+
+@contextlib.contextmanager
+def naming(file):
+  """Puts the file before the UserErrors of its reading."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f"{file}: {error}") from error
+
+
+def sha256(path):
+  """Of a file, in hexadecimal."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def without_names(source):
+  """What a conversion came from, whatever its files were called."""
+  return [
+    value["sha256"] if isinstance(value, dict) else value for _, value in sorted(source.items())
+  ]
+
+
+def imported(out):
+  """What an earlier conversion to `out` came from, {} if nothing is there; UserError if something
+  else is."""
+  out = Path(out)
+  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    return {}
+  summary = out / "1-pretrain" / "summary.json"
+  source = json.loads(summary.read_text()).get("imported") if summary.is_file() else None
+  if not source:
+    raise UserError(f"--out={out} holds something else; name a folder that is empty or new")
+  return source
+
+
+@contextlib.contextmanager
+def new_directory(out):
+  """A folder to write in, which gets the name `out` at the end, and is gone after an error."""
+  out = Path(out).absolute()
+  unfinished = out.with_name(f".{out.name}.unfinished")  # a killed run's is overwritten
+  with explain_disk(out):
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+      yield unfinished
+      if out.exists():
+        out.rmdir()
+      os.replace(unfinished, out)
+    except BaseException:
+      shutil.rmtree(unfinished, ignore_errors=True)
+      raise
+
+
+def write_stage(directory, stage, ema, variables, source):
+  """The folder of a finished first round of a stage, without a step of training."""
+  folder = directory / f"1-{stage}"
+  # What comes after a stage reads its average. params, the weights of the last step, would be the
+  # same once more, on the disk and in memory; nobody goes on training a finished stage.
+  state = TrainState(
+    step=np.int32(0), params={}, opt_state={}, ema=ema, variables=variables, frozen={}
+  )
+  with contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints")) as checkpoints:
+    checkpoints.save(0, state, wait=True)
+  summary = {
+    "stage": stage,
+    "round": 1,
+    "steps": 0,
+    "seconds": 0.0,
+    "corrupt_images": 0,
+    "figures": {"parameters": sum(x.size for x in jax.tree.leaves(ema))},
+    "imported": source,
+  }
+  write_atomically(folder / "summary.json", json.dumps(summary, indent=1).encode())
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("gpt", None, "llamagen: the file of the GPT, such as c2i_B_256.pt.")
+  flags.DEFINE_string("tokenizer", None, "llamagen: the file of the VQ tokenizer.")
+  flags.DEFINE_string("out", None, "The work directory to write; empty or new.")
+  flags.DEFINE_integer("image_size", 256, "Pixels that the GPT was trained at: 256 or 384.")
+  flags.DEFINE_integer("heads", 0, "Attention heads of the GPT; 0: those of the published size.")
+  command.run(main, required=("gpt", "tokenizer", "out"), accepts="kind of weights (llamagen)")
