@@ -33,7 +33,7 @@ setup(
     "absl-py>=2.1",
     "numpy>=2.0",
     "pillow>=11",
-    "safetensors>=0.4",
+    "safetensors>=0.5.3",  # older ones give NumPy no bfloat16
     "opencv-python-headless>=4.10",
     "matplotlib>=3.9",
     "jinja2>=3.1",
