@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from imgtx_jax import config as configs
 from imgtx_jax import config_check
 from imgtx_jax.errors import UserError
 from imgtx_jax.importers import llamagen
