@@ -80,6 +80,8 @@ def default():
   c.seed = 0
   c.stages = STAGES
   c.rounds = 1
+  # A work directory whose tokenizer and GPT this one starts from; its networks must be the same.
+  c.finetune_from = ""
   # Compute dtype: "float32", "bfloat16", or "auto" (bfloat16 on accelerators).
   c.dtype = "auto"
 

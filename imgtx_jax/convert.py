@@ -19,12 +19,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from imgtx_jax import checkpoint, command, workdir
+from imgtx_jax import command, workdir
 from imgtx_jax.errors import UserError
-from imgtx_jax.files import explain_disk, write_atomically
+from imgtx_jax.files import explain_disk
 from imgtx_jax.importers import llamagen, state_dict
 from imgtx_jax.stages import networks
-from imgtx_jax.state import TrainState
 
 FLAGS = flags.FLAGS
 
@@ -84,8 +83,9 @@ def convert_llamagen(gpt, tokenizer, out, *, image_size=256, heads=0):
   # unigram figure take them as equally frequent.
   counts = {"code_counts": np.ones(gpt_variant.codebook_size, np.float32)}
   with new_directory(out) as directory:
-    write_stage(directory, "tokenizer", tokenizer_params, {}, source)
-    write_stage(directory, "pretrain", {"gpt": gpt_params}, counts, source)
+    origin = {"imported": source}
+    workdir.write_finished(directory, "tokenizer", tokenizer_params, {}, origin)
+    workdir.write_finished(directory, "pretrain", {"gpt": gpt_params}, counts, origin)
     # The files do not hold the names of the classes: they go by their numbers.
     workdir.claim(config, directory, [str(i) for i in range(gpt_variant.classes)])
   names = [llamagen.name_of(v) or "a size of its own" for v in (gpt_variant, tokenizer_variant)]
@@ -160,28 +160,6 @@ def new_directory(out):
     except BaseException:
       shutil.rmtree(unfinished, ignore_errors=True)
       raise
-
-
-def write_stage(directory, stage, ema, variables, source):
-  """The folder of a finished first round of a stage, without a step of training."""
-  folder = directory / f"1-{stage}"
-  # What comes after a stage reads its average. params, the weights of the last step, would be the
-  # same once more, on the disk and in memory; nobody goes on training a finished stage.
-  state = TrainState(
-    step=np.int32(0), params={}, opt_state={}, ema=ema, variables=variables, frozen={}
-  )
-  with contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints")) as checkpoints:
-    checkpoints.save(0, state, wait=True)
-  summary = {
-    "stage": stage,
-    "round": 1,
-    "steps": 0,
-    "seconds": 0.0,
-    "corrupt_images": 0,
-    "figures": {"parameters": sum(x.size for x in jax.tree.leaves(ema))},
-    "imported": source,
-  }
-  write_atomically(folder / "summary.json", json.dumps(summary, indent=1).encode())
 
 
 if __name__ == "__main__":

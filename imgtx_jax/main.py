@@ -8,7 +8,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from imgtx_jax import command, config_check, parallel, report, train, workdir
+from imgtx_jax import adopt, command, config_check, parallel, report, train, workdir
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
@@ -29,6 +29,8 @@ def run(config, directory, only=""):
   training = sources.open_source(config.data.source, split="train", path=config.data.path)
   held_out = sources.open_source(config.data.source, split="validation", path=config.data.path)
   workdir.claim(config, directory, training.class_names)
+  if config.finetune_from:
+    adopt.adopt(config, directory, training.class_names)
   devices = parallel.make_parallel(config.parallel.mode, fsdp=config.parallel.fsdp)
   for task in tasks:
     if workdir.is_finished(directory, task):

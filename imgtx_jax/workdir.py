@@ -4,14 +4,19 @@ config.json  classes.json  report.html  report.json
 {round}-{stage}/   checkpoints/  pictures/  metrics.jsonl  summary.json (once the stage is done)
 """
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from imgtx_jax import checkpoint
 from imgtx_jax import config as configs
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import write_atomically
+from imgtx_jax.state import TrainState
 
 # What a run may be continued with another value of: none of it changes what is learned.
 FREE_KEYS = (
@@ -86,6 +91,32 @@ def read(workdir):
 def is_finished(workdir, task):
   """Whether the task has left its summary."""
   return (Path(workdir) / task.name / "summary.json").exists()
+
+
+def write_finished(workdir, stage, ema, variables, origin):
+  """The folder of a finished first round of a stage whose weights come from elsewhere.
+
+  ema, variables: NumPy trees, as TrainState has them; origin: a dict for the summary, which says
+  where they come from.
+  """
+  folder = Path(workdir) / Task(1, stage).name
+  # What comes after a stage reads its average. params, the weights of the last step, would be the
+  # same once more, on the disk and in memory; nobody goes on training a finished stage.
+  state = TrainState(
+    step=np.int32(0), params={}, opt_state={}, ema=ema, variables=variables, frozen={}
+  )
+  with contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints")) as checkpoints:
+    checkpoints.save(0, state, wait=True)
+  summary = {
+    "stage": stage,
+    "round": 1,
+    "steps": 0,
+    "seconds": 0.0,
+    "corrupt_images": 0,
+    "figures": {"parameters": sum(x.size for x in jax.tree.leaves(ema))},
+  }
+  text = json.dumps(summary | origin, indent=1, ensure_ascii=False)
+  write_atomically(folder / "summary.json", text.encode())
 
 
 def results(workdir, tasks) -> dict[str, Any]:
