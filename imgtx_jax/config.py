@@ -129,6 +129,9 @@ def default():
   c.pretrain.batch_size = 64
   c.pretrain.optimizer = _optimizer(1e-3, schedule="cosine")
   c.pretrain.ema_decay = 0.999
+  c.pretrain.code_cache = ""  # a folder, or "auto" (WORKDIR/codes): encode once, not in each step
+  c.pretrain.cache_crops = "ten"  # or "center"; mirrored ones only with data.flip
+  c.pretrain.cache_scales = (1.1, 1.05)  # of the image's square, over the crops
 
   c.finetune = ml_collections.ConfigDict()
   c.finetune.steps = 1000
@@ -188,6 +191,7 @@ def check(config):
   one_of("config.data.crop", config.data.crop, ("center", "random"))
   one_of("config.quantizer.kind", config.quantizer.kind, ("vq", "fsq"))
   one_of("config.gpt.order", config.gpt.order, ("raster", "spread"))
+  one_of("config.pretrain.cache_crops", config.pretrain.cache_crops, ("ten", "center"))
   if not config.stages:
     raise UserError(f"config.stages is empty; name at least one of {', '.join(STAGES)}")
   if config.rounds < 1:
@@ -277,10 +281,9 @@ def _check_ranges(config):
     if flat[key] < least or (most is not None and flat[key] > most):
       limit = f"{least:g} or more" if most is None else f"{least:g} … {most:g}"
       raise UserError(f"config.{key}={flat[key]:g} is out of range; choose {limit}")
-  if min(config.quantizer.levels) < 2:
-    raise UserError(
-      f"config.quantizer.levels={tuple(config.quantizer.levels)} has a level under 2; raise it"
-    )
+  for key, least in (("quantizer.levels", 2), ("pretrain.cache_scales", 1)):
+    if min(flat[key], default=0) < least:
+      raise UserError(f"config.{key}={tuple(flat[key])} must hold numbers of {least} or more")
 
 
 def one_of(key, value, allowed):

@@ -8,7 +8,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from imgtx_jax import command, parallel, report, train, workdir
+from imgtx_jax import code_cache, command, parallel, report, train, workdir
 from imgtx_jax import config as configs
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
@@ -52,11 +52,14 @@ def run_task(task, config, directory, training, held_out, devices):
         f"run the same command without --stage, or with --stage={needed} first"
       )
   before = [t for t in before if workdir.is_finished(directory, t)]
+  results = workdir.results(directory, before)
+  inputs = stage.inputs(results)
   trainer = train.Trainer(
     stage,
     config=config,
     directory=f"{directory}/{task.name}",
-    restored=workdir.results(directory, before),
+    restored=results,
+    inputs=code_cache.prepare(inputs, training, config, directory) if inputs else training,
     training=training,
     held_out=held_out,
     parallel=devices,

@@ -299,6 +299,15 @@ class JitParallel(Parallel):
     return local
 
 
+def map_local(fn, params):
+  """`fn(params, batch) -> arrays, a row an example` -> callable (numpy batch) -> jax arrays, not
+  waited for yet. Every process alone, over its own devices: none waits for another's batches."""
+  local = JitParallel(jax.local_devices(), 1, ())
+  params = local.put_state(params)
+  run = jax.jit(fn, out_shardings=local._batch)
+  return lambda batch: run(params, local.put_batch(batch))
+
+
 def _place(x, sharding):
   """A fresh copy of a whole array, equal on all processes, under a sharding of any devices."""
   x = np.asarray(x)
