@@ -13,6 +13,8 @@ memory only grows within one.
   flops_per_step           products of the model on the global batch, none of them recomputed
   matmul_flops_per_second  of large matrix products in the compute dtype on one device, right after
   model_flops_utilisation  flops_per_step over what all devices could do at that rate
+
+codes measures the cache of codes of the config's data: see benchmark_codes.py.
 """
 
 import functools
@@ -27,7 +29,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from imgtx_jax import command, config_check, flops, parallel
+from imgtx_jax import benchmark_codes, command, config_check, flops, parallel
 from imgtx_jax import config as configs
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
@@ -67,7 +69,12 @@ def train():
       sys.exit(code)
 
 
-KINDS = {"train": train}
+def codes():
+  """The cache of codes beside the encoder alone, on random weights."""
+  print(json.dumps(benchmark_codes.measure(FLAGS.config, untrained)), flush=True)
+
+
+KINDS = {"train": train, "codes": codes}
 
 
 def measure_training(config, name, steps):
@@ -219,4 +226,4 @@ if __name__ == "__main__":
   flags.DEFINE_integer("steps", 20, "Training steps to time.")
   jax.config.parse_flags_with_absl()
   jax.config.update("jax_enable_compilation_cache", False)
-  command.run(main, required=("config",), accepts="kind of benchmark (train)")
+  command.run(main, required=("config",), accepts=f"kind of benchmark ({', '.join(KINDS)})")

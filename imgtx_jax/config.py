@@ -149,6 +149,9 @@ def default():
   # that falls to none over the anneal steps; the rest in gpt.order. 0 and 0: never.
   c.pretrain.permute_steps = 0
   c.pretrain.permute_anneal_steps = 0
+  c.pretrain.code_cache = ""  # a folder, or "auto" (WORKDIR/codes): encode once, not in each step
+  c.pretrain.cache_crops = "ten"  # or "center"; mirrored ones only with data.flip
+  c.pretrain.cache_scales = (1.1, 1.05)  # of the image's square, over the crops
 
   c.finetune = ml_collections.ConfigDict()
   c.finetune.steps = 1000

@@ -19,6 +19,7 @@ def check(config):
   one_of("config.data.crop", config.data.crop, ("center", "random"))
   one_of("config.tokenizer_kind", config.tokenizer_kind, ("transformer", "vqgan"))
   one_of("config.quantizer.kind", config.quantizer.kind, ("vq", "fsq"))
+  one_of("config.pretrain.cache_crops", config.pretrain.cache_crops, ("ten", "center"))
   one_of("config.sample.guidance", config.sample.guidance, decode.GUIDANCE)
   one_of("config.gpt.order", config.gpt.order, ("raster", "spread"))
   if not config.stages:
@@ -125,10 +126,9 @@ def _check_ranges(config):
     if flat[key] < least or (most is not None and flat[key] > most):
       limit = f"{least:g} or more" if most is None else f"{least:g} … {most:g}"
       raise UserError(f"config.{key}={flat[key]:g} is out of range; choose {limit}")
-  if min(config.quantizer.levels) < 2:
-    raise UserError(
-      f"config.quantizer.levels={tuple(config.quantizer.levels)} has a level under 2; raise it"
-    )
+  for key, least in (("quantizer.levels", 2), ("pretrain.cache_scales", 1)):
+    if min(flat[key], default=0) < least:
+      raise UserError(f"config.{key}={tuple(flat[key])} must hold numbers of {least} or more")
 
 
 def _check_vqgan(config):

@@ -15,7 +15,6 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 

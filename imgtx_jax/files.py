@@ -27,8 +27,10 @@ def explain_disk(path):
     ) from error
 
 
-def write_atomically(path, data):
-  """Writes data (bytes) to path, making its folders; path never holds half of it."""
+@contextlib.contextmanager
+def open_atomically(path):
+  """A binary file to write into, its folders made: path when the block ends, and nothing when an
+  exception ends it."""
   path = Path(path)
   # A name of its own, without a process id: what a killed run leaves is overwritten by the next.
   unfinished = path.with_name(f".{path.name}.tmp")
@@ -36,10 +38,16 @@ def write_atomically(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
       with open(unfinished, "wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
       os.replace(unfinished, path)
     except BaseException:
       unfinished.unlink(missing_ok=True)
       raise
+
+
+def write_atomically(path, data):
+  """Writes data (bytes) to path, making its folders; path never holds half of it."""
+  with open_atomically(path) as file:
+    file.write(data)

@@ -8,7 +8,16 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from imgtx_jax import adopt, command, config_check, parallel, report, train, workdir
+from imgtx_jax import (
+  adopt,
+  code_cache,
+  command,
+  config_check,
+  parallel,
+  report,
+  train,
+  workdir,
+)
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
@@ -53,11 +62,14 @@ def run_task(task, config, directory, training, held_out, devices):
         f"run the same command without --stage, or with --stage={needed} first"
       )
   before = [t for t in before if workdir.is_finished(directory, t)]
+  results = workdir.results(directory, before)
+  inputs = stage.inputs(results)
   trainer = train.Trainer(
     stage,
     config=config,
     directory=f"{directory}/{task.name}",
-    restored=workdir.results(directory, before),
+    restored=results,
+    inputs=code_cache.prepare(inputs, training, config, directory) if inputs else training,
     training=training,
     held_out=held_out,
     parallel=devices,

@@ -43,16 +43,19 @@ class StopSignals:
 
 
 class Trainer:
-  """Trains one stage in its directory: from the start, or on from its last checkpoint."""
+  """Trains one stage in its directory: from the start, or on from its last checkpoint.
 
-  def __init__(self, stage, *, config, directory, restored, training, held_out, parallel):
+  inputs: the source that its batches are of, the training images or codes of them.
+  """
+
+  def __init__(self, stage, *, config, directory, restored, inputs, training, held_out, parallel):
     self.stage, self.config, self.parallel = stage, config, parallel
     self.directory = Path(directory)
     self.title = self.directory.name
-    self.training, self.held_out = training, held_out
+    self.inputs, self.training, self.held_out = inputs, training, held_out
     self.root = jax.random.key(config.seed)
     self.iterator = pipeline.train_iterator(
-      training,
+      inputs,
       batch_size=stage.batch_size,
       image_size=config.data.image_size,
       crop=config.data.crop,
@@ -244,7 +247,7 @@ class Trainer:
     self._save(total)
     seconds = self.clock()
     self._close()
-    corrupt = pipeline.corrupt_images(self.training)
+    corrupt = pipeline.corrupt_images(self.inputs)
     summary = {
       "stage": self.stage.name,
       "round": int(self.title.split("-")[0]),

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from imgtx_jax.errors import UserError
-from imgtx_jax.parallel import all_gather, example_index, make_parallel, pmean
+from imgtx_jax.parallel import all_gather, example_index, make_parallel, map_local, pmean
 from imgtx_jax.state import TrainState, update_ema
 
 WIDTH, LAYERS, BATCH = 16, 2, 8
@@ -259,3 +259,14 @@ def test_fsdp_splits_optimizer_and_ema_like_params():
 def test_bad_input(call, words):
   with pytest.raises(UserError, match=words):
     call()
+
+
+def test_a_local_map_splits_its_examples_over_the_devices():
+  params = jax.tree.map(np.asarray, init_state().params["net"])
+  run = map_local(forward, params)
+  (batch,) = batches(1)
+  out = run(batch["image"])
+  assert len(out.sharding.device_set) == jax.local_device_count()
+  np.testing.assert_allclose(out, forward(params, batch["image"]), atol=1e-5)
+  with pytest.raises(UserError, match="batch of 6 does not split over its 4 devices"):
+    run(batch["image"][:6])

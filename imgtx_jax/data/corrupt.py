@@ -36,11 +36,20 @@ class CorruptImages:
       if index not in self.names:
         self.names[index] = name
         logging.warning("Unreadable image skipped: %s (%s)", name, reason)
-      # A share of the first few images would stop healthy runs on an unlucky start.
-      among = min(total, max(self.seen, WINDOW))
-      if self.count >= min(3, total) and self.count > LIMIT * among:
-        examples = ", ".join(list(self.names.values())[:5])
-        raise UserError(
-          f"{self.count} unreadable images among the first {min(self.seen, total)} of {total},"
-          f" over the limit of {LIMIT:.0%}: mend or remove them, for example {examples}"
-        )
+      self._check(total)
+
+  def take_over(self, names, total):
+    """Notes what an earlier pass over all `total` images found: {index: name}."""
+    with self._lock:
+      self.seen, self.names = total, dict(names)
+      self._check(total)
+
+  def _check(self, total):
+    # A share of the first few images would stop healthy runs on an unlucky start.
+    among = min(total, max(self.seen, WINDOW))
+    if self.count >= min(3, total) and self.count > LIMIT * among:
+      examples = ", ".join(list(self.names.values())[:5])
+      raise UserError(
+        f"{self.count} unreadable images among the first {min(self.seen, total)} of {total},"
+        f" over the limit of {LIMIT:.0%}: mend or remove them, for example {examples}"
+      )

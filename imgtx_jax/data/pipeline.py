@@ -1,5 +1,7 @@
 """Batches for training and evaluation, on Grain; uint8 [b, S, S, 3] with int32 labels [b].
 
+A source of codes (data/codes.py) gives codes int32 [b, N] in the place of the images.
+
 The order of training is one infinite stream of all examples, reshuffled every epoch; batch t is
 its rows t * batch_size onwards, and process p of P has the p-th block of each batch. So the
 examples and their crops do not depend on the number of processes, and no epoch loses or repeats an
@@ -9,6 +11,7 @@ example (a corrupt one is skipped, which moves its process's later rows up).
 import grain
 import numpy as np
 
+from imgtx_jax.data.codes import CodeSource
 from imgtx_jax.data.sources import ArraySource
 from imgtx_jax.data.transforms import CorruptImageError, center_crop, decode, random_resized_crop
 from imgtx_jax.errors import UserError
@@ -26,7 +29,8 @@ def train_iterator(
   process_index=0,
   process_count=1,
 ):
-  """An infinite Grain iterator of {"image": uint8 [b, S, S, 3], "label": int32 [b]}.
+  """An infinite Grain iterator of {"image": uint8 [b, S, S, 3], "label": int32 [b]}; of a source of
+  codes, {"codes": int32 [b, N], "label"}, the codes of one of the image's crops at random.
 
   batch_size is global, b = batch_size // process_count; crop is "random" (with min_scale, see
   random_resized_crop) or "center"; seed fixes order and crops; threads read and decode (none for
@@ -38,6 +42,8 @@ def train_iterator(
   rows = _local_rows(batch_size, process_count)
 
   def load(index, rng):
+    if isinstance(source, CodeSource):
+      return source.draw(index, rng)
     if crop == "center":
       return _load(source, index, lambda x: center_crop(x, image_size))
     return _load(source, index, lambda x: random_resized_crop(x, image_size, rng, min_scale))
@@ -81,6 +87,21 @@ def eval_batches(
   return iter(_read(stream, _threads(source, threads), rows).batch(rows))
 
 
+def in_order(source, indices, *, crop, threads, ahead):
+  """One pass over the examples `indices`, in that order: {"image": crop(image), "label": int32}, or
+  {"label": -1} for an unreadable one; up to `ahead` of them are read in advance."""
+
+  def load(row):
+    example = _load(source, int(indices[row]), crop)
+    return {"label": np.int32(-1)} if example is None else example
+
+  threads = _threads(source, threads)
+  options = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=max(threads, ahead) if threads else 0
+  )
+  return iter(grain.MapDataset.range(len(indices)).map(load).to_iter_dataset(options))
+
+
 def corrupt_images(source):
   """What was unreadable so far, prefetched examples included: {"count", "seen", "names"}."""
   found = source.corrupt
@@ -119,7 +140,7 @@ def _local_rows(batch_size, process_count):
 
 def _threads(source, threads):
   # Measured on emoji: handing over what is only copied halves the speed and doubles the CPU time.
-  return 0 if isinstance(source, ArraySource) else threads
+  return 0 if isinstance(source, ArraySource | CodeSource) else threads
 
 
 def _read(stream, threads, rows):
@@ -129,7 +150,7 @@ def _read(stream, threads, rows):
 
 
 def _load(source, index, crop, total=None):
-  """One example {"image": uint8 [S, S, 3], "label": int32}, or None if it is unreadable."""
+  """One example {"image": crop(image), "label": int32}, or None if it is unreadable."""
   try:
     example = source[index]
     image = example["image"]

@@ -5,6 +5,7 @@ pipeline's threads; device functions take batches [B, H, W, 3].
 """
 
 import io
+from typing import NamedTuple
 
 import cv2
 import jax
@@ -125,6 +126,58 @@ def random_resized_crop(image, size, rng, min_scale):
   side = max(1, round(min(height, width) * scale**0.5))
   top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
   return _resize(image[top : top + side, left : left + side], size)
+
+
+class CropPlan(NamedTuple):
+  """Which crops [size, size] stand for an image: its square is resized to each of the sides, and a
+  row of the table, int32 [C, 4], is the index of the side, top, left, and 1 for mirrored."""
+
+  size: int
+  sides: tuple[int, ...]
+  table: np.ndarray
+
+  @property
+  def square_shape(self):
+    """Of what `squares` returns."""
+    return (len(self.sides), max(self.sides), max(self.sides), 3)
+
+
+def plan_crops(size, kind, scales, flip):
+  """The CropPlan with sides int(scale * size).
+
+  kind "ten" takes the four corners and the centre of each square, "center" the centre, and flip
+  adds their mirror images: ten-crop as in LlamaGen, arXiv:2406.06525. What would coincide is taken
+  once.
+  """
+  sides = tuple(dict.fromkeys(int(scale * size + 1e-6) for scale in scales))
+  table = []
+  for index, side in enumerate(sides):
+    end, middle = side - size, (side - size) // 2
+    places = [(middle, middle)]
+    if kind == "ten":
+      places = [(0, 0), (0, end), (end, 0), (end, end), *places]
+    table += [(index, *place, 0) for place in dict.fromkeys(places)]
+  if flip:
+    table += [(*row[:3], 1) for row in table]
+  return CropPlan(size, sides, np.array(table, np.int32))
+
+
+def squares(image, plan):
+  """The largest centred square of an image [H, W, 3] at each of the plan's sides; uint8
+  [sides, S, S, 3], S the largest of them, and zeros where a smaller one ends."""
+  stacked = np.zeros(plan.square_shape, np.uint8)
+  for square, side in zip(stacked, plan.sides, strict=True):
+    square[:side, :side] = center_crop(image, side)
+  return stacked
+
+
+def take_crop(images, row, size):
+  """One crop of a batch, on the device: squares [B, sides, S, S, 3] and a row of a CropPlan's table
+  to [B, size, size, 3]."""
+  index, top, left, mirrored = row
+  shape = (len(images), 1, size, size, 3)
+  crop = jax.lax.dynamic_slice(images, (0, index, top, left, 0), shape)[:, 0]
+  return jnp.where(mirrored > 0, crop[:, :, ::-1], crop)
 
 
 def normalize(images):

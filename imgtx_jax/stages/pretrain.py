@@ -1,17 +1,23 @@
 """Stage "pretrain": the GPT learns the tokenizer's codes by next-code cross-entropy.
 
 The class is dropped for a share of the examples, so that guidance has a null class to lean on
-(arXiv:2207.12598, LlamaGen arXiv:2406.06525).
+(arXiv:2207.12598, LlamaGen arXiv:2406.06525). Codes come from a cache (config.pretrain.code_cache),
+or the step encodes its images.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from imgtx_jax import config as configs
 from imgtx_jax import decode, optim, parallel, rng
+from imgtx_jax.data import transforms
 from imgtx_jax.losses import codes as code_losses
 from imgtx_jax.stages import networks, stage
 from imgtx_jax.state import TrainState, update_ema
+
+# Keys of encoder and quantizer that change how codes are learned or computed, not what they are.
+_NOT_OF_CODES = ("remat", "implementation", "commitment", "entropy", "revive_below")
 
 
 class PretrainStage(stage.Stage):
@@ -29,6 +35,27 @@ class PretrainStage(stage.Stage):
     self.order = self.gpt.code_order()
     self.permutes = bool(self.options.permute_steps + self.options.permute_anneal_steps)
     self.tx = optim.make(self.options.optimizer, self.steps, config.gpt.width)
+
+  def inputs(self, restored):
+    if not self.options.code_cache:
+      return None
+    tokenizer = restored["tokenizer"]["ema"]
+    return stage.CodeInputs(
+      folder=self.options.code_cache,
+      crops=self.options.cache_crops,
+      scales=tuple(self.options.cache_scales),
+      encode=lambda params, images: self.tokenizer.encode(params, transforms.normalize(images)),
+      params={name: tokenizer[name] for name in ("encoder", "quantizer")},
+      hyperparameters={
+        key: value
+        for key, value in configs.flatten(self.config).items()
+        if key.startswith(("patch", "tokenizer_kind", "encoder.", "quantizer.", "vqgan."))
+        if key.split(".")[-1] not in _NOT_OF_CODES
+      },
+      num_codes=self.num_codes,
+      codebook_size=self.gpt.codebook_size,
+      batch_size=self.batch_size,
+    )
 
   def init(self, key, batch_shape, restored):
     if "finetune" in restored:  # a later round goes on with the GPT that fine-tuning left
@@ -51,9 +78,12 @@ class PretrainStage(stage.Stage):
     return {"gpt": params["params"]}
 
   def step(self, state, batch, key, *, axis):
-    index = parallel.example_index(len(batch["image"]), axis)
-    images = self.prepare(batch, key, state.step, index)
-    codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
+    index = parallel.example_index(len(batch["label"]), axis)
+    if "codes" in batch:
+      codes = batch["codes"]
+    else:
+      images = self.prepare(batch, key, state.step, index)
+      codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
     drop = rng.uniform(rng.stream(key, "class_dropout", state.step), index) < self.class_dropout
     labels = jnp.where(drop, self.classes, batch["label"])
 

@@ -1,6 +1,7 @@
 """The contract of a stage: what train.py needs to know of a recipe.
 
 sources                         the earlier stages whose results init takes over
+inputs(restored) → None: its batches hold images; or CodeInputs: codes, from a cache of them
 steps, batch_size               how long, and the global batch
 init(key, batch_shape, restored) → TrainState
 step(state, batch, key, *, axis) → state, metrics      pure; axis None under jit, a name under pmap
@@ -33,6 +34,23 @@ class Evaluator(NamedTuple):
   figures: Callable[[dict[str, Any]], dict[str, float]]
 
 
+class CodeInputs(NamedTuple):
+  """Codes of the training images, to be read from a cache in a folder ("auto": in the work
+  directory). encode(params, images uint8 [B, H, W, 3]) → codes int [B, num_codes]; params and
+  hyperparameters {name: plain value} together decide the codes, which are under codebook_size.
+  batch_size: images to encode at once. crops and scales as in transforms.plan_crops."""
+
+  folder: str
+  crops: str
+  scales: tuple[float, ...]
+  encode: Callable[..., Any]
+  params: dict[str, Any]
+  hyperparameters: dict[str, Any]
+  num_codes: int
+  codebook_size: int
+  batch_size: int
+
+
 class Stage:
   """What the stages share. Subclasses set name and sources, and unpack the config once."""
 
@@ -48,6 +66,10 @@ class Stage:
     self.steps = config[self.name].steps
     self.batch_size = config[self.name].batch_size
     self.flip = config.data.flip
+
+  def inputs(self, restored):
+    """What its batches hold: images (None), or codes of them (CodeInputs)."""
+    del restored
 
   def prepare(self, batch, key=None, step=None, index=None):
     """uint8 images of a batch as float32 [B, H, W, 3]; flipped at random when a key is given."""

@@ -1,0 +1,153 @@
+"""Measures the cache of codes: python -m imgtx_jax.benchmark codes --config FILE.py[:arg]
+
+Builds parts of the cache that config.pretrain asks for, of the config's own images, in a temporary
+folder, in turn with the encoder alone on images already in memory; the tokenizer's weights are
+random. Prints one JSON object; rates are in crops:
+
+  images_per_second            reading, cropping, encoding and writing: the median of the rounds
+  encoder_images_per_second    the encoder alone, as many images at a time: the median of the rounds
+  ratio                        of the two: the median of ratios, each of a round over the encoder's
+                               just before and after it
+  memory_beyond_encoder_bytes  resident at most while building, over that of the encoder alone
+  device_memory_beyond_encoder_bytes   the same of the first accelerator; null on a CPU
+  disk_bytes                   of the whole cache
+"""
+
+import itertools
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from imgtx_jax import code_cache, config_check, parallel
+from imgtx_jax import config as configs
+from imgtx_jax.data import codes, encoding, pipeline, sources, transforms
+from imgtx_jax.stages import build
+
+ROUNDS = 9
+ROUND_SECONDS = 3.0
+_STAGE = "pretrain"
+
+
+def measure(config, untrained):
+  """The figures of the module's docstring; untrained(config, stage, classes): random weights of the
+  stages before that one."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config[_STAGE].code_cache = "auto"
+  config_check.check(config)
+  images = sources.open_source(config.data.source, split="train", path=config.data.path)
+  classes = images.num_classes
+  inputs = build(_STAGE, config, classes).inputs(untrained(config, _STAGE, classes))
+  plan = code_cache.plan_crops(inputs, config)
+  layout = codes.make_layout(len(images), len(plan.table), inputs.num_codes, inputs.codebook_size)
+  batch, at_once = code_cache.batch_sizes(inputs, plan)
+  alone = _alone(inputs, images, plan, batch * at_once)
+  encode = code_cache.compile_encoder(inputs, plan, layout.dtype)
+  np.asarray(encode(np.zeros((batch, *plan.square_shape), np.uint8)))
+  # Parts of as many examples as the encoder alone takes ROUND_SECONDS for, if there are so many.
+  examples = int(alone(ROUND_SECONDS / 2) * ROUND_SECONDS / layout.crops) // batch * batch
+  layout = layout._replace(shard_examples=min(max(batch, examples), layout.examples))
+  options = dict(plan=plan, batch=batch, threads=config.data.threads, report=lambda _: None)
+
+  def fill(shard):
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+      encoding.build(codes.CodeCache(folder, {}, layout), [shard], images, encode, **options)
+    return len(layout.span(shard)) * layout.crops / (time.monotonic() - began)
+
+  shards = range(min(ROUNDS, layout.examples // layout.shard_examples))
+  result = _rounds(lambda: alone(ROUND_SECONDS), [lambda s=s: fill(s) for s in shards])
+  return result | {
+    "disk_bytes": layout.bytes,
+    "images": layout.examples,
+    "crops": layout.crops,
+    "codes": layout.codes,
+    "batch": batch,
+    "encoder_batch": batch * at_once,
+    "threads": config.data.threads,
+    "dtype": configs.compute_dtype(config),
+    "devices": jax.device_count(),
+    "device_kind": jax.devices()[0].device_kind,
+    "jax": jax.__version__,
+  }
+
+
+def _alone(inputs, images, plan, batch):
+  """A function (seconds) → images a second of the encoder on batches in memory, over about that
+  long; the next batch is dispatched before the last one is waited for, as in the build."""
+  options = dict(crop=lambda x: transforms.center_crop(x, plan.size), threads=0, ahead=0)
+  examples = pipeline.in_order(images, np.arange(min(batch, len(images))), **options)
+  crops = np.stack([e["image"] for e in examples if "image" in e])
+  batches = [np.resize(x, (batch, *crops.shape[1:])) for x in (crops, crops[::-1])]
+  encode = parallel.map_local(inputs.encode, inputs.params)
+  np.asarray(encode(batches[0]))
+
+  def rate(seconds):
+    began, done, running = time.monotonic(), 0, encode(batches[0])
+    while time.monotonic() - began < seconds:
+      following = encode(batches[(done + 1) % 2])
+      np.asarray(running)
+      running, done = following, done + 1
+    np.asarray(running)
+    return (done + 1) * batch / (time.monotonic() - began)
+
+  return rate
+
+
+def _rounds(alone, builds):
+  """Rates and memory of functions that return images a second, called in turn."""
+  first, resident = _watch(alone)
+  on_device, encoder, whole, most = _device_bytes(), [first], [], 0
+  for build_part in builds:
+    rate, peak = _watch(build_part)
+    whole.append(rate)
+    most = max(most, peak)
+    encoder.append(alone())
+  ratios = [
+    rate / statistics.mean(pair)
+    for rate, pair in zip(whole, itertools.pairwise(encoder), strict=True)
+  ]
+  return {
+    "images_per_second": _round(statistics.median(whole)),
+    "encoder_images_per_second": _round(statistics.median(encoder)),
+    "ratio": _round(statistics.median(ratios)),
+    "ratios": [_round(ratio) for ratio in ratios],
+    "memory_beyond_encoder_bytes": most - resident,
+    "device_memory_beyond_encoder_bytes": on_device and _device_bytes() - on_device,
+  }
+
+
+def _watch(function):
+  """(what it returns, the most bytes of this process that were resident meanwhile)."""
+  peak, stop = 0, threading.Event()
+
+  def look():
+    nonlocal peak
+    while not stop.wait(0.02):
+      pages = int(Path("/proc/self/statm").read_text().split()[1])
+      peak = max(peak, pages * resource.getpagesize())
+
+  thread = threading.Thread(target=look)
+  thread.start()
+  try:
+    return function(), peak
+  finally:
+    stop.set()
+    thread.join()
+
+
+def _device_bytes():
+  """The most that was in use of the first accelerator so far; None on a CPU."""
+  stats = jax.local_devices()[0].memory_stats()
+  return stats["peak_bytes_in_use"] if stats else None
+
+
+def _round(value):
+  """To four digits: more would be noise."""
+  return float(f"{value:.4g}")
