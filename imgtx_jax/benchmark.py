@@ -14,7 +14,9 @@ memory only grows within one.
   matmul_flops_per_second  of large matrix products in the compute dtype on one device, right after
   model_flops_utilisation  flops_per_step over what all devices could do at that rate
 
-codes measures the cache of codes of the config's data: see benchmark_codes.py.
+codes measures the cache of codes of the config's data: see benchmark_codes.py. sample measures
+drawing --batch images at a time from the config's GPT: see benchmark_sample.py. With --classes=K no
+source is asked: the config's data need not be there.
 """
 
 import functools
@@ -29,7 +31,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from imgtx_jax import benchmark_codes, command, config_check, flops, parallel
+from imgtx_jax import benchmark_codes, benchmark_sample, command, config_check, flops, parallel
 from imgtx_jax import config as configs
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
@@ -74,7 +76,26 @@ def codes():
   print(json.dumps(benchmark_codes.measure(FLAGS.config, untrained)), flush=True)
 
 
-KINDS = {"train": train, "codes": codes}
+def sample():
+  """Codes from the GPT, on random weights."""
+  if min(FLAGS.batch, FLAGS.steps) < 1:
+    raise UserError(f"--batch={FLAGS.batch} and --steps={FLAGS.steps} must be 1 or more")
+  result = benchmark_sample.measure(
+    FLAGS.config, number_of_classes(FLAGS.config), FLAGS.batch, FLAGS.steps
+  )
+  rounded = {k: _round(v) if isinstance(v, float) else v for k, v in result.items()}
+  print(json.dumps(rounded), flush=True)
+
+
+KINDS = {"train": train, "codes": codes, "sample": sample}
+
+
+def number_of_classes(config):
+  """--classes, or those of the config's source."""
+  if FLAGS.classes:
+    return FLAGS.classes
+  source = sources.open_source(config.data.source, split="train", path=config.data.path)
+  return source.num_classes
 
 
 def measure_training(config, name, steps):
@@ -84,8 +105,7 @@ def measure_training(config, name, steps):
     raise UserError(
       f"--stage={name} is not in config.stages; choose one of {', '.join(config.stages)}"
     )
-  source = sources.open_source(config.data.source, split="train", path=config.data.path)
-  classes = source.num_classes
+  classes = number_of_classes(config)
   stage = build(name, config, classes)
   state = stage.init(
     jax.random.key(0), batch_shape(config, stage), untrained(config, name, classes)
@@ -223,7 +243,9 @@ def _round(value):
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "FILE.py[:argument]", lock_config=True)
   flags.DEFINE_string("stage", "", "This stage only.")
-  flags.DEFINE_integer("steps", 20, "Training steps to time.")
+  flags.DEFINE_integer("steps", 20, "Training steps, or batches of samples, to time.")
+  flags.DEFINE_integer("batch", 4, "sample: images at a time.")
+  flags.DEFINE_integer("classes", 0, "How many classes there are; 0 asks the config's source.")
   jax.config.parse_flags_with_absl()
   jax.config.update("jax_enable_compilation_cache", False)
   command.run(main, required=("config",), accepts=f"kind of benchmark ({', '.join(KINDS)})")

@@ -4,7 +4,7 @@ import types
 import jax
 import pytest
 
-from imgtx_jax import benchmark, config
+from imgtx_jax import benchmark, benchmark_sample, config
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 
@@ -12,7 +12,7 @@ FIGURES = ("images_per_second", "step_seconds", "peak_memory_bytes", "matmul_flo
 
 
 def set_flags(monkeypatch, **values):
-  values = dict(stage="", steps=3) | values
+  values = dict(stage="", steps=3, batch=2, classes=0) | values
   monkeypatch.setattr(benchmark, "FLAGS", types.SimpleNamespace(**values))
 
 
@@ -27,6 +27,24 @@ def test_measures_a_stage(tiny_config, monkeypatch, capsys):
   assert result["images_per_second"] == pytest.approx(16 / result["step_seconds"], rel=1e-2)
   expected = result["flops_per_step"] / (result["step_seconds"] * 1e9 * jax.device_count())
   assert result["model_flops_utilisation"] == pytest.approx(expected, rel=1e-2)
+
+
+def test_measures_sampling(tiny_config, monkeypatch, capsys):
+  monkeypatch.setattr(benchmark_sample, "READ_BYTES", 2**20)
+  set_flags(monkeypatch, config=tiny_config.lock(), classes=5, steps=1)
+  benchmark.main(["sample"])
+  result = json.loads(capsys.readouterr().out)
+  layer = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32
+  # All but the tables of labels and codes, of which a step reads rows.
+  weights = 2 * layer + 32 + 32 * 32 + 16 * 32
+  assert result["weight_bytes"] == 4 * weights
+  assert result["codes"] == 16 and result["batch_size"] == 2
+  assert result["images_per_second"] == pytest.approx(2 / result["seconds"], rel=1e-2)
+  expected = 16 * result["weight_bytes"] / result["bytes_per_second"]
+  assert result["floor_seconds"] == pytest.approx(expected, rel=1e-2)
+  with pytest.raises(UserError, match="--batch=0"):
+    set_flags(monkeypatch, config=tiny_config, batch=0)
+    benchmark.main(["sample"])
 
 
 def test_measures_matrix_products():

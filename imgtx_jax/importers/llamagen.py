@@ -88,6 +88,10 @@ def imported_config(gpt, tokenizer, image_size=256):
   config.quantizer.code_dim = tokenizer.code_dim
   for key in ("layers", "heads", "width", "hidden"):
     config.gpt[key] = getattr(gpt, key)
+  # A ViT-B renders and another judges: one pass beside the GPT's one a code.
+  config.generator.update(dict(width=768, layers=12, heads=12, taps=(6,), head_channels=32))
+  config.discriminator.update(dict(width=768, layers=12, heads=12))
+  config.finetune.modulation_dim = 768
   config.sample.cfg_scale = _GUIDANCE.get(name_of(gpt), config.sample.cfg_scale)
   return config
 
