@@ -3,7 +3,7 @@
   python -m imgtx_jax.main --config configs/imagenet256.py:b --workdir runs/b256 \\
     --config.data.path=TFDS_DATA_DIR     # imagenet2012, prepared as array_record
 
-| variant | GPT | batch | learning rate | guidance | published FID (theirs, at the size in brackets) |
+| variant | GPT | batch | learning rate | guidance | their FID (at size) |
 |---|---|---|---|---|---|
 | b (the default) | 111 M | 256 | 1e-4 | 2.0 | 5.46 (256) |
 | l | 343 M | 256 | 1e-4 | 2.0 | 3.80 (256) |

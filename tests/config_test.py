@@ -12,7 +12,14 @@ from imgtx_jax import config as configs
 from imgtx_jax import config_check, config_flag, stages, workdir
 from imgtx_jax.errors import UserError
 
-FILES = sorted(Path(__file__).resolve().parents[1].glob("configs/*.py"))
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(path.name for path in ROOT.glob("configs/*.py"))
+ARGUMENTS = {
+  "imagenet256.py": ["b", "l", "xl", "xxl", "3b"],
+  "tiny_imagenet.py": ["small", "base"],
+  "folder.py": ["64", "256"],
+}
+SPECS = [f"{file}:{a}" if a else file for file in FILES for a in ARGUMENTS.get(file, [""])]
 CLASSES = 10
 
 
@@ -104,17 +111,24 @@ def test_only_the_stages_that_run_are_checked():
 # -- Files -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.name)
-def config(request):
-  """The config of one file in configs/."""
-  return config_flag.load(str(request.param))
+@pytest.fixture(scope="module", params=SPECS)
+def config(request, tmp_path_factory):
+  """The config of one file in configs/, with one argument."""
+  spec = request.param
+  if spec == "from_workdir.py":
+    directory = tmp_path_factory.mktemp("source")
+    workdir.claim(configs.default().lock(), directory, ["cat"])
+    spec += f":{directory}"
+  return config_flag.load(f"{ROOT}/configs/{spec}")
 
 
 def test_there_are_configs():
-  assert [path.name for path in FILES if path.name == "quickstart.py"]
+  assert {"quickstart.py", *ARGUMENTS} <= set(FILES)
 
 
-def test_every_config_is_whole_locked_and_good(config):
+def test_every_config_is_whole_locked_and_good(config, monkeypatch):
+  # Its batch is for a machine that its mesh fits.
+  monkeypatch.setattr(jax, "device_count", lambda: config.parallel.fsdp)
   config_check.check(config)
   assert config.is_locked
   assert set(configs.flatten(config)) == set(configs.flatten(configs.default()))
