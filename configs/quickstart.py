@@ -19,14 +19,15 @@ def get_config():
 
   # Flat areas and edges are what one looks at in drawings: no dots, no patch borders.
   config.tokenizer.gradient_weight = config.finetune.gradient_weight = 1.0
-  config.sample.top_p = 0.9
+  config.sample.temperature = config.sample.top_p = 0.9  # unlikely codes leave seams
   config.tokenizer.steps = 600
   config.tokenizer.batch_size = 32
   config.pretrain.steps = 900
   config.pretrain.batch_size = 32
   config.pretrain.optimizer.learning_rate = 2e-3
   config.pretrain.ema_decay = 0.99
-  config.discriminator.layers = 3
+  # Larger patches than the generator's: cheaper, and no grid of its own that coincides with it.
+  config.discriminator.update(dict(layers=3, patch=8, overlap=4))
   config.finetune.steps = 200
   config.finetune.batch_size = 24
   config.finetune.prefix_none_share = 0.2
@@ -34,7 +35,7 @@ def get_config():
   config.finetune.reconstruction_weight = 20.0
   config.finetune.adversarial_weight = 0.03
   config.finetune.class_weight = 0.02
-  config.finetune.optimizer.learning_rate = 1e-4
+  config.finetune.optimizer.learning_rate = 5e-5
   config.finetune.optimizer.beta1 = 0.5
   config.finetune.optimizer.schedule = "cosine"
   config.finetune.optimizer.warmup_steps = 20
@@ -42,7 +43,7 @@ def get_config():
   config.finetune.optimizer.freeze = "generator/(tap_)?head"
   config.finetune.gpt_optimizer.learning_rate = 5e-5
   config.finetune.adversary.optimizer.learning_rate = 4e-4
-  config.finetune.adversary.penalty_weight = 3.0
+  config.finetune.adversary.penalty_weight = 0.5
   config.finetune.adversary.optimizer.schedule = "cosine"
   config.finetune.adversary.optimizer.warmup_steps = 20
   config.finetune.adversary.augment = ("translation",)

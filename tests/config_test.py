@@ -198,3 +198,45 @@ def test_compute_dtype_is_float32_on_a_cpu_unless_asked():
   assert configs.compute_dtype(config) == "float32"
   config.dtype = "bfloat16"
   assert configs.compute_dtype(config) == "bfloat16"
+
+
+# -- Small variants --------------------------------------------------------------------------------
+
+
+def shrink(config):
+  """The same experiment with networks, images and batches that compile and run in seconds."""
+  small = config.copy_and_resolve_references()
+  with small.unlocked():
+    small.data.image_size = 2 * max(small.patch, small.discriminator.patch)
+    for name in ("encoder", "generator", "gpt", "discriminator"):
+      small[name].update(dict(width=16, heads=2, layers=2, hidden=32))
+    small.generator.taps = (1,) if small.generator.taps else ()
+    small.generator.head_channels = 4
+    small.vqgan.update(dict(channels=32, z_channels=8, encoder_blocks=1, decoder_blocks=1))
+    small.quantizer.codebook_size = 16
+    small.finetune.update(dict(noise_dim=4, modulation_dim=8, bank_rows=1))
+    for stage in ("tokenizer", "pretrain", "finetune"):
+      small[stage].update(dict(batch_size=4, steps=2))
+      small[stage].optimizer.warmup_steps = 0
+    for stage in ("tokenizer", "finetune"):
+      small[stage].lpips_weight = 0.0  # its weights are an extra
+      small[stage].adversary.penalty_share = 0.5
+  return small
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "from_workdir.py"])
+def test_a_small_variant_runs_two_steps_of_every_stage(file, quick_compilation):
+  config = shrink(config_flag.load(f"{ROOT}/configs/{file}"))
+  size, restored, key = config.data.image_size, {}, jax.random.key(0)
+  images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
+  batch = {"image": images, "label": np.arange(4, dtype=np.int32) % 3}
+  for name in config.stages:
+    stage = stages.build(name, config, 3)
+    state = before = stage.init(key, images.shape, restored)
+    step = jax.jit(functools.partial(stage.step, axis=None))
+    for _ in range(2):
+      state, metrics = step(state, batch, key)
+    assert all(np.isfinite(float(value)) for value in metrics.values()), metrics
+    moved = jax.tree.map(lambda a, b: np.any(np.asarray(a != b)), state.params, before.params)
+    assert any(jax.tree.leaves(moved)) and int(state.step) == 2
+    restored[name] = {key: getattr(state, key) for key in ("params", "ema", "variables")}
