@@ -55,7 +55,7 @@ class Attention(nn.Module):
   """Multi-head attention of x [B, N, D] on itself, or on a memory [B, M, D'] when cross is set.
 
   Returns [B, N, D] and the cache after the tokens were added (None without one). A cache is
-  {"k", "v"}: each [M, B, H, K]; token n sees the cached positions up to position + n.
+  {"k", "v"}: each [B, H, M, K]; token n sees the cached positions up to position + n.
   """
 
   heads: int
@@ -89,7 +89,7 @@ class Attention(nn.Module):
     if cache is not None:
       cache = {
         name: jax.lax.dynamic_update_slice_in_dim(
-          cache[name], new.swapaxes(0, 1).astype(cache[name].dtype), context.position, axis=0
+          cache[name], new.swapaxes(1, 2).astype(cache[name].dtype), context.position, axis=2
         )
         for name, new in (("k", k), ("v", v))
       }
@@ -107,11 +107,11 @@ class Attention(nn.Module):
 
 def _cached_attention(q, cache, position):
   """Attention of q [B, N, H, K] on the first position + n + 1 entries of a cache; [B, N, H, K]."""
-  scores = jnp.einsum("bnhk,mbhk->bhnm", q, cache["k"], preferred_element_type=jnp.float32)
+  scores = jnp.einsum("bnhk,bhmk->bhnm", q, cache["k"], preferred_element_type=jnp.float32)
   scores = scores / np.sqrt(q.shape[-1])
   seen = jnp.arange(scores.shape[-1]) <= position + jnp.arange(q.shape[1])[:, None]
   weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-  return jnp.einsum("bhnm,mbhk->bnhk", weights.astype(q.dtype), cache["v"])
+  return jnp.einsum("bhnm,bhmk->bnhk", weights.astype(q.dtype), cache["v"])
 
 
 def _attention_weights(q, k, mask):
@@ -297,6 +297,9 @@ def unstack_layers(params):
 
 
 def init_cache(layers, length, batch, heads, head_dim, dtype=jnp.float32):
-  """Empty caches for decoding: a list of {"k", "v"} [length, batch, heads, head_dim]."""
-  shape = (length, batch, heads, head_dim)
+  """Empty caches for decoding: a list of {"k", "v"} [batch, heads, length, head_dim].
+
+  A head's keys lie together: any other order of the axes is copied in every step on a CPU.
+  """
+  shape = (batch, heads, length, head_dim)
   return [{"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in range(layers)]
