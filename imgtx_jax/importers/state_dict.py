@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax  # noqa: F401  teaches NumPy bfloat16, which safetensors reads by that name
 import numpy as np
 import safetensors
 
