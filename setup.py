@@ -23,7 +23,7 @@ setup(
     "jax>=0.10",
     "flax>=0.12",
     "optax>=0.2.5",
-    "orbax-checkpoint>=0.12",
+    "orbax-checkpoint>=0.12.6",  # the first that need not copy NumPy arrays
     "ml_collections>=1.0",
     "clu>=0.0.12",
     "grain>=0.2.12",

@@ -35,6 +35,10 @@ def _quiet(unraisable, others=sys.unraisablehook):
 # Orbax logs, with tracebacks from several threads, what it also raises: users get one line.
 logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
 sys.unraisablehook = _quiet
+# Orbax would copy NumPy arrays before it writes them; what `save` gives it changes no more.
+ocp.type_handlers.register_type_handler(
+  np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False), override=True
+)
 
 
 class _Damaged(Exception):

@@ -180,6 +180,16 @@ def test_keeps_newest_and_skips_the_same(tmp_path):
   assert (tmp_path / "3").stat().st_mtime_ns == written
 
 
+def test_what_changes_after_a_save_is_saved_as_it_was(tmp_path):
+  state = make_state(1)
+  big = np.random.default_rng(0).normal(size=(1024, 1024))
+  state.variables["big"], expected = big, big.copy()
+  with closing(Checkpoints(tmp_path)) as checkpoints:
+    checkpoints.save(1, state)
+    big[:] = 0
+  np.testing.assert_array_equal(load(tmp_path)[0]["variables"]["big"], expected)
+
+
 def test_older_resume_replaces_newer(saved):
   with closing(Checkpoints(saved)) as checkpoints:
     checkpoints.restore(make_state(), step=1)
