@@ -111,15 +111,24 @@ def test_only_the_stages_that_run_are_checked():
 # -- Files -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=SPECS)
-def config(request, tmp_path_factory):
-  """The config of one file in configs/, with one argument."""
-  spec = request.param
-  if spec == "from_workdir.py":
-    directory = tmp_path_factory.mktemp("source")
-    workdir.claim(configs.default().lock(), directory, ["cat"])
-    spec += f":{directory}"
-  return config_flag.load(f"{ROOT}/configs/{spec}")
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+  """A function from FILE.py[:argument] in configs/ to its config."""
+
+  def get(spec):
+    if spec == "from_workdir.py":
+      directory = tmp_path_factory.mktemp("source")
+      workdir.claim(configs.default().lock(), directory, ["cat"])
+      spec += f":{directory}"
+    return config_flag.load(f"{ROOT}/configs/{spec}")
+
+  return get
+
+
+@pytest.fixture(params=SPECS)
+def config(request, load):
+  """The config of one file, with one argument."""
+  return load(request.param)
 
 
 def test_there_are_configs():
@@ -149,7 +158,10 @@ def describe(tree):
   return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
-def test_every_config_traces_all_its_stages(config):
+@pytest.mark.parametrize("file", FILES)
+def test_every_config_traces_all_its_stages(file, load):
+  """With its first argument: larger variants are the same program, and take long to trace."""
+  config = load(file)
   key = jax.eval_shape(lambda: jax.random.key(0))
   size, restored = config.data.image_size, {}
   for task in workdir.plan(config):
@@ -225,8 +237,8 @@ def shrink(config):
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file != "from_workdir.py"])
-def test_a_small_variant_runs_two_steps_of_every_stage(file, quick_compilation):
-  config = shrink(config_flag.load(f"{ROOT}/configs/{file}"))
+def test_a_small_variant_runs_two_steps_of_every_stage(file, load, quick_compilation):
+  config = shrink(load(file))
   size, restored, key = config.data.image_size, {}, jax.random.key(0)
   images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
   batch = {"image": images, "label": np.arange(4, dtype=np.int32) % 3}
