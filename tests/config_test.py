@@ -221,8 +221,8 @@ def shrink(config):
   with small.unlocked():
     small.data.image_size = 2 * max(small.patch, small.discriminator.patch)
     for name in ("encoder", "generator", "gpt", "discriminator"):
-      small[name].update(dict(width=16, heads=2, layers=2, hidden=32))
-    small.generator.taps = (1,) if small.generator.taps else ()
+      small[name].update(dict(width=16, heads=2, layers=1, hidden=32, remat="none"))
+    small.generator.taps = ()
     small.generator.head_channels = 4
     small.vqgan.update(dict(channels=32, z_channels=8, encoder_blocks=1, decoder_blocks=1))
     small.quantizer.codebook_size = 16
@@ -236,7 +236,8 @@ def shrink(config):
   return small
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file != "from_workdir.py"])
+# One of each tokenizer; what the others change, the test above traces.
+@pytest.mark.parametrize("file", ["quickstart.py", "imagenet256.py"])
 def test_a_small_variant_runs_two_steps_of_every_stage(file, load, quick_compilation):
   config = shrink(load(file))
   size, restored, key = config.data.image_size, {}, jax.random.key(0)
