@@ -8,6 +8,8 @@ random. Prints one JSON object; rates are in crops:
   encoder_images_per_second    the encoder alone, as many images at a time: the median of the rounds
   ratio                        of the two: the median of ratios, each of a round over the encoder's
                                just before and after it
+  processor_time_ratio         the same of images per second of processor time, on a CPU: what the
+                               build adds, without the noise of a busy machine; else null
   memory_beyond_encoder_bytes  resident at most while building, over that of the encoder alone
   device_memory_beyond_encoder_bytes   the same of the first accelerator; null on a CPU
   disk_bytes                   of the whole cache
@@ -20,6 +22,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -51,15 +54,14 @@ def measure(config, untrained):
   encode = code_cache.compile_encoder(inputs, plan, layout.dtype)
   np.asarray(encode(np.zeros((batch, *plan.square_shape), np.uint8)))
   # Parts of as many examples as the encoder alone takes ROUND_SECONDS for, if there are so many.
-  examples = int(alone(ROUND_SECONDS / 2) * ROUND_SECONDS / layout.crops) // batch * batch
+  examples = int(2 * alone(ROUND_SECONDS / 2) / layout.crops) // batch * batch
   layout = layout._replace(shard_examples=min(max(batch, examples), layout.examples))
   options = dict(plan=plan, batch=batch, threads=config.data.threads, report=lambda _: None)
 
   def fill(shard):
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
       encoding.build(codes.CodeCache(folder, {}, layout), [shard], images, encode, **options)
-    return len(layout.span(shard)) * layout.crops / (time.monotonic() - began)
+    return len(layout.span(shard)) * layout.crops
 
   shards = range(min(ROUNDS, layout.examples // layout.shard_examples))
   result = _rounds(lambda: alone(ROUND_SECONDS), [lambda s=s: fill(s) for s in shards])
@@ -79,8 +81,8 @@ def measure(config, untrained):
 
 
 def _alone(inputs, images, plan, batch):
-  """A function (seconds) → images a second of the encoder on batches in memory, over about that
-  long; the next batch is dispatched before the last one is waited for, as in the build."""
+  """A function (seconds) → images that the encoder took in about that long, from memory; the next
+  batch is dispatched before the last one is waited for, as in the build."""
   options = dict(crop=lambda x: transforms.center_crop(x, plan.size), threads=0, ahead=0)
   examples = pipeline.in_order(images, np.arange(min(batch, len(images))), **options)
   crops = np.stack([e["image"] for e in examples if "image" in e])
@@ -88,43 +90,55 @@ def _alone(inputs, images, plan, batch):
   encode = parallel.map_local(inputs.encode, inputs.params)
   np.asarray(encode(batches[0]))
 
-  def rate(seconds):
+  def run(seconds):
     began, done, running = time.monotonic(), 0, encode(batches[0])
     while time.monotonic() - began < seconds:
       following = encode(batches[(done + 1) % 2])
       np.asarray(running)
       running, done = following, done + 1
     np.asarray(running)
-    return (done + 1) * batch / (time.monotonic() - began)
+    return (done + 1) * batch
 
-  return rate
+  return run
 
 
 def _rounds(alone, builds):
-  """Rates and memory of functions that return images a second, called in turn."""
-  first, resident = _watch(alone)
-  on_device, encoder, whole, most = _device_bytes(), [first], [], 0
+  """Rates and memory of functions that return how many images they took, called in turn."""
+  encoder, whole = [_watch(alone)], []
+  on_device = _device_bytes()
   for build_part in builds:
-    rate, peak = _watch(build_part)
-    whole.append(rate)
-    most = max(most, peak)
-    encoder.append(alone())
-  ratios = [
-    rate / statistics.mean(pair)
-    for rate, pair in zip(whole, itertools.pairwise(encoder), strict=True)
-  ]
+    whole.append(_watch(build_part))
+    encoder.append(_watch(alone))
+  ratios = _ratios(whole, encoder, "rate")
+  on_cpu = jax.default_backend() == "cpu"
+  work = statistics.median(_ratios(whole, encoder, "processor_rate")) if on_cpu else None
   return {
-    "images_per_second": _round(statistics.median(whole)),
-    "encoder_images_per_second": _round(statistics.median(encoder)),
+    "images_per_second": _round(statistics.median(r.rate for r in whole)),
+    "encoder_images_per_second": _round(statistics.median(r.rate for r in encoder)),
     "ratio": _round(statistics.median(ratios)),
     "ratios": [_round(ratio) for ratio in ratios],
-    "memory_beyond_encoder_bytes": most - resident,
+    "processor_time_ratio": work and _round(work),
+    "memory_beyond_encoder_bytes": max(r.resident for r in whole) - encoder[0].resident,
     "device_memory_beyond_encoder_bytes": on_device and _device_bytes() - on_device,
   }
 
 
+def _ratios(whole, encoder, figure):
+  """A figure of every build over the mean of the encoder's just before and after it."""
+  around = [statistics.mean(getattr(r, figure) for r in p) for p in itertools.pairwise(encoder)]
+  return [getattr(r, figure) / a for r, a in zip(whole, around, strict=True)]
+
+
+class _Run(NamedTuple):
+  """Images a second, and a second of processor time; bytes of this process resident at most."""
+
+  rate: float
+  processor_rate: float
+  resident: int
+
+
 def _watch(function):
-  """(what it returns, the most bytes of this process that were resident meanwhile)."""
+  """The _Run of a function that returns how many images it took."""
   peak, stop = 0, threading.Event()
 
   def look():
@@ -135,11 +149,14 @@ def _watch(function):
 
   thread = threading.Thread(target=look)
   thread.start()
+  began = time.monotonic(), time.process_time()
   try:
-    return function(), peak
+    images = function()
+    seconds = time.monotonic() - began[0], time.process_time() - began[1]
   finally:
     stop.set()
     thread.join()
+  return _Run(images / seconds[0], images / seconds[1], peak)
 
 
 def _device_bytes():

@@ -25,7 +25,7 @@ from imgtx_jax.data.sources import Source
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import open_atomically, write_atomically
 
-SHARD_BYTES = 4 * 2**20  # the least of a shard, if there are several: what a kill loses
+SHARD_BYTES = 2**20  # of a shard at least, if there are several: what a kill loses
 MAX_SHARDS = 256  # each stays open while it is read
 _PARTS = ("codes", "labels")
 

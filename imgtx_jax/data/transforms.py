@@ -177,7 +177,8 @@ def take_crop(images, row, size):
   index, top, left, mirrored = row
   shape = (len(images), 1, size, size, 3)
   crop = jax.lax.dynamic_slice(images, (0, index, top, left, 0), shape)[:, 0]
-  return jnp.where(mirrored > 0, crop[:, :, ::-1], crop)
+  # Not jnp.where, which mirrors all crops: 4 % of a small encoder's time on a CPU.
+  return jax.lax.cond(mirrored > 0, lambda x: x[:, :, ::-1], lambda x: x, crop)
 
 
 def normalize(images):
