@@ -16,9 +16,6 @@ def source(tmp_path, tiny_config, untrained_workdir):
   """A work directory with tokenizer and pretrain, of other classes than the emoji."""
   tiny_config.stages = ("tokenizer", "pretrain")
   untrained_workdir(tiny_config.copy_and_resolve_references().lock(), tmp_path / "source", NAMES)
-  tiny_config.stages = ("tokenizer", "pretrain", "finetune")
-  tiny_config.parallel.mode = "jit"
-  tiny_config.finetune.steps = 2
   tiny_config.finetune_from = str(tmp_path / "source")
   return tmp_path / "source"
 
@@ -33,7 +30,7 @@ def test_label_table_goes_by_name():
   np.testing.assert_array_equal(found, table[[2, 3, 0, 3, 3]])
 
 
-def test_fine_tunes_from_it(source, tiny_config, tmp_path, capsys):
+def test_its_stages_are_finished_ones_here(source, tiny_config, tmp_path, capsys):
   work = tmp_path / "work"
   main.run(tiny_config.lock(), work)
   text = capsys.readouterr().out
@@ -46,7 +43,6 @@ def test_fine_tunes_from_it(source, tiny_config, tmp_path, capsys):
   np.testing.assert_array_equal(table[[0, -1]], theirs[[3, 3]])
   kernels = (gpt_of(place)["logits"]["kernel"] for place in (work, source))
   np.testing.assert_array_equal(*kernels)
-  assert workdir.is_finished(work, workdir.Task(1, "finetune"))
   # A second start has nothing to adopt, even where the source is gone.
   source.rename(tmp_path / "gone")
   main.run(tiny_config, work)

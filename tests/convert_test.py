@@ -230,7 +230,7 @@ def test_flags_that_do_not_fit(files, tmp_path):
 
 
 def test_a_conversion_that_breaks_off_leaves_nothing(files, tmp_path, monkeypatch):
-  write = convert.write_stage
+  write = workdir.write_finished
 
   def failing(directory, stage, *rest):
     if stage == "pretrain":
@@ -240,7 +240,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing(files, tmp_path, monkeypatc
   (tmp_path / ".work.unfinished").mkdir()  # as a killed run leaves it
   (tmp_path / ".work.unfinished" / "config.json").write_text("{}")
   (tmp_path / "work").mkdir()
-  monkeypatch.setattr(convert, "write_stage", failing)
+  monkeypatch.setattr(workdir, "write_finished", failing)
   with pytest.raises(KeyboardInterrupt):
     run(*files, tmp_path / "work")
   assert [p.name for p in tmp_path.iterdir()] == ["work"] and not any((tmp_path / "work").iterdir())
