@@ -55,7 +55,7 @@ class Drawer:
   def draw(self, labels, index=None, given=None):
     """uint8 images [n, H, W, 3] and raster codes int [n, N] (0 from code k on) of labels int [n].
 
-    index int [n]: the images' numbers, 0 … n − 1 by default. given int [k', n or 1]: codes to start
+    index int [n]: the images' numbers, 0 … n − 1 by default. given int [n or 1, k']: codes to start
     from, in the order of codes.
     """
     index = np.arange(len(labels)) if index is None else index
