@@ -12,6 +12,7 @@ import optax
 
 from imgtx_jax import optim, parallel, rng
 from imgtx_jax.losses import perceptual, pixels
+from imgtx_jax.metrics import codes as code_metrics
 from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.stages import adversary, networks, stage
 from imgtx_jax.state import TrainState, update_ema
@@ -181,12 +182,9 @@ class TokenizerStage(stage.Stage):
 
   def _figures(self, sums):
     counts = np.asarray(sums.pop("code_counts"))
-    shares = counts / max(counts.sum(), 1)
-    figures = self.means(sums)
-    used = shares[shares > 0]
-    return self.with_grid_ratio(figures) | {
-      "codes_used": float(np.mean(counts > 0)),
-      "code_perplexity": float(np.exp(-(used * np.log(used)).sum())),
+    return self.with_grid_ratio(self.means(sums)) | {
+      "codes_used": code_metrics.usage(counts),
+      "code_perplexity": code_metrics.perplexity(counts),
     }
 
   def pictures(self, state, batch, key):

@@ -1,7 +1,10 @@
-"""PSNR, border gradients and the nearest training image, by hand and by brute force."""
+"""PSNR, SSIM, border gradients and the nearest training image: by hand, brute force, an oracle."""
 
+import jax
 import numpy as np
+import pytest
 
+from imgtx_jax.errors import UserError
 from imgtx_jax.metrics import image
 
 
@@ -68,3 +71,83 @@ def test_nearest_psnr_of_a_copy_is_high_and_finite():
   training = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
   found = image.nearest_psnr(training[:2], training)
   assert np.all(found > 55) and np.all(np.isfinite(found))
+
+
+def waves(smooth_images, count, size, seed=0):
+  return smooth_images(count, size, seed).astype(np.float32) / 127.5 - 1
+
+
+def test_ssim_by_scikit_image(smooth_images):
+  oracle = pytest.importorskip("skimage.metrics").structural_similarity
+  x = waves(smooth_images, 3, 32)[:, :27]  # not square
+  y = np.clip(x + np.array([0.02, 0.2, 1.0])[:, None, None, None] * uniform(3, 27, 32, 3), -1, 1)
+  y[2] = uniform(1, 27, 32, 3)  # nothing in common
+  expected = [
+    oracle(
+      *((i.astype(np.float64) + 1) / 2 for i in pair),
+      gaussian_weights=True,
+      sigma=1.5,
+      use_sample_covariance=False,
+      data_range=1.0,
+      channel_axis=-1,
+    )
+    for pair in zip(x, y, strict=True)
+  ]
+  assert expected[0] > 0.9 > 0.1 > expected[2]
+  np.testing.assert_allclose(jax.jit(image.ssim)(x, y), expected, atol=2e-5)
+
+
+def test_ssim_of_flat_images_by_hand():
+  # Only luminance differs; beyond the range it is clipped.
+  x, y = np.full((2, 12, 12, 3), -0.5), np.full((2, 12, 12, 3), [[[[0.5]]], [[[7.0]]]])
+  expected = [(2 * 0.25 * v + 1e-4) / (0.25**2 + v**2 + 1e-4) for v in (0.75, 1.0)]
+  np.testing.assert_allclose(image.ssim(x, y), expected, rtol=1e-4)
+
+
+def ms_ssim_slowly(x, y):
+  """Of one pair of channels [H, W] in [0, 1], float64, window by window."""
+  offset = np.arange(11) - 5
+  window = np.exp(-0.5 * (offset / 1.5) ** 2)
+  window = np.outer(window, window) / window.sum() ** 2
+  product = 1.0
+  for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+    if scale:
+      x, y = ((i[::2, ::2] + i[1::2, ::2] + i[::2, 1::2] + i[1::2, 1::2]) / 4 for i in (x, y))
+    a, b = (np.lib.stride_tricks.sliding_window_view(i, (11, 11)) for i in (x, y))
+    mean = lambda w: (w * window).sum(axis=(2, 3))  # noqa: E731, B023
+    structure = (2 * (mean(a * b) - mean(a) * mean(b)) + 9e-4) / (
+      mean(a * a) - mean(a) ** 2 + mean(b * b) - mean(b) ** 2 + 9e-4
+    )
+    luminance = (2 * mean(a) * mean(b) + 1e-4) / (mean(a) ** 2 + mean(b) ** 2 + 1e-4)
+    product *= (structure * luminance if scale == 4 else structure).mean() ** weight
+  return product
+
+
+def test_ms_ssim_by_brute_force(smooth_images):
+  x = waves(smooth_images, 1, 192)[:, :176, :, :2]
+  y = np.clip(x + 0.3 * uniform(1, 176, 192, 2), -1, 1)
+  pairs = ((np.float64(x[0, ..., c] + 1) / 2, np.float64(y[0, ..., c] + 1) / 2) for c in range(2))
+  expected = np.mean([ms_ssim_slowly(*pair) for pair in pairs])
+  assert 0.5 < expected < 0.99
+  np.testing.assert_allclose(jax.jit(image.ms_ssim)(x, y), [expected], atol=1e-4)
+
+
+def test_ms_ssim_orders_images(smooth_images):
+  x = waves(smooth_images, 1, 161)  # the least size; odd at the first scale
+  noise = uniform(1, 161, 161, 3)
+  x, y = np.repeat(x, 4, axis=0), np.concatenate([x, x + 0.1 * noise, x + 0.5 * noise, -x])
+  ms_ssim = jax.jit(image.ms_ssim)
+  found = ms_ssim(x, y)
+  assert found.shape == (4,) and np.all(np.isfinite(found))
+  np.testing.assert_allclose(found[0], 1.0, atol=1e-5)
+  assert found[0] > found[1] > found[2] > found[3] == 0.0  # the negative's structure is opposed
+  np.testing.assert_allclose(ms_ssim(y, x), found, atol=1e-6)
+
+
+def test_too_small_for_a_window():
+  with pytest.raises(UserError, match="SSIM: images of 32×10 are smaller than 11×11"):
+    image.ssim(uniform(1, 32, 10, 3), uniform(1, 32, 10, 3))
+  with pytest.raises(UserError, match="MS-SSIM: images of 160×200 .* 161×161: use SSIM or larger"):
+    image.ms_ssim(uniform(1, 160, 200, 3), uniform(1, 160, 200, 3))
+  with pytest.raises(UserError, match="differ in size"):
+    image.ssim(uniform(1, 32, 32, 3), uniform(1, 32, 16, 3))
