@@ -1,9 +1,9 @@
 """Measures speed: python -m imgtx_jax.benchmark train --config FILE.py[:arg] [--stage NAME]
 
-train prints one JSON object a stage of the config. Images are random bytes already in memory, and
-the stages before it have random weights, so neither data nor a work directory is needed (the source
-is asked for its number of classes only). Each stage runs in a process of its own, for the peak of
-memory only grows within one.
+train prints one JSON object a stage of the config. Images are random bytes already in memory, or
+random codes where a cache of them would be read, and the stages before it have random weights: no
+work directory is needed, and of the data only the number of classes. Each stage runs in a process
+of its own, for the peak of memory only grows within one.
 
   images_per_second        the batch over step_seconds: training's rate while the input keeps up
   step_seconds             median over --steps steps, the batch's way to the device included
@@ -107,16 +107,17 @@ def measure_training(config, name, steps):
     )
   classes = number_of_classes(config)
   stage = build(name, config, classes)
-  state = stage.init(
-    jax.random.key(0), batch_shape(config, stage), untrained(config, name, classes)
-  )
+  results = untrained(config, name, classes)
+  inputs = stage.inputs(results)
+  state = stage.init(jax.random.key(0), batch_shape(config, stage), results)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
   devices = parallel.make_parallel(config.parallel.mode, fsdp=config.parallel.fsdp)
   state = devices.put_state(state)
-  first, median = time_steps(stage, state, devices, random_batches(config, stage, classes), steps)
+  batches = random_batches(config, stage, classes, inputs)
+  first, median = time_steps(stage, state, devices, batches, steps)
   memory = peak_memory_bytes()
   dtype = configs.compute_dtype(config)
-  model_flops = count_flops(config, name, classes, shapes)
+  model_flops = count_flops(config, name, classes, shapes, inputs)
   rate = matmul_rate(dtype, *((2048, 2) if jax.default_backend() == "cpu" else (8192, 16)))
   return {
     "stage": name,
@@ -155,18 +156,26 @@ def untrained(config, name, classes):
   return results
 
 
-def random_batches(config, stage, classes):
+def batch_shapes(config, stage, inputs):
+  """The shapes and types of a stage's global batch: images, or codes where it reads a cache."""
+  shape = batch_shape(config, stage)
+  batch = {"label": jax.ShapeDtypeStruct(shape[:1], np.int32)}
+  if inputs is None:
+    return batch | {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
+  return batch | {"codes": jax.ShapeDtypeStruct((shape[0], inputs.num_codes), np.int32)}
+
+
+def random_batches(config, stage, classes, inputs):
   """This process's share of two batches, to be taken in turn."""
   rng = np.random.default_rng(0)
-  _, *image = batch_shape(config, stage)
-  count = stage.batch_size // jax.process_count()
-  return [
-    {
-      "image": rng.integers(0, 256, (count, *image), np.uint8),
-      "label": rng.integers(0, classes, count, np.int32),
-    }
-    for _ in range(2)
-  ]
+  limits = {"label": classes, "image": 256, "codes": inputs and inputs.codebook_size}
+
+  def draw(name, part):
+    share = (part.shape[0] // jax.process_count(), *part.shape[1:])
+    return rng.integers(0, limits[name], share, part.dtype)
+
+  shapes = batch_shapes(config, stage, inputs)
+  return [{name: draw(name, part) for name, part in shapes.items()} for _ in range(2)]
 
 
 def time_steps(stage, state, devices, batches, steps):
@@ -197,7 +206,7 @@ def time_steps(stage, state, devices, batches, steps):
   return seconds[0], statistics.median(seconds[2:])
 
 
-def count_flops(config, name, classes, state):
+def count_flops(config, name, classes, state, inputs=None):
   """Model FLOPs of a step on the global batch; state: its shapes. Rematerialisation and attention
   kernels change how a step runs, not what the model is: both are off here."""
   plain = config.copy_and_resolve_references()
@@ -206,13 +215,8 @@ def count_flops(config, name, classes, state):
       if isinstance(network, ConfigDict) and "remat" in network:
         network.update(remat="none", implementation="xla")
   stage = build(name, plain, classes)
-  shape = batch_shape(config, stage)
-  batch = {
-    "image": jax.ShapeDtypeStruct(shape, np.uint8),
-    "label": jax.ShapeDtypeStruct(shape[:1], np.int32),
-  }
   step = functools.partial(stage.step, axis=None)
-  return flops.count(step, state, batch, jax.random.key(0))
+  return flops.count(step, state, batch_shapes(config, stage, inputs), jax.random.key(0))
 
 
 def matmul_rate(dtype, side, chain):

@@ -51,6 +51,21 @@ def test_measures_matrix_products():
   assert 1e6 < benchmark.matmul_rate("float32", side=256, chain=4) < 1e14
 
 
+def test_measures_pretraining_on_cached_codes(tiny_config, monkeypatch, capsys):
+  """No encoder in the step: its share of the FLOPs is gone."""
+  monkeypatch.setattr(benchmark, "matmul_rate", lambda *_: 1e9)
+  counted = {}
+  for cache in ("", "auto"):
+    tiny_config.pretrain.code_cache = cache
+    set_flags(monkeypatch, config=tiny_config, stage="pretrain", steps=2)
+    benchmark.main(["train"])
+    counted[cache] = json.loads(capsys.readouterr().out)["flops_per_step"]
+  tokens, width, hidden, layers, vocabulary = 16 * 16, 32, 64, 2, 32
+  block = 2 * tokens * (4 * width**2 + 3 * width * hidden) + 4 * tokens * 16 * width
+  assert counted["auto"] == 3 * (layers * block + 2 * tokens * width * vocabulary)
+  assert counted["auto"] < counted[""]
+
+
 def abstract_state(tiny_config, name):
   stage = build(name, tiny_config, 9)
   shape = benchmark.batch_shape(tiny_config, stage)

@@ -16,11 +16,7 @@ from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
-# One worker trains the pipeline and runs all the tests that look at it.
-pytestmark = [
-  pytest.mark.xdist_group("pipeline"),
-  pytest.mark.usefixtures("quick_compilation"),
-]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 TASKS = ("1-tokenizer", "1-pretrain", "1-finetune")
 
 

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from imgtx_jax import optim
 from imgtx_jax.metrics import image as image_metrics
@@ -12,12 +13,15 @@ from imgtx_jax.stages import stage as stage_module
 
 
 def train(stage, batch, steps, key):
+  """The state after so many steps, and the first and the last step's metrics."""
   state = stage.init(key, batch["image"].shape, {})
   step = jax.jit(functools.partial(stage.step, axis=None), donate_argnums=0)
   state = jax.tree.map(lambda x: x.copy(), state)
+  history = []
   for _ in range(steps):
     state, metrics = step(state, batch, key)
-  return state, metrics
+    history.append(metrics)
+  return state, history[0], history[-1]
 
 
 def test_overfits_eight_images(tiny_config, smooth_images):
@@ -32,37 +36,39 @@ def test_overfits_eight_images(tiny_config, smooth_images):
   tiny_config.generator.update(dict(taps=(), head_channels=16))
   stage = build("tokenizer", tiny_config, 3)
   batch = {"image": smooth_images(8, 16), "label": np.zeros(8, np.int32)}
-  state, _ = train(stage, batch, 500, jax.random.key(0))
+  state, *_ = train(stage, batch, 500, jax.random.key(0))
   images = stage.prepare(batch)
   decoded = stage.tokenizer.decode(state.params, stage.tokenizer.encode(state.params, images))
   assert float(image_metrics.psnr(images, decoded).min()) > 30.0
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_first_step_draws_the_codebook_from_data(tiny_config, smooth_images):
   stage = build("tokenizer", tiny_config, 3)
   batch = {"image": smooth_images(16, 16), "label": np.zeros(16, np.int32)}
-  _, metrics = train(stage, batch, 1, jax.random.key(0))
+  _, metrics, _ = train(stage, batch, 1, jax.random.key(0))
   assert metrics["codes_revived"] > 0.5 * tiny_config.quantizer.codebook_size
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_adversary_learns_to_tell_reconstructions(tiny_config, smooth_images):
   tiny_config.tokenizer.adversarial_weight = 0.1
   tiny_config.tokenizer.perturb = 0.2
   stage = build("tokenizer", tiny_config, 3)
   batch = {"image": smooth_images(16, 16), "label": np.zeros(16, np.int32)}
-  state, metrics = train(stage, batch, 40, jax.random.key(0))
+  state, _, metrics = train(stage, batch, 40, jax.random.key(0))
   assert metrics["logit_margin"] > 0.05
   assert "discriminator" in state.params and "discriminator" not in state.ema
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_fsq_learns_too(tiny_config, smooth_images):
   tiny_config.quantizer.kind = "fsq"
   tiny_config.quantizer.levels = (5, 5, 5)
   tiny_config.tokenizer.steps = 60
   stage = build("tokenizer", tiny_config, 3)
   batch = {"image": smooth_images(16, 16), "label": np.zeros(16, np.int32)}
-  _, first = train(stage, batch, 1, jax.random.key(0))
-  _, last = train(stage, batch, 60, jax.random.key(0))
+  _, first, last = train(stage, batch, 60, jax.random.key(0))
   assert last["reconstruction"] < 0.5 * first["reconstruction"]
 
 
@@ -83,6 +89,7 @@ def test_lpips_without_its_weights_is_left_out_with_a_line(tiny_config, monkeypa
   assert "lpips_weight=1" in caplog.text and "imgtx_jax[perceptual]" in caplog.text
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_lpips_is_part_of_the_loss(tiny_config, monkeypatch, smooth_images):
   monkeypatch.setattr(stage_module.lpips_weights, "available", lambda: True)
   monkeypatch.setattr(stage_module.lpips_weights, "load", lambda: {"vgg": {}, "heads": []})
@@ -91,6 +98,5 @@ def test_lpips_is_part_of_the_loss(tiny_config, monkeypatch, smooth_images):
   tiny_config.tokenizer.lpips_weight = 1.0
   stage = build("tokenizer", tiny_config, 3)
   batch = {"image": smooth_images(16, 16), "label": np.zeros(16, np.int32)}
-  _, first = train(stage, batch, 1, jax.random.key(0))
-  _, last = train(stage, batch, 30, jax.random.key(0))
+  _, first, last = train(stage, batch, 30, jax.random.key(0))
   assert 0 < last["lpips"] < first["lpips"]
