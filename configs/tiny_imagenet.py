@@ -5,7 +5,7 @@
 
 | variant | for | patch | codes | parameters (tokenizer / GPT / generator) |
 |---|---|---|---|---|
-| small (the default) | 2 CPU cores, about 10 minutes | 8 | 64 | 1.7 M / 1.6 M / 1.9 M |
+| small (the default) | 2 CPU cores, about 20 minutes | 8 | 64 | 1.7 M / 1.6 M / 1.9 M |
 | base | one GPU, bfloat16 | 4 | 256 | 23 M / 39 M / 23 M |
 
 README says what of `small` was run; `base` was not run.
@@ -35,16 +35,29 @@ def get_config(variant="small"):
 def _small(config):
   config.patch = 8
   config.encoder.layers = 3
-  config.discriminator.patch = 8
-  config.discriminator.overlap = 4
   config.gpt.update(dict(width=160, layers=4, heads=5))
   for network in ("encoder", "generator", "gpt", "discriminator"):
     config[network].remat = "full"
-  for stage, steps in (("tokenizer", 300), ("pretrain", 300), ("finetune", 80)):
+  for stage, steps in (("tokenizer", 400), ("pretrain", 400), ("finetune", 150)):
     config[stage].steps = steps
     config[stage].batch_size = 32
   config.pretrain.optimizer.learning_rate = 2e-3
+  config.pretrain.ema_decay = 0.99
+  # What the quickstart's runs taught: see there.
+  config.tokenizer.gradient_weight = config.finetune.gradient_weight = 1.0
+  config.sample.temperature = config.sample.top_p = 0.9
+  config.discriminator.update(dict(layers=3, patch=16, overlap=8))
+  config.finetune.prefix_none_share = 0.2
+  config.finetune.prefix_full_share = 0.65
+  config.finetune.reconstruction_weight = 20.0
+  config.finetune.optimizer.learning_rate = 5e-5
+  config.finetune.optimizer.warmup_steps = 20
   config.finetune.optimizer.freeze = "generator/(tap_)?head"
+  config.finetune.adversary.penalty_weight = 0.5
+  config.finetune.adversary.optimizer.warmup_steps = 20
+  config.finetune.adversary.augment = ("translation",)
+  config.finetune.ema_decay = 0.99
+  config.finetune.bank_rows = 2
 
 
 def _base(config):
