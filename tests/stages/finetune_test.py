@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imgtx_jax.decode import Decoding
+from imgtx_jax.sampling import Sampling
 from imgtx_jax.stages import build
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -157,12 +159,11 @@ def test_an_image_depends_on_its_own_key_and_label(tiny_config, smooth_images):
   stage, state, _, restored, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
   params = {name: state.params[name] for name in ("generator", "gpt")}
   params["quantizer"] = restored["tokenizer"]["ema"]["quantizer"]
-  from imgtx_jax.decode import Decoding
-
+  options = Sampling(codes=Decoding(cfg_scale=2.0))
   keys = jax.random.split(key, 4)
   labels = np.array([0, 1, 2, 0], np.int32)
-  whole, codes, _ = stage.sample(params, labels, keys, Decoding(cfg_scale=2.0), prefix=4)
-  part, _, _ = stage.sample(params, labels[2:], keys[2:], Decoding(cfg_scale=2.0), prefix=4)
+  whole, codes, _ = stage.sample(params, labels, keys, options, prefix=4)
+  part, _, _ = stage.sample(params, labels[2:], keys[2:], options, prefix=4)
   np.testing.assert_allclose(whole[2:], part, atol=1e-5)
   assert not np.allclose(whole[0], whole[3], atol=1e-3)
   assert np.all(np.asarray(codes)[:, stage.order[4:]] == 0)
@@ -179,3 +180,57 @@ def test_without_codes_places_noise_and_class_are_heard_from_the_start(tiny_conf
   other_class = forward(stage, state, task | {"label": (task["label"] + 1) % CLASSES})[0]
   assert np.abs(image - other_noise).max() > 1e-2
   assert np.abs(image - other_class).max() > 1e-2
+
+
+# -- What the generator attends to -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", ["states", "class", "none", "untrained"])
+def test_sampling_renders_what_training_does(tiny_config, smooth_images, memory):
+  """The same image from codes that were sampled, and from those codes as a task of training."""
+  tiny_config.finetune.memory = memory
+  stage, state, _, _, key = start(tiny_config, smooth_images(4, 16), open_gates=True)
+  keys, labels, k = jax.random.split(key, 4), jnp.array([0, 1, 2, 0]), 4
+  params = stage.current_params(state) | state.params
+  image, codes, _ = stage.sample(params, labels, keys, Sampling(), prefix=k)
+  noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stage.num_codes)
+  noise = jax.vmap(lambda key: jax.random.normal(key, (8,)))(noise_keys)
+  task = {"codes": codes, "label": labels, "prefix": jnp.full(4, k), "noise": noise}
+  np.testing.assert_allclose(forward(stage, state, task)[0], image, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory", ["states", "class", "none", "untrained"])
+def test_which_gpt_the_image_hears(tiny_config, smooth_images, memory):
+  tiny_config.finetune.memory = memory
+  stage, state, batch, _, key = start(tiny_config, smooth_images(4, 16), open_gates=True)
+  task = make_task(stage, state, batch, key, 6)
+  image = forward(stage, state, task)[0]
+
+  def changed_by(path):
+    """Whether the image changes with the label and code embeddings of the GPT there."""
+    moved = jax.tree_util.tree_map_with_path(
+      lambda p, x: x + 0.5 * jnp.cos(jnp.arange(x.size)).reshape(x.shape) if path in str(p) else x,
+      state.params,
+    )
+    return not np.allclose(forward(stage, state.replace(params=moved), task)[0], image, atol=1e-3)
+
+  # The paths of the prior's class and code tables, and of the untrained one's.
+  prior = "(DictKey(key='gpt'), DictKey(key={}), DictKey(key='embedding'))"
+  assert changed_by(prior.format("'label'")) == (memory in ("states", "class"))
+  assert changed_by(prior.format("'codes'")) == (memory == "states")
+  other = "(DictKey(key='generator'), DictKey(key='gpt'), DictKey(key='codes')"
+  assert changed_by(other) == (memory == "untrained")
+  block = state.params["generator"]["generator"]["segment_0"]["layers"]["block"]
+  assert ("cross_attention" in block) == (memory != "none")
+
+
+def test_pictures_before_and_after_refinement(tiny_config, smooth_images):
+  tiny_config.pictures = 3
+  stage, state, batch, _, key = start(tiny_config, smooth_images(4, 16), open_gates=True)
+  state = state.replace(ema={name: state.params[name] for name in state.ema})
+  grids = jax.jit(stage.final_pictures)(state, batch, key)
+  assert sorted(grids) == ["refined_k0", "refined_k16"] and set(grids) < set(stage.captions)
+  for grid in grids.values():
+    assert grid.shape == (2, 3, 16, 16, 3)
+    score = stage.adversary.verdict(state.params["discriminator"], grid[0], jnp.arange(3)).logit
+    assert np.all(np.isfinite(score)) and np.abs(grid[0] - grid[1]).max() > 1e-3
