@@ -13,7 +13,10 @@ from imgtx_jax.errors import UserError
 STAGES = ("tokenizer", "pretrain")
 # What the adopted networks are made of: all keys that begin so must be equal.
 _NETWORKS = ("patch", "data.image_size", "tokenizer_kind", "encoder.", "quantizer.", "vqgan.")
-_GPT = ("gpt.width", "gpt.layers", "gpt.heads", "gpt.hidden", "gpt.qk_norm", "gpt.layer_scale")
+_GPT = (
+  *("gpt.width", "gpt.layers", "gpt.heads", "gpt.hidden", "gpt.qk_norm", "gpt.layer_scale"),
+  *("gpt.attention", "gpt.spectral_norm"),
+)
 _ORDER = ("gpt.order", "gpt.target_position")
 
 

@@ -10,7 +10,8 @@ import math
 import jax
 import ml_collections
 
-STAGES = ("tokenizer", "pretrain", "finetune")
+STAGES = ("tokenizer", "pretrain", "finetune", "gan")
+MEMORIES = ("states", "class", "none", "untrained")
 
 
 def _trunk(width, layers, heads, **overrides):
@@ -22,6 +23,8 @@ def _trunk(width, layers, heads, **overrides):
     hidden=0,
     qk_norm=False,
     layer_scale=0.0,
+    attention="dot",  # or "l2", by distance
+    spectral_norm=False,  # holds matrices at their first spectral norm
     implementation="xla",
     remat="none",
   )
@@ -78,7 +81,7 @@ def default():
   """The full configuration, unlocked."""
   c = ml_collections.ConfigDict()
   c.seed = 0
-  c.stages = STAGES
+  c.stages = ("tokenizer", "pretrain", "finetune")  # or ("gan",), without pre-training
   c.rounds = 1
   # A work directory whose tokenizer and GPT this one starts from; its networks must be the same.
   c.finetune_from = ""
@@ -156,6 +159,10 @@ def default():
   c.finetune = ml_collections.ConfigDict()
   c.finetune.steps = 1000
   c.finetune.batch_size = 32
+  # What the generator attends to, for ablations: the GPT's "states"; the "class" token's alone;
+  # "none"; or the states of an "untrained" GPT of the same kind beside the one that draws the codes
+  # (the generator's optimizer trains it, where gpt_gradient lets it).
+  c.finetune.memory = "states"
   c.finetune.noise_dim = 64
   c.finetune.modulation_dim = 128
   # The dial k: shares of the batch with no code and with all codes known; k is N·u² in between.
@@ -180,6 +187,19 @@ def default():
   c.finetune.adversary = _adversary(2e-4)
   c.finetune.ema_decay = 0.995
 
+  # The generator from noise and class alone: no tokenizer, no GPT. Its grid of mask tokens is of
+  # config.patch and as deep as a code.
+  c.gan = ml_collections.ConfigDict()
+  c.gan.steps = 1000
+  c.gan.batch_size = 64
+  c.gan.noise_dim = 64
+  c.gan.modulation_dim = 128
+  c.gan.null_label_share = 0.1
+  c.gan.class_weight = 0.02
+  c.gan.optimizer = _optimizer(2e-4, beta1=0.0, beta2=0.99, weight_decay=0.0)
+  c.gan.adversary = _adversary(2e-4)
+  c.gan.ema_decay = 0.999
+
   # How samples are drawn while training, and by default afterwards.
   c.sample = ml_collections.ConfigDict()
   c.sample.cfg_scale = 1.5
@@ -190,6 +210,11 @@ def default():
   c.sample.temperature = 1.0
   c.sample.top_k = 0
   c.sample.top_p = 1.0
+  c.sample.truncation = 1.0  # of the noise, and w_scale: see sampling.Sampling
+  c.sample.w_scale = 1.0
+  c.sample.refine_steps = 0  # of the condition vectors, uphill on the discriminator: refine.py
+  c.sample.refine_rate = 0.05
+  c.sample.refine_radius = 0.2
 
   c.log_steps = 20
   c.evaluate_steps = 200

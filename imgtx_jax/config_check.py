@@ -3,10 +3,10 @@
 import jax
 
 from imgtx_jax import config as configs
-from imgtx_jax import decode, optim
+from imgtx_jax import decode, optim, sampling
 from imgtx_jax.errors import UserError, one_of
 from imgtx_jax.losses import adversarial
-from imgtx_jax.models import transformer
+from imgtx_jax.models import attention, transformer
 from imgtx_jax.models.vqgan import GROUPS
 
 
@@ -22,6 +22,7 @@ def check(config):
   one_of("config.pretrain.cache_crops", config.pretrain.cache_crops, ("ten", "center"))
   one_of("config.sample.guidance", config.sample.guidance, decode.GUIDANCE)
   one_of("config.gpt.order", config.gpt.order, ("raster", "spread"))
+  one_of("config.finetune.memory", config.finetune.memory, configs.MEMORIES)
   if not config.stages:
     raise UserError(f"config.stages is empty; name at least one of {', '.join(configs.STAGES)}")
   if config.rounds < 1:
@@ -35,6 +36,12 @@ def check(config):
   for key in ("encoder", "generator", "gpt", "discriminator"):
     one_of(f"config.{key}.remat", config[key].remat, tuple(transformer.REMAT_POLICIES))
     one_of(f"config.{key}.implementation", config[key].implementation, ("xla", "cudnn"))
+    one_of(f"config.{key}.attention", config[key].attention, attention.KINDS)
+    if config[key].attention == "l2" and config[key].implementation != "xla":
+      raise UserError(
+        f"config.{key}.implementation={config[key].implementation!r} has no attention by distance; "
+        f"set it to 'xla', or config.{key}.attention to 'dot'"
+      )
     if config[key].layers < 1:
       raise UserError(f"config.{key}.layers={config[key].layers} is under 1; set it to 1 or more")
     width, heads = config[key].width, config[key].heads
@@ -104,23 +111,19 @@ def _check_ranges(config):
     "finetune.bank_rows": (1, None),
     "finetune.bank_share": (0, 1),
     "finetune.null_label_share": (0, 1),
+    "gan.null_label_share": (0, 1),
     "tokenizer.adversary.penalty_share": (1e-6, 1),
     "finetune.adversary.penalty_share": (1e-6, 1),
+    "gan.adversary.penalty_share": (1e-6, 1),
     "gpt.class_dropout": (0, 1),
     "gpt.token_dropout": (0, 0.99),
     "gpt.residual_dropout": (0, 0.99),
     "gpt.ffn_dropout": (0, 0.99),
     "gpt.drop_path": (0, 0.99),
-    "sample.cfg_scale": (0, None),
-    "sample.cfg_start": (0, 1),
-    "sample.cfg_stop": (0, 1),
-    "sample.cfg_power": (0, None),
-    "sample.temperature": (0, None),
-    "sample.top_k": (0, None),
-    "sample.top_p": (0, 1),
     "pictures": (1, None),
     "evaluate_images": (1, None),
   }
+  ranges |= {f"sample.{key}": limits[:2] for key, limits in sampling.RANGES.items()}
   flat = configs.flatten(config)
   for key, (least, most) in ranges.items():
     if flat[key] < least or (most is not None and flat[key] > most):

@@ -8,7 +8,7 @@ import numpy as np
 from imgtx_jax import parallel, rng, workdir
 from imgtx_jax.data import transforms
 from imgtx_jax.errors import UserError
-from imgtx_jax.stages import build
+from imgtx_jax.stages import STAGES, build
 
 SCORES = ("logit", "class")
 
@@ -16,11 +16,11 @@ SCORES = ("logit", "class")
 def load(directory, config, class_names):
   """(the last finished stage that can draw, the results of the stages up to it)."""
   done = workdir.finished(config, directory)
-  drawing = [task for task in done if task.stage in ("finetune", "pretrain")]
+  drawing = [task for task in done if STAGES[task.stage].draws_with]
   if not drawing:
     names = ", ".join(task.name for task in done) or "no stage"
     raise UserError(
-      f"{directory} has finished {names}, and drawing needs pretrain or finetune; "
+      f"{directory} has finished {names}, and drawing needs pretrain, finetune or gan; "
       "run imgtx_jax.main with the same config and --workdir to go on"
     )
   last = drawing[-1]
@@ -31,15 +31,14 @@ def load(directory, config, class_names):
 class Drawer:
   """Draws images of labels at one prefix k.
 
-  An image depends on the seed, its index and its label alone: not on batch_size, which is rounded
-  up to what the devices divide, nor on their number.
+  options: sampling.Sampling. An image depends on them, the seed, its index and its label alone: not
+  on batch_size, which is rounded up to what the devices divide, nor on their number.
   """
 
   def __init__(self, stage, results, options, *, prefix, seed=0, batch_size=64):
-    self.stage, self.prefix = stage, prefix
+    self.stage, self.results = stage, results
     devices = jax.local_device_count()
     self.batch_size = -(-batch_size // devices) * devices
-    self.results = results
     root = rng.stream(jax.random.key(seed), "sample", 0)
 
     def run(params, batch):
@@ -49,7 +48,8 @@ class Drawer:
       )[:2]
       return transforms.denormalize(images), codes
 
-    self._run = parallel.map_local(run, stage.drawing_params(results))
+    self._params = stage.drawing_params(results)
+    self._run = parallel.map_local(run, self._params)
     self._judges = {}
 
   def draw(self, labels, index=None, given=None):
@@ -79,9 +79,10 @@ class Drawer:
 
   def scores(self, images, labels, score):
     """What the discriminator gives uint8 images [n, H, W, 3] of labels int [n]; float32 [n]."""
-    if "finetune" not in self.results:
+    if "discriminator" not in self._params:
       raise UserError(
-        "--candidates needs the finetune stage, which trains the discriminator; finish it first"
+        "--candidates needs the finetune or gan stage, which trains the discriminator; finish it "
+        "first"
       )
     if score == "class" and np.any(labels == self.stage.classes):
       raise UserError("--score=class needs a class for every image: --labels has none; use logit")
@@ -95,8 +96,7 @@ class Drawer:
         shares = jax.nn.log_softmax(verdict.class_logits)
         return jnp.take_along_axis(shares, batch["label"][:, None], axis=1)[:, 0]
 
-      params = self.results["finetune"]["params"]["discriminator"]
-      self._judges[score] = parallel.map_local(judge, params)
+      self._judges[score] = parallel.map_local(judge, self._params["discriminator"])
     return self._in_batches(self._judges[score], {"image": images, "label": labels})
 
   def _in_batches(self, run, batch):
@@ -119,6 +119,8 @@ def first_rows(stage, results, image, keep_rows):
   Below, the last kept row of pixels is repeated: an encoder that attends to the whole image then
   sees nothing of what was there.
   """
+  if not stage.num_codes:
+    raise UserError(f"--init needs codes to keep, and the {stage.name} stage draws without any")
   height, width = stage.gpt.shape
   if stage.gpt.order != "raster":
     raise UserError(

@@ -27,8 +27,9 @@ from imgtx_jax.data import transforms
 from imgtx_jax.errors import UserError
 from imgtx_jax.labels import parse_label
 from imgtx_jax.pictures import save_grid
-from imgtx_jax.stages import build
-from imgtx_jax.stages.stage import decoding
+from imgtx_jax.stages import STAGES, build
+from imgtx_jax.stages.generating import GeneratingStage
+from imgtx_jax.stages.stage import sampling
 
 FLAGS = flags.FLAGS
 SAMPLES = 64  # of a label, to compare with
@@ -55,8 +56,8 @@ class Judgement(NamedTuple):
 class Judge:
   """A trained discriminator and the model's own images for it to compare with.
 
-  stage: a FinetuneStage; results: {stage: checkpoint} of workdir.results, of finetune and
-  tokenizer; prefix: the dial k of the model's own images.
+  stage: a FinetuneStage or GanStage; results: {stage: checkpoint} of workdir.results, of it and its
+  sources; prefix: the dial k of the model's own images.
   """
 
   def __init__(self, stage, results, prefix):
@@ -65,8 +66,8 @@ class Judge:
     # Whatever training ran on: plain float32 has every gradient, and weights to look at.
     trunk = {**network.trunk, "implementation": "xla", "remat": "none"}
     self.network = network.clone(dtype=jnp.float32, trunk=trunk)
-    self.params = results["finetune"]["params"]["discriminator"]
     self.drawing_params = stage.drawing_params(results)
+    self.params = self.drawing_params["discriminator"]
     self._verdict = jax.jit(self._verdict_of)
     self._look = jax.jit(self._look_of)
     self._draw = jax.jit(self._draw_of)
@@ -109,7 +110,7 @@ class Judge:
     """uint8 images, for a file is judged on whole numbers too."""
     key = rng.stream(jax.random.key(self.stage.config.seed), "judge", 0)
     keys = rng.example_keys(key, jnp.arange(len(labels)))
-    options = decoding(self.stage.config)
+    options = sampling(self.stage.config)
     image = self.stage.sample(params, labels, keys, options, prefix=self.prefix)[0]
     return transforms.denormalize(image)
 
@@ -169,16 +170,17 @@ def check_out(path):
 def load(directory, config, class_names, prefix):
   """The Judge of a work directory."""
   done = workdir.finished(config, directory)
-  if not any(task.stage == "finetune" for task in done):
+  judging = [task for task in done if issubclass(STAGES[task.stage], GeneratingStage)]
+  if not judging:
     names = ", ".join(task.name for task in done) or "no stage"
     raise UserError(
-      f"{directory} has finished {names}, and judging needs finetune, which trains the "
+      f"{directory} has finished {names}, and judging needs finetune or gan, which train the "
       "discriminator; run imgtx_jax.main with the same config and --workdir to go on"
     )
-  stage = build("finetune", config, len(class_names))
+  stage = build(judging[-1].stage, config, len(class_names))
   if not 0 <= prefix <= stage.num_codes:
     raise UserError(f"--prefix={prefix} is outside 0 … {stage.num_codes}, the codes of an image")
-  needed = [task for task in done if task.stage in ("tokenizer", "finetune")]
+  needed = [task for task in done if task.stage in ("tokenizer", stage.name)]
   return Judge(stage, workdir.results(directory, needed), prefix)
 
 

@@ -16,7 +16,7 @@ from imgtx_jax.errors import UserError
 from imgtx_jax.files import write_atomically
 from imgtx_jax.metric_log import read_metrics
 
-_STAGES = ("tokenizer", "pretrain", "finetune", "style")
+_STAGES = ("tokenizer", "pretrain", "finetune", "gan", "style")
 _TIMELINE = 16  # pictures of one name on the page; what lies between is left in its folder
 _ACRONYMS = {"psnr", "ssim", "lpips", "fid", "gpt", "r1", "r2", "ema", "mse", "kid", "l1", "l2"}
 

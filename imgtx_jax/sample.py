@@ -1,11 +1,13 @@
 """Draws images: python -m imgtx_jax.sample --workdir DIR --labels 0,3,7 --num 64 --out grid.png
 
 Uses the last finished stage that can draw: finetune renders at any prefix k; pretrain decodes all
-codes with the tokenizer. An image depends on its label, the seed and its number alone, not on how
-many are drawn at once or on how many devices.
+codes with the tokenizer; gan draws from noise alone. An image depends on its label, the seed and
+its number alone, not on how many are drawn at once or on how many devices.
 
 --candidates 8 --keep 1 draws 8 images for each and keeps the one that the discriminator likes best.
 --init a.png --keep_rows R completes an image from its first R rows of codes (raster order).
+--truncation 0.7 and --w_scale 1.5 trade diversity for fidelity; --refine_steps 10 moves an image's
+condition vectors uphill on what the discriminator says of it: see sampling.py.
 """
 
 import io
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from imgtx_jax import command, decode, drawing, workdir
+from imgtx_jax import command, decode, drawing, sampling, workdir
 from imgtx_jax.data import transforms
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import write_atomically
@@ -23,29 +25,23 @@ from imgtx_jax.labels import parse_labels
 from imgtx_jax.pictures import save_grid
 
 FLAGS = flags.FLAGS
-# Flags that override config.sample: name → (least, most).
-DECODING = {
-  "cfg_scale": (0, 100),
-  "cfg_start": (0, 1),
-  "cfg_stop": (0, 1),
-  "cfg_power": (0, 100),
-  "temperature": (0, 100),
-  "top_k": (0, None),
-  "top_p": (0, 1),
-}
 
 
 def main():
   """Draws what the flags ask for and writes it."""
   config, class_names = workdir.read(FLAGS.workdir)
   check_flags()
-  options = decoding(config)
+  options = choose_options(config)
   initial = transforms.read_image(FLAGS.init, config.data.image_size) if FLAGS.init else None
   groups = -(-FLAGS.num // FLAGS.keep) if FLAGS.candidates else FLAGS.num
   labels = parse_labels(FLAGS.labels, class_names, groups)
   stage, results = drawing.load(FLAGS.workdir, config, class_names)
+  for name in given_options():
+    sampling.check_flag(name, FLAGS[name].value, stage)
   prefix = stage.num_codes if FLAGS.prefix is None else FLAGS.prefix
   check_prefix(stage, prefix)
+  if FLAGS.save_codes and not stage.num_codes:
+    raise UserError(f"--save_codes: the {stage.name} stage draws without codes; leave it out")
   given = blanked = None
   if initial is not None:
     given, blanked = drawing.first_rows(stage, results, initial, FLAGS.keep_rows)
@@ -91,6 +87,8 @@ def check_flags():
 
 def check_prefix(stage, prefix):
   """UserError unless the stage can draw at this prefix."""
+  if prefix and not stage.num_codes:
+    raise UserError(f"--prefix={prefix}: the {stage.name} stage draws without codes; leave it out")
   if not 0 <= prefix <= stage.num_codes:
     raise UserError(f"--prefix={prefix} is outside 0 … {stage.num_codes}, the codes of an image")
   if stage.name == "pretrain" and prefix != stage.num_codes:
@@ -100,17 +98,20 @@ def check_prefix(stage, prefix):
     )
 
 
-def decoding(config):
-  """How codes are drawn: the config's way, with the flags that were given."""
-  values = {"guidance": config.sample.guidance if FLAGS.guidance is None else FLAGS.guidance}
-  for name, (least, most) in DECODING.items():
-    given = FLAGS[name].value
-    values[name] = config.sample[name] if given is None else given
+def given_options():
+  """Names of the flags that override config.sample, those given."""
+  return [n for n in ("guidance", *sampling.RANGES) if FLAGS[n].value is not None]
+
+
+def choose_options(config):
+  """How images are drawn: the config's way, with the flags that were given."""
+  values = config.sample.to_dict() | {name: FLAGS[name].value for name in given_options()}
+  for name, (least, most, _) in sampling.RANGES.items():
     if values[name] < least or (most is not None and values[name] > most):
       raise UserError(f"--{name}={values[name]} is outside {least} … {most or 'the vocabulary'}")
   if values["top_p"] == 0:
     raise UserError("--top_p=0 leaves no code to draw; choose more than 0, or --temperature=0")
-  return decode.Decoding(**values)
+  return sampling.make_sampling(values)
 
 
 def write(images, codes, labels, class_names, given):
@@ -131,7 +132,7 @@ def write(images, codes, labels, class_names, given):
     write_atomically(FLAGS.save_codes, data.getvalue())
 
 
-def define_decoding_flags():
+def define_option_flags():
   """--cfg_scale and its like; what is not given is as the config has it."""
   flags.DEFINE_float("cfg_scale", None, "Guidance: 1 is none.")
   flags.DEFINE_enum("guidance", None, decode.GUIDANCE, "How guidance goes over the codes.")
@@ -141,6 +142,11 @@ def define_decoding_flags():
   flags.DEFINE_float("temperature", None, "0 draws the likeliest code.")
   flags.DEFINE_integer("top_k", None, "Draw among this many codes; 0: all.")
   flags.DEFINE_float("top_p", None, "Draw within this probability.")
+  flags.DEFINE_float("truncation", None, "The generator's noise is scaled by this: 1 is none.")
+  flags.DEFINE_float("w_scale", None, "Guidance in modulation space: 1 is none.")
+  flags.DEFINE_integer("refine_steps", None, "Steps uphill on the discriminator: 0 is none.")
+  flags.DEFINE_float("refine_rate", None, "Their length, relative to the condition vectors.")
+  flags.DEFINE_float("refine_radius", None, "How far they may go from a vector, relative to it.")
 
 
 if __name__ == "__main__":
@@ -151,7 +157,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("save_images", "", "A folder for the single images.")
   flags.DEFINE_string("save_codes", "", "An .npy file for the codes, int [num, N].")
   flags.DEFINE_integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
-  define_decoding_flags()
+  define_option_flags()
   flags.DEFINE_integer("seed", 0, "Image i depends on the seed, i and its label.")
   flags.DEFINE_integer("batch_size", 64, "Images at a time.")
   flags.DEFINE_integer("candidates", 0, "Draw so many for each group of --keep; 0: no choice.")

@@ -202,7 +202,7 @@ class Trainer:
       threads=self.config.data.threads,
     )
 
-  def _picture(self, done):
+  def _picture(self, done, draw=None):
     count = self.config.pictures
     batch = next(
       pipeline.eval_batches(
@@ -213,7 +213,7 @@ class Trainer:
         threads=self.config.data.threads,
       )
     )
-    grids = self.pictures_fn(self.state, batch, self.root)
+    grids = (draw or self.pictures_fn)(self.state, batch, self.root)
     self.pictured = True
     if jax.process_index() == 0:
       for name, images in grids.items():
@@ -242,6 +242,8 @@ class Trainer:
     figures = self._evaluate(total)
     if not self.pictured:  # killed after the last step
       self._picture(total)
+    if self.stage.final_pictures:
+      self._picture(total, self.parallel.compile_local(self.stage.final_pictures))
     training, held_out = self._images(self.training), self._images(self.held_out)
     figures |= {f"baseline/{k}": v for k, v in self.stage.baselines(training, held_out).items()}
     self._save(total)

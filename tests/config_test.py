@@ -18,6 +18,9 @@ ARGUMENTS = {
   "imagenet256.py": ["b", "l", "xl", "xxl", "3b"],
   "tiny_imagenet.py": ["small", "base"],
   "folder.py": ["64", "256"],
+  "gan_gat.py": ["imagenet256", "small"],
+  "gan_r3.py": ["imagenet64", "small"],
+  "gan_vit.py": ["cifar10", "small"],
 }
 SPECS = [f"{file}:{a}" if a else file for file in FILES for a in ARGUMENTS.get(file, [""])]
 CLASSES = 10
@@ -60,6 +63,10 @@ BAD = [
   ({"finetune.adversary.penalty": "none"}, "'none'"),
   ({"finetune.adversary.augment": ("color", "blur")}, "'blur'"),
   ({"finetune.prefix_none_share": 0.9}, "1.2"),
+  ({"finetune.memory": "codes"}, "'codes'"),
+  ({"discriminator.attention": "l1"}, "'l1'"),
+  ({"sample.truncation": 1.5}, "1.5"),
+  ({"sample.refine_radius": -1.0}, "-1"),
 ]
 
 
@@ -99,6 +106,15 @@ def test_a_bad_value_of_the_convolutional_tokenizer_is_named_if_it_is_chosen(cha
 
 def test_the_defaults_are_fine():
   config_check.check(configs.default())
+
+
+def test_attention_by_distance_is_refused_where_it_is_not_there():
+  config = configs.default()
+  config.discriminator.attention = "l2"
+  config_check.check(config)
+  config.discriminator.implementation = "cudnn"
+  with pytest.raises(UserError, match="config.discriminator.implementation='cudnn'.*'xla'"):
+    config_check.check(config)
 
 
 def test_only_the_stages_that_run_are_checked():
@@ -227,11 +243,13 @@ def shrink(config):
     small.vqgan.update(dict(channels=32, z_channels=8, encoder_blocks=1, decoder_blocks=1))
     small.quantizer.codebook_size = 16
     small.finetune.update(dict(noise_dim=4, modulation_dim=8, bank_rows=1))
-    for stage in ("tokenizer", "pretrain", "finetune"):
+    small.gan.update(dict(noise_dim=4, modulation_dim=8))
+    for stage in ("tokenizer", "pretrain", "finetune", "gan"):
       small[stage].update(dict(batch_size=4, steps=2))
       small[stage].optimizer.warmup_steps = 0
     for stage in ("tokenizer", "finetune"):
       small[stage].lpips_weight = 0.0  # its weights are an extra
+    for stage in ("tokenizer", "finetune", "gan"):
       small[stage].adversary.penalty_share = 0.5
   return small
 

@@ -49,16 +49,17 @@ def make_tiny_config():
   config.quantizer.codebook_size = 32
   config.gpt.order = "spread"
   config.gpt.target_position = True
-  config.finetune.noise_dim = 8
-  config.finetune.modulation_dim = 16
+  for stage in ("finetune", "gan"):
+    config[stage].noise_dim = 8
+    config[stage].modulation_dim = 16
   config.finetune.bank_rows = 2
   config.finetune.refresh_steps = 3
-  for stage in ("tokenizer", "pretrain", "finetune"):
+  for stage in ("tokenizer", "pretrain", "finetune", "gan"):
     config[stage].steps = 6
     config[stage].batch_size = 16
     config[stage].optimizer.warmup_steps = 0
   config.finetune.gpt_optimizer.warmup_steps = 0
-  for stage in ("tokenizer", "finetune"):
+  for stage in ("tokenizer", "finetune", "gan"):
     config[stage].adversary.optimizer.warmup_steps = 0
   config.log_steps = 2
   config.evaluate_steps = 4

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgtx_jax import drawing, parallel, sample, workdir
+from imgtx_jax import drawing, judge, parallel, sample, sampling, workdir
 from imgtx_jax.decode import Decoding
 from imgtx_jax.errors import UserError
+from imgtx_jax.refine import Refinement
+from imgtx_jax.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -37,8 +39,20 @@ def make_drawer(trained, **options):
   draw = np.random.default_rng(0)
   gpt = results["finetune"]["ema"]["gpt"]
   gpt["logits"]["kernel"] = draw.normal(0, 0.5, gpt["logits"]["kernel"].shape).astype(np.float32)
-  options = dict(prefix=stage.num_codes) | options
-  return drawing.Drawer(stage, results, Decoding(cfg_scale=1.5), **options)
+  open_gates(results)
+  options = dict(prefix=stage.num_codes, ways=Sampling(codes=Decoding(cfg_scale=1.5))) | options
+  return drawing.Drawer(stage, results, options.pop("ways"), **options)
+
+
+def open_gates(results):
+  """Lets the generator hear its condition vectors and its modulation."""
+  generator = results["finetune"]["ema"]["generator"]["generator"]
+  draw = np.random.default_rng(1)
+  for name in ("segment_0", "segment_1"):
+    block = generator[name]["layers"]["block"]
+    block["cross_gate"] = np.full_like(block["cross_gate"], 0.5)
+    kernel = block["modulation"]["kernel"]
+    block["modulation"]["kernel"] = draw.normal(0, 0.1, kernel.shape).astype(np.float32)
 
 
 def test_the_same_image_whatever_the_batch_and_the_devices(trained, monkeypatch):
@@ -123,7 +137,7 @@ def set_flags(monkeypatch, directory, **values):
     score="logit",
     init="",
     keep_rows=0,
-    **dict.fromkeys(sample.DECODING),
+    **dict.fromkeys(sampling.RANGES),
   )
   values = defaults | values
 
@@ -168,6 +182,8 @@ def test_candidates_and_completion_by_flags(trained, monkeypatch, tmp_path, smoo
     (dict(init="none.png", keep_rows=2), r"none.png cannot be read"),
     (dict(cfg_stop=1.5), "--cfg_stop=1.5 is outside 0 … 1"),
     (dict(top_p=0.0), "--top_p=0 leaves no code to draw"),
+    (dict(truncation=1.5), "--truncation=1.5 is outside 0 … 1"),
+    (dict(refine_steps=-1), "--refine_steps=-1 is outside 0 … 1000"),
     (dict(labels="bird"), "--labels=bird is no class"),
   ],
 )
@@ -177,6 +193,93 @@ def test_bad_flags(trained, monkeypatch, tmp_path, smooth_images, flags, message
   set_flags(monkeypatch, trained[0], **dict(out="grid.png") | flags)
   with pytest.raises(UserError, match=message):
     sample.main()
+
+
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_refined_images_score_more_whatever_the_batch(trained, prefix):
+  refined = Sampling(
+    codes=Decoding(cfg_scale=1.5), refinement=Refinement(steps=3, rate=0.1, radius=0.3)
+  )
+  before, codes = make_drawer(trained, prefix=prefix).draw(LABELS)
+  drawer = make_drawer(trained, prefix=prefix, ways=refined, batch_size=4)
+  after, same = drawer.draw(LABELS)
+  np.testing.assert_array_equal(same, codes)
+  assert np.all(np.abs(after.astype(int) - before).max(axis=(1, 2, 3)) > 1)
+
+  def total(images):  # of whole numbers: the rise must be more than their rounding
+    return sum(drawer.scores(images, LABELS, score) for score in drawing.SCORES)
+
+  assert np.all(total(after) > total(before))
+  part, _ = drawer.draw(LABELS[3:], index=np.array([3, 4]))
+  assert np.abs(part.astype(int) - after[3:]).max() <= 1
+
+
+def test_truncated_noise_and_guided_modulation(trained):
+  """At ψ = 0 one label has one image, and with the null label w_scale changes nothing."""
+  codes = Decoding(cfg_scale=1.5)
+  drawer = make_drawer(trained, prefix=0, ways=Sampling(codes=codes, truncation=0.0))
+  images, _ = drawer.draw(np.array([0, 0, 1, 1]))
+  assert np.abs(images[0].astype(int) - images[1]).max() <= 1
+  assert np.abs(images[0].astype(int) - images[2]).max() > 1
+  labels = np.array([1, 2, 3, 3])
+  plain, _ = make_drawer(trained, prefix=0).draw(labels)
+  assert np.abs(plain[2].astype(int) - plain[3]).max() > 1
+  guided, _ = make_drawer(trained, prefix=0, ways=Sampling(codes=codes, w_scale=3.0)).draw(labels)
+  assert np.all(np.abs(guided.astype(int) - plain)[:2].max(axis=(1, 2, 3)) > 1)
+  assert np.abs(guided.astype(int) - plain)[2:].max() <= 1
+
+
+def test_options_by_flags(trained, monkeypatch, tmp_path):
+  directory, config = trained
+  given = dict(truncation=0.5, w_scale=1.5, refine_steps=1, refine_rate=0.1, top_k=4)
+  set_flags(monkeypatch, directory, num=2, prefix=0, out=str(tmp_path / "grid.png"), **given)
+  found = sample.choose_options(config)
+  assert (found.truncation, found.w_scale, found.codes.top_k) == (0.5, 1.5, 4)
+  assert found.codes.cfg_scale == config.sample.cfg_scale
+  assert found.refinement == Refinement(1, 0.1, config.sample.refine_radius)
+  sample.main()
+  assert (tmp_path / "grid.png").exists()
+
+
+def test_options_that_do_not_matter_are_refused(monkeypatch, tmp_path, tiny_config):
+  stage = drawing.build("pretrain", tiny_config, len(NAMES))
+  with pytest.raises(UserError, match="--truncation=0.5 is about noise, and the pretrain stage"):
+    sampling.check_flag("truncation", 0.5, stage)
+  sampling.check_flag("guidance", "linear", stage)
+  tiny_config.finetune.memory = "none"
+  stage = drawing.build("finetune", tiny_config, len(NAMES))
+  with pytest.raises(UserError, match="--refine_steps=3 is about condition vectors"):
+    sampling.check_flag("refine_steps", 3, stage)
+
+
+def test_a_gan_draws_without_codes(
+  tmp_path, tiny_config, untrained_workdir, monkeypatch, smooth_images
+):
+  tiny_config.stages = ("gan",)
+  tiny_config.generator.taps = ()
+  config = tiny_config.lock()
+  untrained_workdir(config, tmp_path, NAMES)
+  flags = dict(num=4, candidates=2, truncation=0.7, w_scale=1.2, out=str(tmp_path / "grid.png"))
+  set_flags(monkeypatch, tmp_path, **flags)
+  sample.main()
+  assert (tmp_path / "grid.png").exists()
+  stage, results = drawing.load(tmp_path, config, NAMES)
+  images, codes = drawing.Drawer(stage, results, Sampling(), prefix=0, batch_size=4).draw(LABELS)
+  assert codes.shape == (5, 0) and np.abs(images[0].astype(int) - images[3]).max() > 1
+  (image,) = smooth_images(1, 16)
+  found = judge.load(tmp_path, config, NAMES, prefix=0).examine(image)
+  assert found.probabilities.sum() == pytest.approx(1, abs=1e-5)
+  for wrong, message in (
+    (dict(prefix=4), "--prefix=4: the gan stage draws without codes"),
+    (dict(cfg_scale=2.0), "--cfg_scale=2.0 is about codes, and the gan stage"),
+    (dict(refine_steps=2), "--refine_steps=2 is about condition vectors"),
+    (dict(save_codes="codes.npy"), "--save_codes: the gan stage draws without codes"),
+  ):
+    set_flags(monkeypatch, tmp_path, **dict(out="grid.png") | wrong)
+    with pytest.raises(UserError, match=message):
+      sample.main()
+  with pytest.raises(UserError, match="--init needs codes to keep"):
+    drawing.first_rows(stage, results, image, 2)
 
 
 def test_completion_needs_raster_order(tmp_path, tiny_config, untrained_workdir, smooth_images):

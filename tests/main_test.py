@@ -77,6 +77,7 @@ def test_leaves_what_the_readme_says(trained):
     assert list((trained / task).glob("events*"))
   grids = {p.name for p in (trained / "1-finetune" / "pictures").iterdir()}
   assert {f"samples_k{k}-0000006.png" for k in (0, 4, 16)} <= grids
+  assert {f"refined_k{k}-0000006.png" for k in (0, 16)} <= grids
 
 
 def test_finished_stages_are_skipped(trained, tiny_config, capsys):

@@ -169,3 +169,12 @@ class Mapping(nn.Module):
     return layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="project")(x).astype(
       jnp.float32
     )
+
+  def modulation(self, params, noise, labels, w_scale=1.0):
+    """Modulation [B, S] from the mapping's parameters; w_scale s is guidance: w₀ + s (w − w₀),
+    where w₀ is that of the null class and the same noise."""
+    w = self.apply({"params": params}, noise, labels)
+    if w_scale == 1.0:
+      return w
+    none = self.apply({"params": params}, noise, jnp.full_like(labels, self.classes))
+    return none + w_scale * (w - none)

@@ -13,15 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imgtx_jax.models.layers import (
-  ZEROS,
-  Dropout,
-  DropPath,
-  Linear,
-  SwiGLU,
-  apply_rope,
-  norm,
-)
+from imgtx_jax.models.attention import Attention
+from imgtx_jax.models.layers import ZEROS, Dropout, DropPath, Linear, SwiGLU, norm
 
 REMAT_POLICIES = {
   "none": None,
@@ -51,78 +44,6 @@ class Context:
   position: Any = None
 
 
-class Attention(nn.Module):
-  """Multi-head attention of x [B, N, D] on itself, or on a memory [B, M, D'] when cross is set.
-
-  Returns [B, N, D] and the cache after the tokens were added (None without one). A cache is
-  {"k", "v"}: each [B, H, M, K]; token n sees the cached positions up to position + n.
-  """
-
-  heads: int
-  cross: bool = False
-  causal: bool = False
-  qk_norm: bool = False
-  init_std: float = 0.0
-  implementation: str = "xla"
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, context, cache=None):
-    width = x.shape[-1]
-    split = (*x.shape[:2], self.heads, width // self.heads)
-    linear = functools.partial(Linear, init_std=self.init_std, dtype=self.dtype)
-    if self.cross:
-      q = linear(width, name="q")(x)
-      k, v = jnp.split(linear(2 * width, name="kv")(context.memory.astype(self.dtype)), 2, axis=-1)
-      key_rope, mask = context.memory_rope, context.memory_mask
-      query_rope = context.rope if key_rope is not None else None
-    else:
-      q, k, v = jnp.split(linear(3 * width, name="qkv")(x), 3, axis=-1)
-      query_rope = key_rope = context.rope
-      mask = context.token_mask
-    q = q.reshape(split)
-    k, v = (t.reshape(*t.shape[:2], self.heads, split[-1]) for t in (k, v))
-    if self.qk_norm:
-      q, k = norm("q_norm", self.dtype)(q), norm("k_norm", self.dtype)(k)
-    if query_rope is not None:
-      q, k = apply_rope(q, query_rope), apply_rope(k, key_rope)
-    if cache is not None:
-      cache = {
-        name: jax.lax.dynamic_update_slice_in_dim(
-          cache[name], new.swapaxes(1, 2).astype(cache[name].dtype), context.position, axis=2
-        )
-        for name, new in (("k", k), ("v", v))
-      }
-      out = _cached_attention(q, cache, context.position)
-    else:
-      mask = None if mask is None else mask[:, None, None, :]
-      out = jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=self.causal, implementation=self.implementation
-      )
-      if self.is_mutable_collection("intermediates"):
-        self.sow("intermediates", "attention", _attention_weights(q, k, mask))
-    out = linear(width, name="out")(out.reshape(x.shape[:2] + (width,)))
-    return out, cache
-
-
-def _cached_attention(q, cache, position):
-  """Attention of q [B, N, H, K] on the first position + n + 1 entries of a cache; [B, N, H, K]."""
-  scores = jnp.einsum("bnhk,bhmk->bhnm", q, cache["k"], preferred_element_type=jnp.float32)
-  scores = scores / np.sqrt(q.shape[-1])
-  seen = jnp.arange(scores.shape[-1]) <= position + jnp.arange(q.shape[1])[:, None]
-  weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-  return jnp.einsum("bhnm,bhmk->bnhk", weights.astype(q.dtype), cache["v"])
-
-
-def _attention_weights(q, k, mask):
-  """Softmax weights [B, H, N, M] of non-causal attention, for looking at."""
-  scores = jnp.einsum("bnhk,bmhk->bhnm", q, k, preferred_element_type=jnp.float32)
-  scores = scores / np.sqrt(q.shape[-1])
-  if mask is not None:
-    scores = jnp.where(mask, scores, -jnp.inf)
-  return jax.nn.softmax(scores, axis=-1)
-
-
 class Block(nn.Module):
   """One pre-norm layer: self-attention, then cross-attention and modulation if asked, then SwiGLU.
 
@@ -130,7 +51,8 @@ class Block(nn.Module):
   identity (zero gate, zero modulation), so that a network which gains them computes what it did.
   layer_scale > 0 multiplies each residual branch by a learned vector of that initial value
   (arXiv:2103.17239). drop_path is the rate of the deepest layer: a layer at depth (0 … 1 of the
-  stack) has drop_path · depth.
+  stack) has drop_path · depth. attention is its kind (see Attention); spectral_norm holds the
+  matrices of attention and SwiGLU at their first spectral norm (see Linear).
   """
 
   heads: int
@@ -140,6 +62,8 @@ class Block(nn.Module):
   causal: bool = False
   qk_norm: bool = False
   layer_scale: float = 0.0
+  attention: str = "dot"
+  spectral_norm: bool = False
   residual_dropout: float = 0.0
   ffn_dropout: float = 0.0
   drop_path: float = 0.0
@@ -150,13 +74,14 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, context, cache=None, depth=1.0):
     width = x.shape[-1]
-    attention = functools.partial(
+    matrices = dict(init_std=self.init_std, spectral_norm=self.spectral_norm, dtype=self.dtype)
+    attend = functools.partial(
       Attention,
       self.heads,
+      kind=self.attention,
       qk_norm=self.qk_norm,
-      init_std=self.init_std,
       implementation=self.implementation,
-      dtype=self.dtype,
+      **matrices,
     )
     modulation = [None] * 6
     if self.modulated:
@@ -167,16 +92,16 @@ class Block(nn.Module):
       modulation = jnp.split(table[:, None, :], 6, axis=-1)
 
     h = _modulate(norm("attention_norm", self.dtype)(x), modulation[0], modulation[1])
-    h, cache = attention(causal=self.causal, name="attention")(h, context, cache)
+    h, cache = attend(causal=self.causal, name="attention")(h, context, cache)
     h = self._branch(h, modulation[2], "attention_scale", context, self.residual_dropout)
     x = x + self._drop_path("attention_drop_path", h, depth, context)
     if self.memory:
       gate = self.param("cross_gate", nn.initializers.zeros, (width,))
       h = norm("cross_norm", self.dtype)(x)
-      h, _ = attention(cross=True, name="cross_attention")(h, context)
+      h, _ = attend(cross=True, name="cross_attention")(h, context)
       x = x + h * gate.astype(self.dtype)
     h = _modulate(norm("mlp_norm", self.dtype)(x), modulation[3], modulation[4])
-    h = SwiGLU(self.hidden, init_std=self.init_std, dtype=self.dtype, name="mlp")(h)
+    h = SwiGLU(self.hidden, **matrices, name="mlp")(h)
     h = self._branch(h, modulation[5], "mlp_scale", context, self.ffn_dropout)
     x = x + self._drop_path("mlp_drop_path", h, depth, context)
     return x, cache
@@ -216,6 +141,8 @@ class Transformer(nn.Module):
   causal: bool = False
   qk_norm: bool = False
   layer_scale: float = 0.0
+  attention: str = "dot"
+  spectral_norm: bool = False
   residual_dropout: float = 0.0
   ffn_dropout: float = 0.0
   drop_path: float = 0.0
@@ -236,6 +163,8 @@ class Transformer(nn.Module):
       causal=self.causal,
       qk_norm=self.qk_norm,
       layer_scale=self.layer_scale,
+      attention=self.attention,
+      spectral_norm=self.spectral_norm,
       residual_dropout=self.residual_dropout,
       ffn_dropout=self.ffn_dropout,
       drop_path=self.drop_path,

@@ -1,10 +1,11 @@
 """One file a recipe. STAGES maps the names of config.stages to them."""
 
 from imgtx_jax.stages.finetune import FinetuneStage
+from imgtx_jax.stages.gan import GanStage
 from imgtx_jax.stages.pretrain import PretrainStage
 from imgtx_jax.stages.tokenizer import TokenizerStage
 
-STAGES = {s.name: s for s in (TokenizerStage, PretrainStage, FinetuneStage)}
+STAGES = {s.name: s for s in (TokenizerStage, PretrainStage, FinetuneStage, GanStage)}
 
 
 def build(name, config, classes):

@@ -8,19 +8,23 @@ sampling. Relativistic loss with R1 and R2 (R3GAN arXiv:2501.05441, GAT arXiv:25
 codes and on codes that the GPT sampled (RobusTok, arXiv:2509.12474).
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from imgtx_jax import decode, optim, parallel, rng
+from imgtx_jax import decode, optim, parallel, refine, rng
 from imgtx_jax.losses import codes as code_losses
 from imgtx_jax.losses import perceptual, pixels
-from imgtx_jax.stages import adversary, networks, stage
+from imgtx_jax.stages import adversary, generating, networks, stage
 from imgtx_jax.stages.pretrain import PretrainStage
 from imgtx_jax.state import TrainState, update_ema
 
+REFINE_STEPS = 10  # in the picture of refined samples, where config.sample asks for none
 
-class FinetuneStage(stage.Stage):
+
+class FinetuneStage(generating.GeneratingStage):
   """See the module's docstring; the contract is stage.Stage.
 
   Players: "generator" (generator and mapping), "gpt" and "discriminator", an optimizer each.
@@ -28,6 +32,7 @@ class FinetuneStage(stage.Stage):
 
   name = "finetune"
   sources = ("tokenizer", "pretrain")
+  draws_with = ("codes", "noise", "condition vectors")
 
   def __init__(self, config, classes):
     super().__init__(config, classes)
@@ -43,8 +48,11 @@ class FinetuneStage(stage.Stage):
       self.steps,
       class_weight=self.options.class_weight,
     )
-    rows = [f"after layer {depth}" for depth in config.generator.taps] + ["image"]
-    self.captions = {f"conditioned_k{prefix}": rows for prefix in self.prefixes()}
+    self.captions = self.tap_captions() | {
+      f"refined_k{prefix}": ["sample", "refined"] for prefix in (0, self.num_codes)
+    }
+    if self.options.memory == "none":
+      self.draws_with, self.final_pictures = ("codes", "noise"), None
     self.tx = {
       "generator": optim.make(self.options.optimizer, self.steps, config.generator.width),
       "gpt": optim.make(self.options.gpt_optimizer, self.steps, config.gpt.width),
@@ -229,55 +237,53 @@ class FinetuneStage(stage.Stage):
 
   def drawing_params(self, results):
     """What sample needs, from the results of the stages up to this one."""
-    return results["finetune"]["ema"] | {"quantizer": results["tokenizer"]["ema"]["quantizer"]}
+    return results["finetune"]["ema"] | {
+      "quantizer": results["tokenizer"]["ema"]["quantizer"],
+      "discriminator": results["finetune"]["params"]["discriminator"],
+    }
 
   def sample(self, params, labels, keys, options, *, prefix, given=None):
     """See Renderer.sample; params as drawing_params gives them."""
-    return self.renderer.sample(params, labels, keys, options, prefix=prefix, given=given)
+
+    def score(image):
+      verdict = self.adversary.verdict(params["discriminator"], image, labels)
+      return refine.realness(verdict, labels, self.classes)
+
+    return self.renderer.sample(
+      params, labels, keys, options, prefix=prefix, given=given, score=score
+    )
+
+  def current_params(self, state):
+    """drawing_params of the step that training is at."""
+    return state.ema | {
+      "quantizer": state.frozen["tokenizer"]["quantizer"],
+      "discriminator": state.params["discriminator"],
+    }
 
   def prefixes(self):
     """The dial's settings that are shown while training: 0, N/4 and N."""
     return (0, len(self.order) // 4, len(self.order))
 
-  def pictures(self, state, batch, key):
+  def final_pictures(self, state, batch, key):
+    """Samples above what becomes of them when their condition vectors are refined."""
     labels, rows = stage.picture_labels(self.config.pictures, self.classes)
-    keys = rng.example_keys(rng.stream(key, "pictures", 0), jnp.arange(len(labels)))
-    params = state.ema | {"quantizer": state.frozen["tokenizer"]["quantizer"]}
-    grids = {}
-    for prefix in self.prefixes():
-      image, _, taps = self.sample(params, labels, keys, stage.decoding(self.config), prefix=prefix)
-      grids[f"samples_k{prefix}"] = image.reshape(rows, -1, *image.shape[1:])
-      columns = len(labels) // rows
-      if taps:
-        stages = [tap[:columns] for tap, _ in taps] + [image[:columns]]
-        grids[f"conditioned_k{prefix}"] = jnp.stack(stages)
-    return grids
+    labels = labels[: len(labels) // rows]
+    options = stage.sampling(self.config)
+    ways = [
+      dataclasses.replace(options, refinement=dataclasses.replace(options.refinement, steps=steps))
+      for steps in (0, options.refinement.steps or REFINE_STEPS)
+    ]
+    return {
+      f"refined_k{prefix}": jnp.stack(
+        [self.draw_pictures(state, labels, key, way, prefix)[0] for way in ways]
+      )
+      for prefix in (0, self.num_codes)
+    }
 
   def evaluators(self):
     return {
       "validation": stage.Evaluator(self._sums, self._figures),
-      "samples": stage.Evaluator(self._sample_sums, self._sample_figures),
-    }
-
-  def _sample_sums(self, state, batch, key, *, axis):
-    """One sample of the label of each held-out image at each prefix, for what tells them apart."""
-    images, labels = self.prepare(batch), batch["label"]
-    keys = rng.example_keys(
-      rng.stream(key, "samples", 0), parallel.example_index(len(labels), axis)
-    )
-    params = state.ema | {"quantizer": state.frozen["tokenizer"]["quantizer"]}
-    options = stage.decoding(self.config)
-    sums = {}
-    for prefix in self.prefixes():
-      samples = self.sample(params, labels, keys, options, prefix=prefix)[0]
-      sums[f"k{prefix}"] = self.masked_sums(batch, self.grid_figures(images, samples))
-    return sums
-
-  def _sample_figures(self, sums):
-    return {
-      f"{prefix}_{name}": value
-      for prefix, of_prefix in sums.items()
-      for name, value in self.with_grid_ratio(self.means(of_prefix)).items()
+      "samples": self.samples_evaluator(),
     }
 
   def _sums(self, state, batch, key, *, axis):
@@ -302,11 +308,7 @@ class FinetuneStage(stage.Stage):
     if "lpips" in state.frozen:
       figures["diversity_lpips"] = perceptual.lpips(state.frozen["lpips"], first, second)
     none = render(0, "noise")
-    judge = state.params["discriminator"]
-    real, fake = (self.adversary.verdict(judge, x, labels) for x in (images, none))
-    figures["logit_margin"] = real.logit - fake.logit
-    figures["class_accuracy"] = code_losses.accuracy(real.class_logits, labels)
-    figures["class_accuracy_k0"] = code_losses.accuracy(fake.class_logits, labels)
+    figures |= self.verdict_figures(state, images, none, labels)
     return self.masked_sums(batch, figures)
 
   def _figures(self, sums):

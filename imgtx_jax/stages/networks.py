@@ -18,6 +18,8 @@ def _trunk(options):
     hidden=options.hidden or layers.default_hidden(options.width),
     qk_norm=options.qk_norm,
     layer_scale=options.layer_scale,
+    attention=options.attention,
+    spectral_norm=options.spectral_norm,
     implementation=options.implementation,
     remat=options.remat,
   )
@@ -114,13 +116,22 @@ def make_gpt(config, classes):
 
 def make_renderer(config, classes):
   """The GPT, the generator in its adversarial role, and the mapping of noise and class."""
+  memory = config.finetune.memory
   return Renderer(
     gpt=make_gpt(config, classes),
-    generator=make_generator(config, memory=True, modulated=True, mask_token=True),
+    generator=make_generator(config, memory=memory != "none", modulated=True, mask_token=True),
+    memory=memory,
     mapping=Mapping(width=config.finetune.modulation_dim, classes=classes, dtype=dtype(config)),
     quantizer=make_quantizer(config),
     noise_dim=config.finetune.noise_dim,
   )
+
+
+def make_one_step(config, classes):
+  """The generator from noise and class alone, their mapping, and the (N, C) of its grid."""
+  generator = make_generator(config, modulated=True, mask_token=True)
+  mapping = Mapping(width=config.gan.modulation_dim, classes=classes, dtype=dtype(config))
+  return generator, mapping, (configs.num_codes(config), make_quantizer(config).code_dim)
 
 
 def make_discriminator(config, classes):

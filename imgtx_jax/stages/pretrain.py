@@ -25,6 +25,7 @@ class PretrainStage(stage.Stage):
 
   name = "pretrain"
   sources = ("tokenizer",)
+  draws_with = ("codes",)
 
   def __init__(self, config, classes):
     super().__init__(config, classes)
@@ -153,7 +154,7 @@ class PretrainStage(stage.Stage):
     index = parallel.example_index(len(labels), axis)
     keys = rng.example_keys(rng.stream(key, "samples", 0), index)
     params = {"gpt": state.ema["gpt"], "tokenizer": state.frozen["tokenizer"]}
-    options = stage.decoding(self.config)
+    options = stage.sampling(self.config)
     samples, _ = self.sample(params, labels, keys, options, prefix=self.num_codes)
     return self.masked_sums(batch, self.grid_figures(self.prepare(batch), samples))
 
@@ -186,7 +187,13 @@ class PretrainStage(stage.Stage):
     if prefix != self.num_codes:
       raise ValueError(f"the tokenizer decodes all {self.num_codes} codes, not {prefix}")
     codes, _ = decode.sample_codes(
-      self.gpt, params["gpt"], labels, keys, steps=self.num_codes, options=options, given=given
+      self.gpt,
+      params["gpt"],
+      labels,
+      keys,
+      steps=self.num_codes,
+      options=options.codes,
+      given=given,
     )
     codes, _ = decode.to_raster(codes, self.order, len(self.order))
     return self.tokenizer.decode(params["tokenizer"], codes), codes
@@ -195,6 +202,6 @@ class PretrainStage(stage.Stage):
     labels, rows = stage.picture_labels(self.config.pictures, self.classes)
     keys = rng.example_keys(rng.stream(key, "pictures", 0), jnp.arange(len(labels)))
     params = {"gpt": state.ema["gpt"], "tokenizer": state.frozen["tokenizer"]}
-    options = stage.decoding(self.config)
+    options = stage.sampling(self.config)
     images, _ = self.sample(params, labels, keys, options, prefix=self.num_codes)
     return {"samples": images.reshape(rows, -1, *images.shape[1:])}

@@ -6,7 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from imgtx_jax import decode, rng
+from imgtx_jax import decode, refine, rng
 from imgtx_jax.models import layers
 from imgtx_jax.models.generator import Generator, Mapping
 from imgtx_jax.models.gpt import GPT
@@ -19,6 +19,10 @@ class Renderer:
 
   A task is a dict: codes int [B, N] in raster order, label int [B] (`classes` is the null class),
   prefix int [B], noise [B, Z].
+
+  memory: what the generator attends to. "states": the GPT's that predict codes 1 … min(k + 1, N);
+  "class": the first of them, which has seen the class only; "none": nothing, and the generator has
+  no cross-attention; "untrained": the states of another GPT, params["generator"]["gpt"].
   """
 
   gpt: GPT
@@ -26,6 +30,7 @@ class Renderer:
   mapping: Mapping
   quantizer: VectorQuantizer | FiniteScalarQuantizer
   noise_dim: int
+  memory: str = "states"
 
   @property
   def order(self):
@@ -49,7 +54,7 @@ class Renderer:
     fresh = self.generator.init(
       rng.stream(key, "init_generator", 0),
       jnp.zeros((1, self.num_codes, self.quantizer.code_dim)),
-      jnp.zeros((1, self.num_codes, self.gpt.width)),
+      None if self.memory == "none" else jnp.zeros((1, self.num_codes, self.gpt.width)),
       jnp.zeros((1, self.mapping.width)),
       memory_coords=self.gpt.coords(),
     )
@@ -57,7 +62,12 @@ class Renderer:
     vectors = self.quantizer.dequantize(codebook, jnp.arange(self.quantizer.codebook_size))
     mean = code_shares @ vectors / jnp.maximum(jnp.sum(code_shares), 1e-6)
     generator["mask_token"] = mean + 0.2 * generator["mask_token"]
-    return {"generator": generator, "mapping": mapping["params"]}
+    params = {"generator": generator, "mapping": mapping["params"]}
+    if self.memory == "untrained":
+      codes = jnp.zeros((1, self.num_codes), jnp.int32)
+      gpt_key = rng.stream(key, "init_memory", 0)
+      params["gpt"] = self.gpt.init(gpt_key, codes, jnp.zeros(1, jnp.int32))["params"]
+    return params
 
   def known(self, prefix):
     """Which raster places the first k codes fill: prefix int [B] → bool [B, N]."""
@@ -76,10 +86,12 @@ class Renderer:
     gpt_gradient: whether what is asked of the image reaches the GPT through its states.
     """
     logits, states = self.gpt.apply({"params": params["gpt"]}, task["codes"], task["label"])
-    if not gpt_gradient:
+    states = self._remember(params, task["codes"], task["label"], states)
+    if not gpt_gradient and states is not None:
       states = jax.lax.stop_gradient(states)
     # States 0 … min(k + 1, N) − 1 have seen at most the first k codes.
     visible = jnp.minimum(task["prefix"] + 1, self.num_codes)
+    seen = None if states is None else jnp.arange(states.shape[1]) < visible[:, None]
     image, taps = self.render(
       params["generator"],
       codebook,
@@ -88,14 +100,28 @@ class Renderer:
       states,
       task["noise"],
       task["label"],
-      memory_mask=jnp.arange(self.num_codes) < visible[:, None],
+      memory_mask=seen,
     )
     return image, [tap for tap, _ in taps], logits
 
-  def render(self, params, codebook, codes, known, states, noise, labels, *, memory_mask=None):
+  def _remember(self, params, codes, labels, states):
+    """What `memory` says of the GPT's states [B, M, D] on codes int [B, N]: vectors, or None."""
+    if self.memory == "none":
+      return None
+    if self.memory == "class":
+      return states[:, :1]
+    if self.memory == "untrained":
+      _, others = self.gpt.apply({"params": params["generator"]["gpt"]}, codes, labels)
+      return others[:, : states.shape[1]]
+    return states
+
+  def render(
+    self, params, codebook, codes, known, states, noise, labels, *, memory_mask=None, w_scale=1.0
+  ):
     """One pass of the generator on codes [B, N] (those not known [B, N] are ignored), condition
-    vectors [B, M, D], noise [B, Z] and labels int [B] → image and taps (see Generator)."""
-    modulation = self.mapping.apply({"params": params["mapping"]}, noise, labels)
+    vectors [B, M, D] (or None), noise [B, Z] and labels int [B] → image and taps (see
+    Generator)."""
+    modulation = self.mapping.modulation(params["mapping"], noise, labels, w_scale)
     grid = self.quantizer.dequantize(codebook, codes)
     return self.generator.apply(
       {"params": params["generator"]},
@@ -104,14 +130,15 @@ class Renderer:
       modulation,
       known=known,
       memory_mask=memory_mask,
-      memory_coords=self.gpt.coords()[: states.shape[1]],
+      memory_coords=None if states is None else self.gpt.coords()[: states.shape[1]],
     )
 
-  def sample(self, params, labels, keys, options, *, prefix, given=None):
+  def sample(self, params, labels, keys, options, *, prefix, given=None, score=None):
     """Images [B, H, W, 3] of labels int [B], codes int [B, N] in raster order, and taps.
 
     The first `prefix` codes are sampled from the GPT, and rendered in one pass. keys [B]: an image
-    depends on its own key. params also has "quantizer"; given: see decode.sample_codes.
+    depends on its own key. params also has "quantizer"; given: see decode.sample_codes. score: what
+    options.refinement climbs, images [B, H, W, 3] → [B].
     """
     codes, states = decode.sample_codes(
       self.gpt,
@@ -119,22 +146,30 @@ class Renderer:
       labels,
       keys,
       steps=min(prefix + 1, self.num_codes),
-      options=options,
+      options=options.codes,
       given=given,
     )
     codes, known = decode.to_raster(codes[:, :prefix], self.order, self.num_codes)
+    states = self._remember(params, codes, labels, states)
     # sample_codes folds in positions 0 … N − 1: N is free for the noise.
     noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.num_codes)
     noise = jax.vmap(lambda k: jax.random.normal(k, (self.noise_dim,)))(noise_keys)
-    image, taps = self.render(
-      params["generator"],
-      params["quantizer"],
-      codes,
-      jnp.broadcast_to(known, codes.shape),
-      states,
-      noise,
-      labels,
-    )
+
+    def show(states):
+      return self.render(
+        params["generator"],
+        params["quantizer"],
+        codes,
+        jnp.broadcast_to(known, codes.shape),
+        states,
+        options.truncation * noise,
+        labels,
+        w_scale=options.w_scale,
+      )
+
+    if options.refinement.steps and states is not None:
+      states = refine.refine(lambda x: score(show(x)[0]), states, options.refinement)
+    image, taps = show(states)
     return image, codes, taps
 
 

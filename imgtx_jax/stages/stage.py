@@ -8,7 +8,14 @@ step(state, batch, key, *, axis) → state, metrics      pure; axis None under j
 refresh(state, key, *, axis) → state                   optional, every refresh_steps
 evaluators() → {name: Evaluator}
 pictures(state, batch, key) → {name: images [R, C, H, W, 3]}   R rows of C columns
+final_pictures(state, batch, key)                       optional, the same, once at the end
 baselines(training, held_out) → figures                 optional, on uint8 images, at the end
+
+What a stage that can draw has beside it:
+num_codes                       the most codes that an image is drawn with: the dial's end
+draws_with                      what else decides its images; see sampling.RANGES
+drawing_params(results) → params        from the checkpoints of the stages up to this one
+sample(params, labels, keys, options, *, prefix, given) → images, codes, …
 """
 
 from collections.abc import Callable
@@ -18,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from imgtx_jax import decode, rng
+from imgtx_jax import rng
 from imgtx_jax.data import transforms
 from imgtx_jax.importers import lpips as lpips_weights
 from imgtx_jax.metrics import image as image_metrics
+from imgtx_jax.sampling import make_sampling
 
 MAX_COLUMNS = 16  # of a picture
 
@@ -58,6 +66,8 @@ class Stage:
   sources: tuple[str, ...] = ()
   refresh = None
   refresh_steps = 0
+  final_pictures = None
+  draws_with: tuple[str, ...] = ()
   captions: dict[str, list[str]] = {}
 
   def __init__(self, config, classes):
@@ -133,9 +143,14 @@ class Stage:
     return {}
 
 
+def sampling(config):
+  """The config's way of drawing images."""
+  return make_sampling(config.sample.to_dict())
+
+
 def decoding(config):
   """The config's way of drawing codes."""
-  return decode.Decoding(**config.sample.to_dict())
+  return sampling(config).codes
 
 
 def picture_labels(count, classes):

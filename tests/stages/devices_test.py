@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imgtx_jax import parallel
-from imgtx_jax.stages import build
+from imgtx_jax.stages import STAGES, build
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -39,7 +39,7 @@ def small_shards(monkeypatch):
   monkeypatch.setattr(parallel, "MIN_SHARDED_SIZE", 64)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "pretrain", "finetune"])
+@pytest.mark.parametrize("name", ["tokenizer", "pretrain", "finetune", "gan"])
 def test_all_modes_agree(name, tiny_config, smooth_images, small_shards):
   tiny_config.data.flip = True
   tiny_config.generator.taps = ()
@@ -48,20 +48,20 @@ def test_all_modes_agree(name, tiny_config, smooth_images, small_shards):
   tiny_config.gpt.drop_path = 0.1
   tiny_config.quantizer.entropy = 0.01
   tiny_config.tokenizer.adversarial_weight = 0.1
+  if name == "gan":
+    tiny_config.discriminator.update(dict(attention="l2", spectral_norm=True))
   # Adam divides by the gradient's size: a large epsilon keeps it from blowing up the last digits.
   for options in (
-    *(tiny_config[stage].optimizer for stage in ("tokenizer", "pretrain", "finetune")),
-    *(tiny_config[stage].adversary.optimizer for stage in ("tokenizer", "finetune")),
+    *(tiny_config[stage].optimizer for stage in ("tokenizer", "pretrain", "finetune", "gan")),
+    *(tiny_config[stage].adversary.optimizer for stage in ("tokenizer", "finetune", "gan")),
     tiny_config.finetune.gpt_optimizer,
   ):
     options.epsilon = 1e-3
   key = jax.random.key(0)
   restored = {}
-  for earlier in ("tokenizer", "pretrain", "finetune"):
+  for earlier in (*STAGES[name].sources, name):
     stage = build(earlier, tiny_config, 3)
     state = stage.init(key, (16, 16, 16, 3), restored)
-    if earlier == name:
-      break
     restored[earlier] = {"params": state.params, "ema": state.ema, "variables": state.variables}
   batches = [
     {"image": smooth_images(16, 16, seed), "label": np.arange(16, dtype=np.int32) % 3}

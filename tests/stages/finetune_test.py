@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imgtx_jax.decode import Decoding
+from imgtx_jax.sampling import Sampling
 from imgtx_jax.stages import build
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -157,12 +159,11 @@ def test_an_image_depends_on_its_own_key_and_label(tiny_config, smooth_images):
   stage, state, _, restored, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
   params = {name: state.params[name] for name in ("generator", "gpt")}
   params["quantizer"] = restored["tokenizer"]["ema"]["quantizer"]
-  from imgtx_jax.decode import Decoding
-
+  options = Sampling(codes=Decoding(cfg_scale=2.0))
   keys = jax.random.split(key, 4)
   labels = np.array([0, 1, 2, 0], np.int32)
-  whole, codes, _ = stage.sample(params, labels, keys, Decoding(cfg_scale=2.0), prefix=4)
-  part, _, _ = stage.sample(params, labels[2:], keys[2:], Decoding(cfg_scale=2.0), prefix=4)
+  whole, codes, _ = stage.sample(params, labels, keys, options, prefix=4)
+  part, _, _ = stage.sample(params, labels[2:], keys[2:], options, prefix=4)
   np.testing.assert_allclose(whole[2:], part, atol=1e-5)
   assert not np.allclose(whole[0], whole[3], atol=1e-3)
   assert np.all(np.asarray(codes)[:, stage.order[4:]] == 0)
@@ -179,3 +180,58 @@ def test_without_codes_places_noise_and_class_are_heard_from_the_start(tiny_conf
   other_class = forward(stage, state, task | {"label": (task["label"] + 1) % CLASSES})[0]
   assert np.abs(image - other_noise).max() > 1e-2
   assert np.abs(image - other_class).max() > 1e-2
+
+
+# -- What the generator attends to -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", ["states", "class", "none", "untrained"])
+def test_memory(tiny_config, smooth_images, memory):
+  """Sampling renders what training does from the same codes, and the image hears the GPT it should:
+  its class and code tables."""
+  tiny_config.finetune.memory = memory
+  for network in ("encoder", "generator", "gpt", "discriminator"):
+    tiny_config[network].layers = 1
+  tiny_config.generator.taps = ()
+  stage, state, _, _, key = start(tiny_config, smooth_images(4, 16), open_gates=True)
+  run = jax.jit(lambda params, task: forward(stage, state.replace(params=params), task)[0])
+  keys, labels, k = jax.random.split(key, 4), jnp.array([0, 1, 2, 0]), 4
+  params = stage.current_params(state) | state.params
+  sample = jax.jit(lambda params: stage.sample(params, labels, keys, Sampling(), prefix=k)[:2])
+  image, codes = sample(params)
+  noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stage.num_codes)
+  noise = jax.vmap(lambda key: jax.random.normal(key, (8,)))(noise_keys)
+  task = {"codes": codes, "label": labels, "prefix": jnp.full(4, k), "noise": noise}
+  np.testing.assert_allclose(run(state.params, task), image, atol=1e-4)
+
+  def hears(path):
+    """Whether the image changes with the parameters there."""
+    moved = jax.tree_util.tree_map_with_path(
+      lambda p, x: (
+        x + 0.5 * jnp.cos(jnp.arange(x.size)).reshape(x.shape)
+        if jax.tree_util.keystr(p, simple=True, separator="/").startswith(path)
+        else x
+      ),
+      state.params,
+    )
+    return not np.allclose(run(moved, task), image, atol=1e-3)
+
+  assert hears("gpt/label") == (memory in ("states", "class"))
+  assert hears("gpt/codes") == (memory == "states")
+  assert hears("generator/gpt/codes") == (memory == "untrained")
+  block = state.params["generator"]["generator"]["segment_0"]["layers"]["block"]
+  assert ("cross_attention" in block) == (memory != "none")
+
+
+def test_pictures_before_and_after_refinement(tiny_config, smooth_images):
+  tiny_config.pictures = 3
+  tiny_config.generator.taps = ()
+  for network in ("encoder", "generator", "gpt", "discriminator"):
+    tiny_config[network].layers = 1
+  stage, state, batch, _, key = start(tiny_config, smooth_images(4, 16), open_gates=True)
+  state = state.replace(ema={name: state.params[name] for name in state.ema})
+  grids = jax.jit(stage.final_pictures)(state, batch, key)
+  assert sorted(grids) == ["refined_k0", "refined_k16"] and set(grids) < set(stage.captions)
+  for grid in grids.values():
+    assert grid.shape == (2, 3, 16, 16, 3) and np.all(np.isfinite(grid))
+    assert np.abs(grid[0] - grid[1]).max() > 1e-3

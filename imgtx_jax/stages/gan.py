@@ -1,0 +1,156 @@
+"""Stage "gan": the generator from noise and class alone, against the discriminator, from scratch.
+
+The baseline for what pre-training brings: fine-tuning at k = 0 without a tokenizer, a GPT and its
+condition vectors. No code is known, so the grid holds mask tokens only. configs/gan_*.py hold
+recipes after GAT (arXiv:2509.24935), R3GAN (arXiv:2501.05441) and ViTGAN (arXiv:2107.04589).
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from imgtx_jax import optim, parallel, rng
+from imgtx_jax.stages import adversary, generating, networks, stage
+from imgtx_jax.state import TrainState, update_ema
+
+
+class GanStage(generating.GeneratingStage):
+  """See the module's docstring; the contract is stage.Stage.
+
+  Players: "generator" (generator and mapping) and "discriminator", an optimizer each.
+  """
+
+  name = "gan"
+  sources = ()
+  draws_with = ("noise",)
+  num_codes = 0
+
+  def __init__(self, config, classes):
+    super().__init__(config, classes)
+    self.options = config.gan
+    self.generator, self.mapping, self.grid_shape = networks.make_one_step(config, classes)
+    self.adversary = adversary.make_adversary(
+      self.options.adversary,
+      networks.make_discriminator(config, classes),
+      self.steps,
+      class_weight=self.options.class_weight,
+    )
+    self.tx = optim.make(self.options.optimizer, self.steps, config.generator.width)
+    self.captions = self.tap_captions()
+
+  def init(self, key, batch_shape, restored):
+    noise, label = jnp.zeros((1, self.options.noise_dim)), jnp.zeros(1, jnp.int32)
+    mapping = self.mapping.init(rng.stream(key, "init_mapping", 0), noise, label)["params"]
+    generator = self.generator.init(
+      rng.stream(key, "init_generator", 0),
+      jnp.zeros((1, *self.grid_shape)),
+      None,
+      jnp.zeros((1, self.mapping.width)),
+    )["params"]
+    player = {"generator": generator, "mapping": mapping}
+    discriminator, discriminator_state = self.adversary.init(
+      rng.stream(key, "init_discriminator", 0), jnp.zeros((1, *batch_shape[1:]))
+    )
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params={"generator": player, "discriminator": discriminator},
+      opt_state={"generator": self.tx.init(player), "discriminator": discriminator_state},
+      ema={"generator": jax.tree.map(jnp.copy, player)},
+      variables={},
+      frozen={},
+    )
+
+  def render(self, params, noise, labels, w_scale=1.0):
+    """Images [B, H, W, 3] and taps (see Generator) of noise [B, Z] and labels int [B]."""
+    modulation = self.mapping.modulation(params["mapping"], noise, labels, w_scale)
+    grid = jnp.zeros((len(labels), *self.grid_shape))
+    known = jnp.zeros(grid.shape[:2], bool)
+    return self.generator.apply(
+      {"params": params["generator"]}, grid, None, modulation, known=known
+    )
+
+  def step(self, state, batch, key, *, axis):
+    index = parallel.example_index(len(batch["image"]), axis)
+    images = self.prepare(batch, key, state.step, index)
+    noise = rng.normal(rng.stream(key, "noise", state.step), index, (self.options.noise_dim,))
+    drop = rng.uniform(rng.stream(key, "null_label", state.step), index)
+    labels = jnp.where(drop < self.options.null_label_share, self.classes, batch["label"])
+    draws = adversary.make_draws(key, state.step, index)
+
+    # One forward of the generator serves both players: D steps first, then G meets the new D.
+    def forward(params):
+      return self.render(params, noise, labels)[0]
+
+    params = state.params["generator"]
+    image, pull = jax.vjp(forward, params)
+    discriminator, discriminator_state, metrics = self.adversary.update(
+      state.params["discriminator"],
+      state.opt_state["discriminator"],
+      images,
+      image,
+      labels,
+      draws,
+      axis,
+    )
+
+    def loss_fn(image):
+      against, class_loss, parts = self.adversary.generator_loss(
+        discriminator, images, image, labels, draws
+      )
+      total = against + self.options.class_weight * class_loss
+      return total, parts | {"loss": total}
+
+    cotangent, parts = jax.grad(loss_fn, has_aux=True)(image)
+    (grads,) = pull(cotangent)
+    grads, parts = parallel.pmean((grads, parts), axis)
+    updates, opt_state = self.tx.update(grads, state.opt_state["generator"], params)
+    params = optax.apply_updates(params, updates)
+    ema = update_ema(state.ema, {"generator": params}, self.options.ema_decay, state.step)
+    return state.replace(
+      step=state.step + 1,
+      params={"generator": params, "discriminator": discriminator},
+      opt_state={"generator": opt_state, "discriminator": discriminator_state},
+      ema=ema,
+    ), metrics | parts | {"gradient_norm_generator": optax.tree.norm(grads)}
+
+  # -- Samples and figures -------------------------------------------------------------------------
+
+  def drawing_params(self, results):
+    """What sample needs, from the results of this stage."""
+    result = results["gan"]
+    return result["ema"] | {"discriminator": result["params"]["discriminator"]}
+
+  def current_params(self, state):
+    """drawing_params of the step that training is at."""
+    return state.ema | {"discriminator": state.params["discriminator"]}
+
+  def sample(self, params, labels, keys, options, *, prefix=0, given=None):
+    """Images [B, H, W, 3] of labels int [B], codes int [B, 0], and taps. keys [B]: an image depends
+    on its own key. There are no codes: prefix is 0 and given None."""
+    if prefix or given is not None:
+      raise ValueError("the gan stage draws without codes")
+    noise = jax.vmap(lambda k: jax.random.normal(k, (self.options.noise_dim,)))(keys)
+    image, taps = self.render(
+      params["generator"], options.truncation * noise, labels, options.w_scale
+    )
+    return image, jnp.zeros((len(labels), 0), jnp.int32), taps
+
+  def evaluators(self):
+    return {
+      "validation": stage.Evaluator(self._sums, self.means),
+      "samples": self.samples_evaluator(),
+    }
+
+  def _sums(self, state, batch, key, *, axis):
+    images, labels = self.prepare(batch), batch["label"]
+    index = parallel.example_index(len(labels), axis)
+
+    def render(name):
+      noise = rng.normal(rng.stream(key, name, 0), index, (self.options.noise_dim,))
+      return self.render(state.ema["generator"], noise, labels)[0]
+
+    # Two noises on one label: how much the noise is heard.
+    first, second = render("noise"), render("other_noise")
+    figures = self.verdict_figures(state, images, first, labels)
+    figures["diversity_rms"] = jnp.sqrt(jnp.mean((first - second) ** 2, axis=(1, 2, 3)))
+    return self.masked_sums(batch, figures)
