@@ -55,12 +55,14 @@ def plan(config):
 
 def claim(config, workdir, class_names):
   """Writes config.json and classes.json into a new work directory, or checks that it has the same
-  config. Keys that do not change what is learned (FREE_KEYS) may differ."""
+  config. Keys that do not change what is learned (FREE_KEYS) may differ; one that an earlier
+  version of the package did not have counts as its default."""
   workdir = Path(workdir)
   flat = json.loads(json.dumps(configs.flatten(config)))
   path = workdir / "config.json"
   if path.exists():
-    found = json.loads(path.read_text())
+    defaults = json.loads(json.dumps(configs.flatten(configs.default())))
+    found = defaults | json.loads(path.read_text())
     for key in sorted(set(flat) | set(found)):
       ours, theirs = flat.get(key, "absent"), found.get(key, "absent")
       if ours != theirs and key not in FREE_KEYS:

@@ -169,6 +169,19 @@ def test_every_config_survives_its_work_directory(config, tmp_path):
   workdir.claim(found, tmp_path, names)  # and is the same config to a second start
 
 
+def test_a_key_that_came_later_counts_as_its_default(tmp_path):
+  config = configs.default()
+  workdir.claim(config, tmp_path, ["cat"])
+  flat = json.loads((tmp_path / "config.json").read_text())
+  del flat["gpt.drop_path"]
+  (tmp_path / "config.json").write_text(json.dumps(flat))
+  config.gpt.drop_path = 0.1
+  with pytest.raises(UserError, match="gpt.drop_path is 0.0 there and 0.1 here"):
+    workdir.claim(config, tmp_path, ["cat"])
+  config.gpt.drop_path = 0.0
+  workdir.claim(config, tmp_path, ["cat"])
+
+
 def describe(tree):
   """Shapes and types of a tree."""
   return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
