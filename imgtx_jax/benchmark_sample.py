@@ -1,14 +1,14 @@
 """benchmark sample: the speed of drawing codes from the GPT of a config, with random weights.
 
-  images_per_second      whole images of N codes, guided as config.sample says (twice the batch)
-  seconds                of one batch: the median of --steps runs
-  ms_per_code            of the batch
-  compile_seconds        of the whole sampling loop
-  peak_memory_bytes      of the first accelerator; on a CPU, of the whole process
-  weight_bytes           of what each step reads once: all matrices, no tables of embeddings
-  bytes_per_second       the machine's rate of reading memory, measured in the same run
-  floor_seconds          reading the weights once for each code at that rate
-  floor_share            floor_seconds over seconds: 1 would be the floor
+images_per_second      whole images of N codes, guided as config.sample says (twice the batch)
+seconds                of one batch: the median of --steps runs
+ms_per_code            of the batch
+compile_seconds        of the whole sampling loop
+peak_memory_bytes      of the first accelerator; on a CPU, of the whole process
+weight_bytes           of what each step reads once: all matrices, no tables of embeddings
+bytes_per_second       the machine's rate of reading memory, measured in the same run
+floor_seconds          reading the weights once for each code at that rate
+floor_share            floor_seconds over seconds: 1 would be the floor
 """
 
 import statistics

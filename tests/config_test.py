@@ -60,6 +60,12 @@ BAD = [
   ({"finetune.adversary.penalty": "none"}, "'none'"),
   ({"finetune.adversary.augment": ("color", "blur")}, "'blur'"),
   ({"finetune.prefix_none_share": 0.9}, "1.2"),
+  ({"finetune.gpt_trained": "some"}, "'some'"),
+  ({"finetune.gpt_trained": "last:7"}, "the 6 layers"),
+  ({"guard": "wait"}, "'wait'"),
+  ({"guard_lines": 0}, "0"),
+  ({"finetune.adversary.updates": 0}, "0"),
+  ({"tokenizer.adversary.penalty_every": 0}, "0"),
 ]
 
 

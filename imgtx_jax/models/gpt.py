@@ -76,9 +76,7 @@ class GPT(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, codes, labels, *, orders=None, example_index=None, caches=None, position=None
-  ):
+  def __call__(self, codes, labels, *, orders=None, example_index=None, caches=None, position=None):
     init = nn.initializers.normal(self.init_std)
     label = nn.Embed(self.classes + 1, self.width, embedding_init=init, name="label")
     embed = nn.Embed(self.codebook_size, self.width, embedding_init=init, name="codes")

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 
 from imgtx_jax import decode, rng
 from imgtx_jax.models import layers
-from imgtx_jax.models.generator import Generator, Mapping
+from imgtx_jax.models.generator import Adapter, Generator, Mapping
 from imgtx_jax.models.gpt import GPT
 from imgtx_jax.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Renderer:
-  """Pure functions of params = {"gpt", "generator": {"generator", "mapping"}}.
+  """Pure functions of params = {"gpt", "generator": {"generator", "mapping"}}; with an adapter, of
+  {"generator": {…, "adapter"}} too.
 
   A task is a dict: codes int [B, N] in raster order, label int [B] (`classes` is the null class),
   prefix int [B], noise [B, Z].
@@ -26,6 +27,7 @@ class Renderer:
   mapping: Mapping
   quantizer: VectorQuantizer | FiniteScalarQuantizer
   noise_dim: int
+  adapter: Adapter | None = None
 
   @property
   def order(self):
@@ -57,7 +59,12 @@ class Renderer:
     vectors = self.quantizer.dequantize(codebook, jnp.arange(self.quantizer.codebook_size))
     mean = code_shares @ vectors / jnp.maximum(jnp.sum(code_shares), 1e-6)
     generator["mask_token"] = mean + 0.2 * generator["mask_token"]
-    return {"generator": generator, "mapping": mapping["params"]}
+    params = {"generator": generator, "mapping": mapping["params"]}
+    if self.adapter:
+      states = jnp.zeros((1, 1, self.gpt.width))
+      adapter = self.adapter.init(rng.stream(key, "init_adapter", 0), states)
+      params["adapter"] = adapter["params"]
+    return params
 
   def known(self, prefix):
     """Which raster places the first k codes fill: prefix int [B] → bool [B, N]."""
@@ -70,18 +77,22 @@ class Renderer:
     known = self.known(prefix).astype(jnp.float32)[..., None]
     return layers.unpatchify(jnp.repeat(known, patch**2, axis=-1), patch, self.gpt.shape)
 
-  def forward(self, params, codebook, task, *, gpt_gradient=True):
-    """Image [B, H, W, 3], conditioned images and the GPT's logits [B, N, V] for a task.
+  def forward(self, params, codebook, task):
+    """Image [B, H, W, 3], conditioned images and the GPT's logits [B, N, V] for a task."""
+    logits, states = self.condition(params["gpt"], task)
+    image, taps = self.render_task(params["generator"], codebook, task, states)
+    return image, taps, logits
 
-    gpt_gradient: whether what is asked of the image reaches the GPT through its states.
-    """
-    logits, states = self.gpt.apply({"params": params["gpt"]}, task["codes"], task["label"])
-    if not gpt_gradient:
-      states = jax.lax.stop_gradient(states)
+  def condition(self, params, task):
+    """The GPT's logits [B, N, V] and condition vectors [B, N, D] for a task."""
+    return self.gpt.apply({"params": params}, task["codes"], task["label"])
+
+  def render_task(self, params, codebook, task, states):
+    """Image [B, H, W, 3] and conditioned images for a task and its condition vectors."""
     # States 0 … min(k + 1, N) − 1 have seen at most the first k codes.
     visible = jnp.minimum(task["prefix"] + 1, self.num_codes)
     image, taps = self.render(
-      params["generator"],
+      params,
       codebook,
       task["codes"],
       self.known(task["prefix"]),
@@ -90,11 +101,13 @@ class Renderer:
       task["label"],
       memory_mask=jnp.arange(self.num_codes) < visible[:, None],
     )
-    return image, [tap for tap, _ in taps], logits
+    return image, [tap for tap, _ in taps]
 
   def render(self, params, codebook, codes, known, states, noise, labels, *, memory_mask=None):
     """One pass of the generator on codes [B, N] (those not known [B, N] are ignored), condition
     vectors [B, M, D], noise [B, Z] and labels int [B] → image and taps (see Generator)."""
+    if self.adapter:
+      states = self.adapter.apply({"params": params["adapter"]}, states)
     modulation = self.mapping.apply({"params": params["mapping"]}, noise, labels)
     grid = self.quantizer.dequantize(codebook, codes)
     return self.generator.apply(
