@@ -97,19 +97,23 @@ def final(directory):
   return checkpoint.load(directory / "1-tokenizer" / "checkpoints")
 
 
-@pytest.mark.parametrize("kind", ["nan", "sign"])
-def test_a_run_falls_back_once_and_finishes(kind, collapsing, tiny_config, tmp_path, capsys):
-  collapsing(kind)
-  main.run(small(tiny_config, "retry"), tmp_path)
-  state, meta = final(tmp_path)
+def assert_fell_back_and_finished(directory):
+  state, meta = final(directory)
   assert (int(state["step"]), float(state["rate"])) == (8, 0.5)
   assert states._all_finite(state)
   (line,) = meta["collapses"]
-  assert "back to the last good checkpoint, step 4" in line and line in capsys.readouterr().out
-  lines = metric_log.read_metrics(tmp_path / "1-tokenizer")
-  steps = [line["step"] for line in lines if "train/loss" in line]
-  assert steps == [2, 4, 6, 8]
-  assert (tmp_path / "report.html").read_text().count("made on purpose") == (kind == "sign")
+  assert "back to the last good checkpoint, step 4" in line
+  lines = metric_log.read_metrics(directory / "1-tokenizer")
+  assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6, 8]
+  return line
+
+
+def test_a_run_whose_weights_are_lost_falls_back_once_and_finishes(
+  collapsing, tiny_config, tmp_path, capsys
+):
+  collapsing("nan")
+  main.run(small(tiny_config, "retry"), tmp_path)
+  assert assert_fell_back_and_finished(tmp_path) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ["stop", "off"])
@@ -126,37 +130,45 @@ class Killed(Exception):
   """Stands for a kill."""
 
 
-@pytest.mark.parametrize("after", [5, 7])
+class Watched:
+  """A training iterator that is killed at its batch number `last` (over several iterators)."""
+
+  make, last, drawn = pipeline.train_iterator, 0, 0
+
+  def __init__(self, *args, **kwargs):
+    self.inner = Watched.make(*args, **kwargs)
+
+  def __getattr__(self, name):
+    return getattr(self.inner, name)
+
+  def __next__(self):
+    Watched.drawn += 1
+    if Watched.drawn == Watched.last:
+      raise Killed
+    return next(self.inner)
+
+
 def test_a_run_killed_after_a_collapse_ends_as_an_unbroken_one(
-  after, collapsing, tiny_config, tmp_path, monkeypatch
+  collapsing, tiny_config, tmp_path, monkeypatch
 ):
-  """Killed before the first checkpoint since the fall (its fifth batch again), and after it."""
   collapsing("sign")
   config = small(tiny_config, "retry")
   main.run(config, tmp_path / "whole")
-  make, drawn = pipeline.train_iterator, []
-
-  class Watched:
-    def __init__(self, *args, **kwargs):
-      self.inner = make(*args, **kwargs)
-
-    def __getattr__(self, name):
-      return getattr(self.inner, name)
-
-    def __next__(self):
-      drawn.append(1)
-      if len(drawn) == 6 + after - 4 + 1:  # six batches until the collapse, then from the fifth on
-        raise Killed
-      return next(self.inner)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(train.pipeline, "train_iterator", Watched)
-    with pytest.raises(Killed):
-      main.run(config, tmp_path / "broken")
-  main.run(config, tmp_path / "broken")
-  (ours, our_meta), (theirs, their_meta) = final(tmp_path / "broken"), final(tmp_path / "whole")
-  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-  assert our_meta["collapses"] == their_meta["collapses"] and len(our_meta["collapses"]) == 1
+  line = assert_fell_back_and_finished(tmp_path / "whole")
+  assert "made on purpose" in line and line in (tmp_path / "whole" / "report.html").read_text()
+  # Six batches until the collapse, then from the fifth on: killed before the first checkpoint since
+  # the fall, and after it.
+  for last in (8, 10):
+    directory = tmp_path / f"broken {last}"
+    with monkeypatch.context() as patch:
+      Watched.last, Watched.drawn = last, 0
+      patch.setattr(train.pipeline, "train_iterator", Watched)
+      with pytest.raises(Killed):
+        main.run(config, directory)
+    main.run(config, directory)
+    (ours, our_meta), (theirs, their_meta) = final(directory), final(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert our_meta["collapses"] == their_meta["collapses"]
 
 
 def test_other_stages_watch_for_nothing_but_finite_numbers(tiny_config):
