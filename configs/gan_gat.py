@@ -12,8 +12,9 @@
 Theirs: FID 2.18 for GAT-XL/2 (602 M, 60 epochs of ImageNet 256). They generate latents of a VAE;
 here it is pixels, in patches of 16. Taken over: relativistic loss with R1 and R2 by finite
 differences (weight 0.1, σ 0.01), DiffAugment, AdamW (0, 0.99) at 2e-4 · 768 / width, batch 512,
-average .999, QK-norm, layer scale 0.1 in the discriminator, its class by projection. Not taken
-over: the alignment of its features with a frozen network.
+average .999, QK-norm, layer scale 0.1 in the discriminator, its class by projection, and the
+conditioned images shown to it under noise. Not taken over: the alignment of its features with a
+frozen network.
 
 Hours: not run.
 """
@@ -29,10 +30,10 @@ def get_config(variant="imagenet256"):
   one_of("gan_gat variant", variant, ("imagenet256", "small"))
   config = defaults.default()
   config.stages = ("gan",)
-  config.generator.taps = ()
   config.generator.qk_norm = True
   options = config.gan
   options.adversary.augment = ("color", "translation", "cutout")
+  options.adversary.levels = True
   for player in (options.optimizer, options.adversary.optimizer):
     player.learning_rate = 2e-4
     player.width_base = 768
@@ -46,6 +47,7 @@ def _imagenet256(config):
   config.data.flip = True
   config.data.threads = 16
   config.patch = config.discriminator.patch = 16
+  config.generator.taps = (4, 8)
   config.discriminator.overlap = 0
   config.quantizer.code_dim = 64
   for network in ("generator", "discriminator"):

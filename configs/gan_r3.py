@@ -11,7 +11,8 @@
 
 Theirs (arXiv:2501.05441): FID 2.09 on ImageNet 64×64, with convolutional networks; here their loss
 trains this codebase's Transformers. Taken over: relativistic pairing with exact R1 and R2 on the
-whole batch, weight γ / 2 with γ 1 at the start, Adam (0, 0.99), rates that fall from 2e-4 to 5e-5.
+whole batch, weight γ / 2 with γ from 1 to 0.1 (here over the first fifth), Adam (0, 0.99), rates
+that fall from 2e-4 to 5e-5.
 
 Hours: not run.
 """
@@ -31,7 +32,9 @@ def get_config(variant="imagenet64"):
   options = config.gan
   options.adversary.penalty = "exact"
   options.adversary.penalty_share = 1.0
-  options.adversary.penalty_weight = 0.5
+  options.adversary.update(
+    dict(penalty_weight=0.5, penalty_weight_end=0.05, penalty_anneal_share=0.2)
+  )
   for player in (options.optimizer, options.adversary.optimizer):
     player.update(dict(learning_rate=2e-4, schedule="cosine", final_share=0.25))
   (_imagenet64 if variant == "imagenet64" else _small)(config)

@@ -11,7 +11,7 @@
 
 Theirs: FID 4.92 on CIFAR-10. Taken over: a discriminator with attention by distance, queries tied
 to keys, spectral norms held at their first values, and patches that overlap; non-saturating loss,
-DiffAugment, batch 128. Other than theirs: the penalty is on real and generated images (R1 and R2),
+DiffAugment, balanced consistency, batch 128. Other than theirs: the penalty is on real and generated images (R1 and R2),
 the generator decodes patches linearly with a light convolution, and knows the class.
 
 Hours: not run.
@@ -34,6 +34,7 @@ def get_config(variant="cifar10"):
   options.adversary.loss = "nonsaturating"
   options.adversary.penalty = "exact"
   options.adversary.augment = ("color", "translation", "cutout")
+  options.adversary.consistency_weight = 10.0
   (_cifar10 if variant == "cifar10" else _small)(config)
   return config.lock()
 

@@ -177,7 +177,7 @@ class Checkpoints:
 def load(directory, *, step=None):
   """(nested dicts of numpy arrays, meta) of the newest intact step, without its optimizer state.
 
-  For later stages and commands: {"step", "params", "ema", "variables"}; lists become dicts of
+  For later stages and commands: the fields of TrainState that are left; lists become dicts of
   "0", "1", ... With `step` only that one will do.
   """
   directory = epath.Path(directory).expanduser().absolute()

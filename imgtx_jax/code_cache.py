@@ -16,7 +16,7 @@ from imgtx_jax.data import codes, encoding, transforms
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import explain_disk
 from imgtx_jax.progress import Display
-from imgtx_jax.train import StopSignals
+from imgtx_jax.signals import StopSignals
 
 
 def prepare(inputs, images, config, directory):

@@ -54,12 +54,26 @@ def _adversary(learning_rate):
   """Options of a player against a discriminator, shared by the stages that have one."""
   return dict(
     loss="relativistic",
+    updates=1,  # of the discriminator for one of the generator, on the same images
     # R1 and R2: "exact", or "difference" (finite differences over a share of the batch).
     penalty="difference",
     penalty_weight=0.1,
+    # It goes to penalty_weight_end by half a cosine over a share of the steps; 0: it stays.
+    penalty_weight_end=0.0,
+    penalty_anneal_share=0.0,
+    penalty_every=1,  # the discriminator's steps from one penalty to the next; they weigh as much
     penalty_sigma=0.01,
     penalty_share=0.25,
     augment=("color", "translation"),
+    consistency_weight=0.0,  # balanced consistency: of logits with and without augmentation
+    # Whether it sees the conditioned images beside the image, and the noise on the first of them.
+    levels=False,
+    level_sigma=0.5,
+    # What config.guard takes for a collapse; 0 is no limit. The discriminator's margin
+    # D(x) − D(G), with next to no loss; the generated images' deviation from each other, relative
+    # to the real ones'.
+    collapse_margin=20.0,
+    collapse_variety=0.01,
     optimizer=_optimizer(learning_rate, beta1=0.0, beta2=0.99, weight_decay=0.0),
   )
 
@@ -87,6 +101,11 @@ def default():
   c.finetune_from = ""
   # Compute dtype: "float32", "bfloat16", or "auto" (bfloat16 on accelerators).
   c.dtype = "auto"
+  # After a collapse (numbers that are not finite, or a stage's own signs of it in guard_lines lines
+  # of the log in a row): "retry" falls back once to the last good checkpoint and goes on at half
+  # the learning rates, "stop" stops; "off" sees no signs, and stops where numbers are not finite.
+  c.guard = "retry"
+  c.guard_lines = 3
 
   c.parallel = ml_collections.ConfigDict()
   c.parallel.mode = "pmap"  # or "jit", over a mesh data × fsdp
@@ -141,6 +160,8 @@ def default():
   c.tokenizer.perturb = 0.0  # share of codes replaced by neighbours, annealed to 0
   c.tokenizer.adversarial_weight = 0.0
   c.tokenizer.adversarial_start_steps = 0
+  # VQGAN: the weight times the ratio of the losses' gradients at the decoder's last layer.
+  c.tokenizer.adversarial_adaptive = False
   c.tokenizer.adversary = _adversary(2e-4)
 
   c.pretrain = ml_collections.ConfigDict()
@@ -161,7 +182,7 @@ def default():
   c.finetune.batch_size = 32
   # What the generator attends to, for ablations: the GPT's "states"; the "class" token's alone;
   # "none"; or the states of an "untrained" GPT of the same kind beside the one that draws the codes
-  # (the generator's optimizer trains it, where gpt_gradient lets it).
+  # (the generator's optimizer trains it).
   c.finetune.memory = "states"
   c.finetune.noise_dim = 64
   c.finetune.modulation_dim = 128
@@ -178,7 +199,9 @@ def default():
   c.finetune.reconstruct_warmup_steps = 0
   c.finetune.class_weight = 0.02
   c.finetune.next_code_weight = 0.1
-  c.finetune.gpt_gradient = True  # whether the discriminator's gradient reaches the GPT
+  # What the image's losses train of the GPT, which the next-code loss trains as a whole: "all",
+  # "last:L" (its last L layers), "adapter" (a residual on its states, in its stead) or "none".
+  c.finetune.gpt_trained = "all"
   c.finetune.bank_share = 0.25  # of the batch rendered from codes that the GPT sampled
   c.finetune.bank_rows = 8  # per class
   c.finetune.refresh_steps = 200  # between refills of the bank
@@ -224,6 +247,12 @@ def default():
   c.checkpoint_steps = 100
   c.keep_checkpoints = 2
   return c
+
+
+def last_layers(trained):
+  """L of finetune.gpt_trained = "last:L", or 0."""
+  kind, _, count = trained.partition(":")
+  return int(count) if kind == "last" and count.isdecimal() else 0
 
 
 def compute_dtype(config):

@@ -9,6 +9,19 @@ from imgtx_jax.losses import adversarial
 from imgtx_jax.models import attention, transformer
 from imgtx_jax.models.vqgan import GROUPS
 
+# Options of every adversary: the least and the most.
+_ADVERSARY = {
+  "updates": (1, None),
+  "penalty_every": (1, None),
+  "penalty_share": (1e-6, 1),
+  "penalty_weight_end": (0, None),
+  "penalty_anneal_share": (0, 1),
+  "consistency_weight": (0, None),
+  "level_sigma": (0, None),
+  "collapse_margin": (0, None),
+  "collapse_variety": (0, None),
+}
+
 
 def check(config):
   """Raises UserError for the first value that cannot work; one line each."""
@@ -21,6 +34,7 @@ def check(config):
   one_of("config.quantizer.kind", config.quantizer.kind, ("vq", "fsq"))
   one_of("config.pretrain.cache_crops", config.pretrain.cache_crops, ("ten", "center"))
   one_of("config.sample.guidance", config.sample.guidance, decode.GUIDANCE)
+  one_of("config.guard", config.guard, ("retry", "stop", "off"))
   one_of("config.gpt.order", config.gpt.order, ("raster", "spread"))
   one_of("config.finetune.memory", config.finetune.memory, configs.MEMORIES)
   if not config.stages:
@@ -91,7 +105,26 @@ def _check_stages(config):
       )
       for kind in options.adversary.augment:
         one_of(f"config.{stage}.adversary.augment", kind, ("color", "translation", "cutout"))
+      if options.adversary.consistency_weight and not options.adversary.augment:
+        raise UserError(
+          f"config.{stage}.adversary.consistency_weight={options.adversary.consistency_weight:g} "
+          "compares images with and without augmentation, and adversary.augment is empty; name "
+          "one there, or set the weight to 0"
+        )
+      if options.adversary.levels and not config.generator.taps:
+        raise UserError(
+          f"config.{stage}.adversary.levels=True shows the discriminator conditioned images, and "
+          "config.generator.taps=() makes none; name a depth there, or set it to False"
+        )
   _check_ranges(config)
+  trained = config.finetune.gpt_trained
+  if trained not in ("all", "adapter", "none") and not (
+    1 <= configs.last_layers(trained) <= config.gpt.layers
+  ):
+    raise UserError(
+      f"config.finetune.gpt_trained={trained!r} is not one of: all, adapter, none, or last:L with "
+      f"L from 1 to the {config.gpt.layers} layers of the GPT"
+    )
   permuted = config.pretrain.permute_steps + config.pretrain.permute_anneal_steps
   if permuted and not config.gpt.target_position:
     raise UserError(
@@ -112,9 +145,7 @@ def _check_ranges(config):
     "finetune.bank_share": (0, 1),
     "finetune.null_label_share": (0, 1),
     "gan.null_label_share": (0, 1),
-    "tokenizer.adversary.penalty_share": (1e-6, 1),
-    "finetune.adversary.penalty_share": (1e-6, 1),
-    "gan.adversary.penalty_share": (1e-6, 1),
+    "guard_lines": (1, None),
     "gpt.class_dropout": (0, 1),
     "gpt.token_dropout": (0, 0.99),
     "gpt.residual_dropout": (0, 0.99),
@@ -124,6 +155,8 @@ def _check_ranges(config):
     "evaluate_images": (1, None),
   }
   ranges |= {f"sample.{key}": limits[:2] for key, limits in sampling.RANGES.items()}
+  for stage in ("tokenizer", "finetune", "gan"):
+    ranges |= {f"{stage}.adversary.{key}": limits for key, limits in _ADVERSARY.items()}
   flat = configs.flatten(config)
   for key, (least, most) in ranges.items():
     if flat[key] < least or (most is not None and flat[key] > most):

@@ -103,7 +103,8 @@ class Judge:
     return np.asarray(attention), np.asarray(gradient)
 
   def _verdict_of(self, params, images, labels):
-    verdict = self.network.apply({"params": params}, transforms.normalize(images), labels)
+    images = self.stage.adversary.repeat(transforms.normalize(images))
+    verdict = self.network.apply({"params": params}, images, labels)
     return verdict.logit, jax.nn.softmax(verdict.class_logits)
 
   def _draw_of(self, params, labels):
@@ -116,6 +117,7 @@ class Judge:
 
   def _look_of(self, params, image, label):
     def logit(x):
+      x = self.stage.adversary.repeat(x)
       verdict, sown = self.network.apply({"params": params}, x, label, mutable="intermediates")
       return verdict.logit[0], sown["intermediates"]
 

@@ -49,6 +49,12 @@ def decay_mask(params):
   return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
+def update(tx, grads, opt_state, params, rate):
+  """One step of tx with its learning rate times `rate`; (params, opt_state)."""
+  updates, opt_state = tx.update(grads, opt_state, params)
+  return optax.apply_updates(params, jax.tree.map(lambda u: rate * u, updates)), opt_state
+
+
 def make(options, total_steps, width):
   """Clipping by global norm, then AdamW with the schedule and the decay mask.
 

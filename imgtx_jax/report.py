@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from imgtx_jax import rounds
 from imgtx_jax.curves import draw_curve
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import write_atomically
@@ -37,7 +38,8 @@ def write(workdir):
     for summary in summaries
     for name, value in summary["figures"].items()
   }
-  report = {"stages": summaries, "figures": figures, "config": config}
+  compared = rounds.compare(summaries)
+  report = {"stages": summaries, "figures": figures, "rounds": compared, "config": config}
   text = json.dumps(_finite(report), indent=2, allow_nan=False)
   write_atomically(workdir / "report.json", text.encode())
   stages = [
@@ -49,6 +51,8 @@ def write(workdir):
     written=time.strftime("%Y-%m-%d %H:%M"),
     seconds=sum(stage["seconds"] or 0 for stage in stages),
     rounds=max(stage["round"] for stage in stages),
+    compared=compared,
+    compared_samples=rounds.samples(stages),
     stages=stages,
     cover=_cover(stages),
     config=json.dumps(config, indent=2),
@@ -88,6 +92,7 @@ def _summarize(directory):
     "peak_memory_bytes": None,
     "figures": {},
     "latest": {},
+    "collapses": [],
   }
   if ended is not None:
     return summary | ended

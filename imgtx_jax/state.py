@@ -4,6 +4,8 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -13,6 +15,7 @@ class TrainState:
   params, opt_state and ema are keyed by network or player; variables holds arrays without a
   gradient (code usage, the bank of sampled codes). All of these are checkpointed. frozen holds the
   networks of earlier stages and pre-trained features: arguments of the step, never checkpointed.
+  rate scales every learning rate: 1, and less once the loop has fallen back from a collapse.
   """
 
   step: jax.Array
@@ -21,6 +24,18 @@ class TrainState:
   ema: dict[str, Any]
   variables: dict[str, Any]
   frozen: dict[str, Any]
+  rate: Any = np.float32(1.0)
+
+
+def is_finite(state):
+  """Whether all numbers of a placed state but those of its frozen networks are finite."""
+  return bool(_all_finite(state.replace(frozen={})))
+
+
+@jax.jit
+def _all_finite(tree):
+  numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers]))
 
 
 def update_ema(ema, params, decay, step=None):
@@ -30,5 +45,5 @@ def update_ema(ema, params, decay, step=None):
   that starts from nothing does not remember its initial weights.
   """
   if step is not None:
-    decay = jax.numpy.minimum(decay, (1.0 + step) / (10.0 + step))
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)

@@ -16,30 +16,13 @@ from imgtx_jax.command import Interrupted
 from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import write_atomically
+from imgtx_jax.guard import RATE, Collapse, Guard
 from imgtx_jax.metric_log import MetricLog
 from imgtx_jax.pictures import save_grid
 from imgtx_jax.progress import Display
+from imgtx_jax.signals import StopSignals
 
 BASELINE_IMAGES = 8192  # of a source, for what a stage measures at its end
-
-
-class StopSignals:
-  """Turns SIGTERM and Ctrl-C into a flag; a second one acts at once. A context manager."""
-
-  def __init__(self):
-    self.number = None
-
-  def __enter__(self):
-    self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _note(self, number, _):
-    self.number = number
-    signal.signal(number, self._before[number])
 
 
 class Trainer:
@@ -53,18 +36,9 @@ class Trainer:
     self.directory = Path(directory)
     self.title = self.directory.name
     self.inputs, self.training, self.held_out = inputs, training, held_out
+    self.restored = restored
     self.root = jax.random.key(config.seed)
-    self.iterator = pipeline.train_iterator(
-      inputs,
-      batch_size=stage.batch_size,
-      image_size=config.data.image_size,
-      crop=config.data.crop,
-      min_scale=config.data.min_scale,
-      seed=config.seed,
-      threads=config.data.threads,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
+    self.guard = Guard(config.guard, config.guard_lines, stage.guard)
     self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=config.keep_checkpoints)
     self.log = MetricLog(self.directory)
     self.step_fn = parallel.compile_step(stage.step)
@@ -73,68 +47,109 @@ class Trainer:
     self.evaluators = {
       name: (parallel.compile_sums(e.sums), e.figures) for name, e in stage.evaluators().items()
     }
-    self._start(restored)
+    self._start()
 
-  def _start(self, restored):
+  def _start(self, rate=1.0):
     """Initial state, or the last intact checkpoint's, with the position in the data and the
-    metrics of the steps since the last logged line."""
+    metrics of the steps since the last logged line.
+
+    Given a rate, the last one without an alarm, with its learning rates times that.
+    """
+    config = self.config
+    self.iterator = pipeline.train_iterator(
+      self.inputs,
+      batch_size=self.stage.batch_size,
+      image_size=config.data.image_size,
+      crop=config.data.crop,
+      min_scale=config.data.min_scale,
+      seed=config.seed,
+      threads=config.data.threads,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
     size = self.config.data.image_size
     shape = (self.stage.batch_size, size, size, 3)
-    state = self.stage.init(self.root, shape, restored)
+    state = self.stage.init(self.root, shape, self.restored)
     self.parameters = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     # Metrics since the last line of the log, one list a name: what a line averages.
     self.window, self.seconds, self.start = {}, 0.0, 0
     self.pictured = False
     self.train_seconds, self.trained_images, self.compile_seconds = 0.0, 0, 0.0
-    if self.checkpoints.latest() is not None:
-      state, meta = self.checkpoints.restore(state, iterator=self.iterator)
+    meta, back = None, rate != 1.0
+    if self.guard.good is not None if back else self.checkpoints.latest() is not None:
+      step = self.guard.good if back else None
+      state, meta = self.checkpoints.restore(state, step=step, iterator=self.iterator)
       self.start = int(state.step)
       self.window, self.seconds = meta["window"], meta["seconds"]
       self.train_seconds = meta["train_seconds"]
       self.trained_images = meta["trained_images"]
       self.compile_seconds = meta["compile_seconds"]
+    self.guard.restore(meta)
     self.log.truncate(self.start)
-    self.state = self.parallel.put_state(state)
+    self.state = self.parallel.put_state(state.replace(rate=np.float32(state.rate * rate)))
 
   def run(self):
     """Trains to the end; raises Interrupted after saving when a signal asks to stop."""
     total = self.stage.steps
     began = time.monotonic() - self.seconds
     self.clock = lambda: time.monotonic() - began
-    with StopSignals() as stop, Display(self.title, total, self.start) as display:
+    with StopSignals() as stop, Display(self.title, total, self.start) as self.display:
       if self.start:
-        display.line(f"{self.title}: going on from step {self.start}")
-      self.display = display
-      pending, mark = [], time.monotonic()
-      for step in range(self.start, total):
-        if self.refresh_fn and (step == 0 or _due(step, self.stage.refresh_steps)):
-          self._collect(pending, mark)
-          self.state = self.refresh_fn(self.state, self.root)
-          pending, mark = [], time.monotonic()
-        batch = self.parallel.put_batch(next(self.iterator))
-        self.state, metrics = self.step_fn(self.state, batch, self.root)
-        pending.append(metrics)
-        done = step + 1
-        if step == self.start:
-          jax.block_until_ready(metrics)
-          self.compile_seconds += time.monotonic() - mark
-          display.line(
-            f"{self.title}: first step after {time.monotonic() - mark:.0f} s of compiling"
-          )
-          mark = time.monotonic()
-          self._collect(pending, None)
-          pending = []
-        wants = {
-          "log": _due(done, self.config.log_steps) or done == total,
-          "evaluate": _due(done, self.config.evaluate_steps) and done != total,
-          "pictures": _due(done, self.config.picture_steps) or done == total,
-          "save": _due(done, self.config.checkpoint_steps) or done == total,
-        }
-        if any(wants.values()) or stop.number:
-          self._collect(pending, mark)
-          self._attend(done, wants, stop)
-          pending, mark = [], time.monotonic()
+        self.display.line(f"{self.title}: going on from step {self.start}")
+      while True:
+        try:
+          self._train(stop)
+          break
+        except Collapse as collapse:
+          self._fall_back(collapse)
       self._finish(total)
+
+  def _train(self, stop):
+    """The steps from self.start to the last; raises Collapse."""
+    total = self.stage.steps
+    pending, mark = [], time.monotonic()
+    for step in range(self.start, total):
+      self.done = step + 1
+      if self.refresh_fn and (step == 0 or _due(step, self.stage.refresh_steps)):
+        self._collect(pending, mark)
+        self.state = self.refresh_fn(self.state, self.root)
+        pending, mark = [], time.monotonic()
+      batch = self.parallel.put_batch(next(self.iterator))
+      self.state, metrics = self.step_fn(self.state, batch, self.root)
+      pending.append(metrics)
+      done = step + 1
+      if step == self.start:
+        jax.block_until_ready(metrics)
+        self.compile_seconds += time.monotonic() - mark
+        self.display.line(
+          f"{self.title}: first step after {time.monotonic() - mark:.0f} s of compiling"
+        )
+        mark = time.monotonic()
+        self._collect(pending, None)
+        pending = []
+      wants = {
+        "log": _due(done, self.config.log_steps) or done == total,
+        "evaluate": _due(done, self.config.evaluate_steps) and done != total,
+        "pictures": _due(done, self.config.picture_steps) or done == total,
+        "save": _due(done, self.config.checkpoint_steps) or done == total,
+      }
+      if any(wants.values()) or stop.number:
+        self._collect(pending, mark)
+        self._attend(done, wants, stop)
+        pending, mark = [], time.monotonic()
+
+  def _fall_back(self, collapse):
+    """Once, and if the config says so, back to the last good checkpoint with lower rates; else
+    UserError. What it fell back from stays in the meta of the checkpoints to come."""
+    line = f"{self.title}: {collapse} at step {self.done}"
+    if not self.guard.may_retry:
+      self._close()
+      raise UserError(f"{line}; {self.guard.advice()}") from collapse
+    collapses = [*self.guard.collapses, f"{line}; back to {self.guard.back_to()}"]
+    self.display.line(f"{collapses[-1]}, and on at {RATE:g} of the learning rates")
+    self.checkpoints.wait()
+    self._start(rate=RATE)
+    self.guard.collapses = collapses
 
   def _collect(self, pending, mark):
     """Waits for the pending steps' metrics and adds them to the window, timing them if asked."""
@@ -144,13 +159,7 @@ class Trainer:
     if mark is not None and pending:
       self.train_seconds += time.monotonic() - mark
       self.trained_images += len(pending) * self.stage.batch_size
-    bad = sorted(n for n, values in self.window.items() if not np.all(np.isfinite(values)))
-    if bad:
-      raise UserError(
-        f"{self.title} diverged: {', '.join(bad)} not finite within the last "
-        f"{len(self.window[bad[0]])} steps; the last good checkpoint is kept: lower the learning "
-        "rate or the clip_norm in a new --workdir"
-      )
+    self.guard.check_window(self.window)
 
   def _attend(self, done, wants, stop):
     """What is due after `done` steps, in the order that a resumed run would repeat."""
@@ -161,11 +170,13 @@ class Trainer:
       rate = self.trained_images / max(self.train_seconds, 1e-9)
       shown = {n: means[n] for n in _headline(means)}
       self.display.update(done, rate, self.stage.batch_size / max(rate, 1e-9), shown)
+      self.guard.look(done, {name.removeprefix("train/"): mean for name, mean in means.items()})
     if wants["evaluate"]:
       self._evaluate(done, limit=self.config.evaluate_images)
     if wants["pictures"]:
       self._picture(done)
-    if wants["save"] or stop.number:
+    # While there is an alarm nothing is saved that one would want to fall back to.
+    if (wants["save"] and not self.guard.alarms) or done == self.stage.steps or stop.number:
       self._save(done, wait=bool(stop.number))
     if stop.number and done < self.stage.steps:
       self._close()
@@ -227,7 +238,8 @@ class Trainer:
         )
 
   def _save(self, done, wait=False):
-    meta = {
+    self.guard.check_state(self.state)
+    meta = self.guard.meta(done) | {
       "window": self.window,
       "seconds": self.clock(),
       "train_seconds": self.train_seconds,
@@ -259,6 +271,7 @@ class Trainer:
       "images_per_second": self.trained_images / max(self.train_seconds, 1e-9),
       "peak_memory_bytes": peak_memory_bytes(),
       "corrupt_images": corrupt["count"],
+      "collapses": self.guard.collapses,
       "figures": figures,
     }
     if jax.process_index() == 0:

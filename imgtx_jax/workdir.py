@@ -20,6 +20,7 @@ from imgtx_jax.state import TrainState
 
 # What a run may be continued with another value of: none of it changes what is learned.
 FREE_KEYS = (
+  "guard",
   "log_steps",
   "evaluate_steps",
   "evaluate_images",

@@ -74,7 +74,7 @@ def test_roundtrip(saved):
 def test_load_without_structure(saved):
   tree, meta = load(saved)
   expected = make_state(2, scale=2.0)
-  assert set(tree) == {"step", "params", "ema", "variables"} and meta == {"seconds": 2.5}
+  assert set(tree) == {"step", "params", "ema", "variables", "rate"} and meta == {"seconds": 2.5}
   assert_same(tree["params"], expected.params)
   assert tree["variables"]["none"] == {} and tree["variables"]["list"]["0"] == 1.5
   assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(tree))

@@ -67,6 +67,12 @@ BAD = [
   ({"discriminator.attention": "l1"}, "'l1'"),
   ({"sample.truncation": 1.5}, "1.5"),
   ({"sample.refine_radius": -1.0}, "-1"),
+  ({"finetune.gpt_trained": "some"}, "'some'"),
+  ({"finetune.gpt_trained": "last:7"}, "the 6 layers"),
+  ({"guard": "wait"}, "'wait'"),
+  ({"guard_lines": 0}, "0"),
+  ({"finetune.adversary.updates": 0}, "0"),
+  ({"tokenizer.adversary.penalty_every": 0}, "0"),
 ]
 
 

@@ -139,3 +139,19 @@ def test_page_shows_figures_and_timings(workdir):
 def test_report_without_stages_names_the_remedy(tmp_path):
   with pytest.raises(UserError, match="imgtx_jax.main"):
     report.write(tmp_path / "absent")
+
+
+def test_rounds_are_compared(tmp_path):
+  for number, bits in ((1, 4.5), (2, 4.25)):
+    make_stage(tmp_path, f"{number}-pretrain", figures={"validation/bits_per_code": bits + 0.1})
+    figures = {"samples/k0_patch_grid_ratio": 1.2 / number, "validation/bits_per_code": bits}
+    make_stage(tmp_path, f"{number}-finetune", figures=figures)
+  report.write(tmp_path)
+  rounds = json.loads((tmp_path / "report.json").read_text())["rounds"]
+  assert rounds == {
+    "pretrain/validation/bits_per_code": [4.6, 4.35],
+    "finetune/validation/bits_per_code": [4.5, 4.25],
+    "finetune/samples/k0_patch_grid_ratio": [1.2, 0.6],
+  }
+  page = Page(tmp_path / "report.html")
+  assert "rounds" in page.sections and page.words.count("round 2 · step 4") == 2

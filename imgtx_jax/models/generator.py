@@ -149,6 +149,20 @@ def smooth_tokens(shape, waves=4, std=1.0):
   return init
 
 
+class Adapter(nn.Module):
+  """Condition vectors [B, M, D] → the same and a residual of them, zero at the start."""
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, states):
+    width = states.shape[-1]
+    x = layers.norm("norm", self.dtype)(states)
+    x = nn.silu(layers.Linear(width, use_bias=True, dtype=self.dtype, name="hidden")(x))
+    x = layers.Linear(width, init_std=layers.ZEROS, dtype=self.dtype, name="project")(x)
+    return states + x
+
+
 class Mapping(nn.Module):
   """Noise [B, Z] and labels int [B] (classes = the null class) → modulation [B, S].
 

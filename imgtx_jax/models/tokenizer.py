@@ -38,6 +38,11 @@ class Tokenizer:
       self.decoder_name: decoder["params"],
     }
 
+  def last_kernel(self, params):
+    """The decoder's last kernel [3, 3, C, 3] in params, or its gradient in a tree of gradients."""
+    decoder = params[self.decoder_name]
+    return (decoder["head"]["rgb"] if "head" in decoder else decoder["conv_out"])["kernel"]
+
   def latents(self, params, images):
     """Images [B, H, W, 3] → latents [B, N, C], before quantisation."""
     return self.encoder.apply({"params": params["encoder"]}, images)

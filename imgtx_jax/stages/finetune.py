@@ -3,9 +3,10 @@
 The generator starts as a copy of the tokenizer's decoder (afresh beside a convolutional tokenizer)
 and gains cross-attention to the GPT's hidden states, a modulation by noise and class, and a mask
 token for codes beyond the prefix k.
-The discriminator's gradient reaches the GPT through the hidden states it attends to, never through
-sampling. Relativistic loss with R1 and R2 (R3GAN arXiv:2501.05441, GAT arXiv:2509.24935), on real
-codes and on codes that the GPT sampled (RobusTok, arXiv:2509.12474).
+The discriminator's gradient reaches the GPT, or the part of it that config.finetune.gpt_trained
+names, through the hidden states that the generator attends to, never through sampling. Relativistic
+loss with R1 and R2 (R3GAN arXiv:2501.05441, GAT arXiv:2509.24935), on real codes and on codes that
+the GPT sampled (RobusTok, arXiv:2509.12474).
 """
 
 import dataclasses
@@ -14,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imgtx_jax import decode, optim, parallel, refine, rng
+from imgtx_jax import config as configs
+from imgtx_jax import optim, parallel, refine, rng
 from imgtx_jax.losses import codes as code_losses
 from imgtx_jax.losses import perceptual, pixels
-from imgtx_jax.stages import adversary, generating, networks, stage
+from imgtx_jax.stages import adversary, generating, networks, stage, tasks
 from imgtx_jax.stages.pretrain import PretrainStage
 from imgtx_jax.state import TrainState, update_ema
 
@@ -47,6 +49,7 @@ class FinetuneStage(generating.GeneratingStage):
       networks.make_discriminator(config, classes),
       self.steps,
       class_weight=self.options.class_weight,
+      taps=config.generator.taps,
     )
     self.captions = self.tap_captions() | {
       f"refined_k{prefix}": ["sample", "refined"] for prefix in (0, self.num_codes)
@@ -101,74 +104,81 @@ class FinetuneStage(generating.GeneratingStage):
     index = parallel.example_index(len(batch["image"]), axis)
     images = self.prepare(batch, key, state.step, index)
     task = self._draw_task(state, images, batch["label"], key, index)
-    params = {name: state.params[name] for name in self.tx}
-    draws = adversary.make_draws(key, state.step, index)
-
-    def forward(params):
-      return self.renderer.forward(
-        params,
-        state.frozen["tokenizer"]["quantizer"],
-        task,
-        gpt_gradient=self.options.gpt_gradient,
-      )
+    codebook = state.frozen["tokenizer"]["quantizer"]
 
     # One forward of the generator serves both players: D steps first, then G meets the new D.
-    (image, taps, logits), pull = jax.vjp(forward, params)
+    (logits, states), pull_gpt = jax.vjp(
+      lambda params: self.renderer.condition(params, task), state.params["gpt"]
+    )
+    (image, taps), pull = jax.vjp(
+      lambda params, states: self.renderer.render_task(params, codebook, task, states),
+      state.params["generator"],
+      states,
+    )
     discriminator, discriminator_state, metrics = self.adversary.update(
       state.params["discriminator"],
       state.opt_state["discriminator"],
-      images,
-      image,
+      self.adversary.repeat(images),
+      self.adversary.show(image, taps),
       task["label"],
-      draws,
+      key,
+      index,
+      state,
       axis,
     )
+    draws = adversary.make_draws(key, state.step, index)
 
     def loss_fn(image, taps, logits):
       return self._loss(state, discriminator, images, image, taps, logits, task, draws)
 
-    cotangents, parts = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(image, taps, logits)
-    (grads,) = pull(cotangents)
+    (*of_image, of_logits), parts = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(
+      image, taps, logits
+    )
+    generator_grads, of_states = pull(tuple(of_image))
+    grads = {"generator": generator_grads, "gpt": self.gpt_grads(pull_gpt, of_logits, of_states)}
     grads, parts = parallel.pmean((grads, parts), axis)
-    params, opt_state = dict(params), {"discriminator": discriminator_state}
+    params, opt_state = {}, {"discriminator": discriminator_state}
     for name, tx in self.tx.items():
-      updates, opt_state[name] = tx.update(grads[name], state.opt_state[name], params[name])
-      params[name] = optax.apply_updates(params[name], updates)
+      params[name], opt_state[name] = optim.update(
+        tx, grads[name], state.opt_state[name], state.params[name], state.rate
+      )
     ema = update_ema(state.ema, params, self.options.ema_decay)
-    norms = {f"gradient_norm_{name}": optax.tree.norm(grads[name]) for name in self.tx}
+    parts |= {f"gradient_norm_{name}": optax.tree.norm(grads[name]) for name in self.tx}
+    # Where codes are known they tell images apart, whatever the generator does.
+    free = 1.0 - task["prefix"] / len(self.order)
+    parts["variety"] = adversary.variety(images, image, free, axis)
     return state.replace(
       step=state.step + 1,
       params=params | {"discriminator": discriminator},
       opt_state=opt_state,
       ema=ema,
-    ), metrics | parts | norms
+    ), metrics | parts
+
+  def gpt_grads(self, pull, of_logits, of_states):
+    """Gradients of the GPT from the cotangents of its logits and of its condition vectors, through
+    which the image's losses train what config.finetune.gpt_trained says. pull: as jax.vjp's."""
+    trained, last = self.options.gpt_trained, configs.last_layers(self.options.gpt_trained)
+    if trained == "all":
+      return pull((of_logits, of_states))[0]
+    (grads,) = pull((of_logits, jnp.zeros_like(of_states)))
+    if not last:
+      return grads
+    (of_image,) = pull((jnp.zeros_like(of_logits), of_states))
+    blocks = jax.tree.map(
+      lambda to, g: to.at[-last:].add(g[-last:]),  # the layer's axis is the first
+      grads["transformer"]["layers"],
+      of_image["transformer"]["layers"],
+    )
+    norm = jax.tree.map(jnp.add, grads["norm"], of_image["norm"])
+    return grads | {"transformer": {"layers": blocks}, "norm": norm}
 
   def _draw_task(self, state, images, labels, key, index):
-    """What each example is asked to render: its codes, label, prefix k and noise.
-
-    real is 1 where the codes are the image's own, 0 where the GPT sampled them for that label.
-    """
-
-    def draw(name, shape=()):
-      return rng.uniform(rng.stream(key, name, state.step), index, shape)
-
+    """See tasks.draw_task."""
     codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
-    own = draw("bank_share") < self.options.bank_share
-    row = (draw("bank_row") * self.options.bank_rows).astype(jnp.int32)
-    codes = jnp.where(own[:, None], state.variables["bank"][labels, row], codes)
-    total = len(self.order)
-    which, size = draw("prefix_kind"), draw("prefix_size")
-    prefix = jnp.round(total * size**2).astype(jnp.int32)
-    none, full = self.options.prefix_none_share, self.options.prefix_full_share
-    prefix = jnp.where(which < none, 0, jnp.where(which > 1.0 - full, total, prefix))
-    unlabelled = draw("null_label") < self.options.null_label_share
-    return {
-      "codes": codes,
-      "label": jnp.where(unlabelled, self.classes, labels),
-      "prefix": prefix,
-      "noise": rng.normal(rng.stream(key, "noise", state.step), index, (self.options.noise_dim,)),
-      "real": 1.0 - own.astype(jnp.float32),
-    }
+    bank = state.variables["bank"]
+    return tasks.draw_task(
+      self.options, bank, codes, labels, key, state.step, index, classes=self.classes
+    )
 
   def _loss(self, state, discriminator, images, image, taps, logits, task, draws):
     """Everything that the generator and the GPT are trained on; (total, metrics)."""
@@ -192,8 +202,9 @@ class FinetuneStage(generating.GeneratingStage):
     if options.lpips_weight and "lpips" in state.frozen:
       parts["lpips"] = jnp.mean(weight * perceptual.lpips(state.frozen["lpips"], images, image))
       total += options.lpips_weight * parts["lpips"]
+    real, fake = self.adversary.repeat(images), self.adversary.show(image, taps)
     against, class_loss, more = self.adversary.generator_loss(
-      discriminator, images, image, task["label"], draws
+      discriminator, real, fake, task["label"], draws
     )
     started = state.step >= options.reconstruct_warmup_steps
     total += jnp.where(started, 1.0, 0.0) * (
@@ -208,25 +219,19 @@ class FinetuneStage(generating.GeneratingStage):
 
   def refresh(self, state, key, *, axis):
     """Refills the bank with codes that the averaged GPT samples now, in chunks of one batch."""
-    rows = self.options.bank_rows
-    total = self.classes * rows
-    chunk = min(self.batch_size, total)
-    chunks = -(-total // chunk)
-    index = jnp.arange(chunks * chunk).reshape(chunks, chunk)
-    key = rng.stream(key, "bank", state.step)
-    options = stage.decoding(self.config)
-
-    def fill(index):
-      labels = (index // rows) % self.classes
-      keys = rng.example_keys(key, index)
-      codes, _ = decode.sample_codes(
-        self.gpt, state.ema["gpt"], labels, keys, steps=len(self.order), options=options
-      )
-      return decode.to_raster(codes, self.order, len(self.order))[0]
-
-    bank = jax.lax.map(fill, index).reshape(chunks * chunk, -1)[:total]
-    bank = bank.reshape(self.classes, rows, -1)
+    bank = tasks.fill_bank(
+      self.gpt,
+      state.ema["gpt"],
+      rng.stream(key, "bank", state.step),
+      rows=self.options.bank_rows,
+      chunk=self.batch_size,
+      options=stage.decoding(self.config),
+    )
     return state.replace(variables=state.variables | {"bank": bank})
+
+  def guard(self, step, means):
+    started = step > self.options.reconstruct_warmup_steps
+    return self.adversary.guard(means) if started else None
 
   # -- Samples and figures -------------------------------------------------------------------------
 

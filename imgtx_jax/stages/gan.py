@@ -34,6 +34,7 @@ class GanStage(generating.GeneratingStage):
       networks.make_discriminator(config, classes),
       self.steps,
       class_weight=self.options.class_weight,
+      taps=config.generator.taps,
     )
     self.tx = optim.make(self.options.optimizer, self.steps, config.generator.width)
     self.captions = self.tap_captions()
@@ -75,43 +76,53 @@ class GanStage(generating.GeneratingStage):
     noise = rng.normal(rng.stream(key, "noise", state.step), index, (self.options.noise_dim,))
     drop = rng.uniform(rng.stream(key, "null_label", state.step), index)
     labels = jnp.where(drop < self.options.null_label_share, self.classes, batch["label"])
-    draws = adversary.make_draws(key, state.step, index)
 
     # One forward of the generator serves both players: D steps first, then G meets the new D.
     def forward(params):
-      return self.render(params, noise, labels)[0]
+      image, taps = self.render(params, noise, labels)
+      return image, [tap for tap, _ in taps]
 
     params = state.params["generator"]
-    image, pull = jax.vjp(forward, params)
+    (image, taps), pull = jax.vjp(forward, params)
+    real = self.adversary.repeat(images)
     discriminator, discriminator_state, metrics = self.adversary.update(
       state.params["discriminator"],
       state.opt_state["discriminator"],
-      images,
-      image,
+      real,
+      self.adversary.show(image, taps),
       labels,
-      draws,
+      key,
+      index,
+      state,
       axis,
     )
+    draws = adversary.make_draws(key, state.step, index)
 
-    def loss_fn(image):
+    def loss_fn(image, taps):
+      fake = self.adversary.show(image, taps)
       against, class_loss, parts = self.adversary.generator_loss(
-        discriminator, images, image, labels, draws
+        discriminator, real, fake, labels, draws
       )
       total = against + self.options.class_weight * class_loss
       return total, parts | {"loss": total}
 
-    cotangent, parts = jax.grad(loss_fn, has_aux=True)(image)
-    (grads,) = pull(cotangent)
+    cotangents, parts = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(image, taps)
+    (grads,) = pull(cotangents)
     grads, parts = parallel.pmean((grads, parts), axis)
-    updates, opt_state = self.tx.update(grads, state.opt_state["generator"], params)
-    params = optax.apply_updates(params, updates)
+    params, opt_state = optim.update(
+      self.tx, grads, state.opt_state["generator"], params, state.rate
+    )
     ema = update_ema(state.ema, {"generator": params}, self.options.ema_decay, state.step)
+    parts["variety"] = adversary.variety(images, image, jnp.ones(len(image)), axis)
     return state.replace(
       step=state.step + 1,
       params={"generator": params, "discriminator": discriminator},
       opt_state={"generator": opt_state, "discriminator": discriminator_state},
       ema=ema,
     ), metrics | parts | {"gradient_norm_generator": optax.tree.norm(grads)}
+
+  def guard(self, step, means):
+    return self.adversary.guard(means)
 
   # -- Samples and figures -------------------------------------------------------------------------
 

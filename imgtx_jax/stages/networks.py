@@ -6,7 +6,7 @@ from imgtx_jax import config as configs
 from imgtx_jax.models import layers, quantizer, vqgan
 from imgtx_jax.models.discriminator import Discriminator
 from imgtx_jax.models.encoder import Encoder
-from imgtx_jax.models.generator import Generator, Mapping
+from imgtx_jax.models.generator import Adapter, Generator, Mapping
 from imgtx_jax.models.gpt import GPT
 from imgtx_jax.models.tokenizer import Tokenizer
 from imgtx_jax.stages.renderer import Renderer
@@ -124,6 +124,7 @@ def make_renderer(config, classes):
     mapping=Mapping(width=config.finetune.modulation_dim, classes=classes, dtype=dtype(config)),
     quantizer=make_quantizer(config),
     noise_dim=config.finetune.noise_dim,
+    adapter=Adapter(dtype=dtype(config)) if config.finetune.gpt_trained == "adapter" else None,
   )
 
 

@@ -59,8 +59,8 @@ class PretrainStage(stage.Stage):
     )
 
   def init(self, key, batch_shape, restored):
-    if "finetune" in restored:  # a later round goes on with the GPT that fine-tuning left
-      params = {"gpt": restored["finetune"]["params"]["gpt"]}
+    if "finetune" in restored:  # a later round goes on with the averaged GPT that it left
+      params = {"gpt": restored["finetune"]["ema"]["gpt"]}
     else:
       params = self.init_gpt(key)
     return TrainState(
@@ -110,8 +110,9 @@ class PretrainStage(stage.Stage):
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
     shares = jnp.zeros(self.gpt.codebook_size).at[codes.reshape(-1)].add(1.0 / codes.size)
     grads, metrics, shares = parallel.pmean((grads, metrics, shares), axis)
-    updates, opt_state = self.tx.update(grads, state.opt_state["gpt"], state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = optim.update(
+      self.tx, grads, state.opt_state["gpt"], state.params, state.rate
+    )
     counts = state.variables["code_counts"] + shares * self.batch_size * len(self.order)
     return state.replace(
       step=state.step + 1,

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 
 from imgtx_jax import decode, refine, rng
 from imgtx_jax.models import layers
-from imgtx_jax.models.generator import Generator, Mapping
+from imgtx_jax.models.generator import Adapter, Generator, Mapping
 from imgtx_jax.models.gpt import GPT
 from imgtx_jax.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Renderer:
-  """Pure functions of params = {"gpt", "generator": {"generator", "mapping"}}.
+  """Pure functions of params = {"gpt", "generator": {"generator", "mapping"}}; with an adapter, of
+  {"generator": {…, "adapter"}} too.
 
   A task is a dict: codes int [B, N] in raster order, label int [B] (`classes` is the null class),
   prefix int [B], noise [B, Z].
@@ -31,6 +32,7 @@ class Renderer:
   quantizer: VectorQuantizer | FiniteScalarQuantizer
   noise_dim: int
   memory: str = "states"
+  adapter: Adapter | None = None
 
   @property
   def order(self):
@@ -67,6 +69,10 @@ class Renderer:
       codes = jnp.zeros((1, self.num_codes), jnp.int32)
       gpt_key = rng.stream(key, "init_memory", 0)
       params["gpt"] = self.gpt.init(gpt_key, codes, jnp.zeros(1, jnp.int32))["params"]
+    if self.adapter:
+      states = jnp.zeros((1, 1, self.gpt.width))
+      adapter = self.adapter.init(rng.stream(key, "init_adapter", 0), states)
+      params["adapter"] = adapter["params"]
     return params
 
   def known(self, prefix):
@@ -80,20 +86,24 @@ class Renderer:
     known = self.known(prefix).astype(jnp.float32)[..., None]
     return layers.unpatchify(jnp.repeat(known, patch**2, axis=-1), patch, self.gpt.shape)
 
-  def forward(self, params, codebook, task, *, gpt_gradient=True):
-    """Image [B, H, W, 3], conditioned images and the GPT's logits [B, N, V] for a task.
+  def forward(self, params, codebook, task):
+    """Image [B, H, W, 3], conditioned images and the GPT's logits [B, N, V] for a task."""
+    logits, states = self.condition(params["gpt"], task)
+    image, taps = self.render_task(params["generator"], codebook, task, states)
+    return image, taps, logits
 
-    gpt_gradient: whether what is asked of the image reaches the GPT through its states.
-    """
-    logits, states = self.gpt.apply({"params": params["gpt"]}, task["codes"], task["label"])
+  def condition(self, params, task):
+    """The GPT's logits [B, N, V] and condition vectors [B, N, D] for a task."""
+    return self.gpt.apply({"params": params}, task["codes"], task["label"])
+
+  def render_task(self, params, codebook, task, states):
+    """Image [B, H, W, 3] and conditioned images for a task and its condition vectors."""
     states = self._remember(params, task["codes"], task["label"], states)
-    if not gpt_gradient and states is not None:
-      states = jax.lax.stop_gradient(states)
     # States 0 … min(k + 1, N) − 1 have seen at most the first k codes.
     visible = jnp.minimum(task["prefix"] + 1, self.num_codes)
     seen = None if states is None else jnp.arange(states.shape[1]) < visible[:, None]
     image, taps = self.render(
-      params["generator"],
+      params,
       codebook,
       task["codes"],
       self.known(task["prefix"]),
@@ -102,16 +112,18 @@ class Renderer:
       task["label"],
       memory_mask=seen,
     )
-    return image, [tap for tap, _ in taps], logits
+    return image, [tap for tap, _ in taps]
 
   def _remember(self, params, codes, labels, states):
-    """What `memory` says of the GPT's states [B, M, D] on codes int [B, N]: vectors, or None."""
+    """What `memory` says of the GPT's states [B, M, D] on codes int [B, N]: vectors, or None.
+
+    params: of the generator."""
     if self.memory == "none":
       return None
     if self.memory == "class":
       return states[:, :1]
     if self.memory == "untrained":
-      _, others = self.gpt.apply({"params": params["generator"]["gpt"]}, codes, labels)
+      _, others = self.gpt.apply({"params": params["gpt"]}, codes, labels)
       return others[:, : states.shape[1]]
     return states
 
@@ -121,6 +133,8 @@ class Renderer:
     """One pass of the generator on codes [B, N] (those not known [B, N] are ignored), condition
     vectors [B, M, D] (or None), noise [B, Z] and labels int [B] → image and taps (see
     Generator)."""
+    if self.adapter and states is not None:
+      states = self.adapter.apply({"params": params["adapter"]}, states)
     modulation = self.mapping.modulation(params["mapping"], noise, labels, w_scale)
     grid = self.quantizer.dequantize(codebook, codes)
     return self.generator.apply(
@@ -150,7 +164,7 @@ class Renderer:
       given=given,
     )
     codes, known = decode.to_raster(codes[:, :prefix], self.order, self.num_codes)
-    states = self._remember(params, codes, labels, states)
+    states = self._remember(params["generator"], codes, labels, states)
     # sample_codes folds in positions 0 … N − 1: N is free for the noise.
     noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.num_codes)
     noise = jax.vmap(lambda k: jax.random.normal(k, (self.noise_dim,)))(noise_keys)

@@ -6,6 +6,8 @@ steps, batch_size               how long, and the global batch
 init(key, batch_shape, restored) → TrainState
 step(state, batch, key, *, axis) → state, metrics      pure; axis None under jit, a name under pmap
 refresh(state, key, *, axis) → state                   optional, every refresh_steps
+guard(step, means) → None, or why these means of the metrics since the last logged line, after
+                                so many steps, look like a collapse; see guard.py
 evaluators() → {name: Evaluator}
 pictures(state, batch, key) → {name: images [R, C, H, W, 3]}   R rows of C columns
 final_pictures(state, batch, key)                       optional, the same, once at the end
@@ -80,6 +82,10 @@ class Stage:
   def inputs(self, restored):
     """What its batches hold: images (None), or codes of them (CodeInputs)."""
     del restored
+
+  def guard(self, step, means):
+    """No signs of collapse but numbers that are not finite, which train.py sees itself."""
+    del step, means
 
   def prepare(self, batch, key=None, step=None, index=None):
     """uint8 images of a batch as float32 [B, H, W, 3]; flipped at random when a key is given."""

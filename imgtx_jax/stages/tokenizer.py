@@ -36,6 +36,7 @@ class TokenizerStage(stage.Stage):
         networks.make_discriminator(config, classes),
         self.steps,
         class_weight=0.0,
+        taps=self.tokenizer.decoder.taps,
       )
     self.lpips_weight = self.options.lpips_weight
     conditioned = [f"after layer {depth}" for depth in self.tokenizer.decoder.taps]
@@ -64,7 +65,6 @@ class TokenizerStage(stage.Stage):
     params = dict(state.params)
     opt_state = dict(state.opt_state)
     discriminator = params.pop("discriminator", None)
-    draws = adversary.make_draws(key, state.step, index)
 
     # The forward pass is shared: the discriminator takes its step between it and the losses.
     def render(params):
@@ -76,29 +76,37 @@ class TokenizerStage(stage.Stage):
       discriminator, opt_state["discriminator"], metrics = self.adversary.update(
         discriminator,
         opt_state["discriminator"],
-        images,
-        image,
+        self.adversary.repeat(images),
+        self.adversary.show(image, taps),
         batch["label"],
-        draws,
+        key,
+        index,
+        state,
         axis,
       )
 
     def loss_fn(image, taps, code_parts):
-      total, parts = self._loss(state, images, image, taps, code_parts)
-      if self.adversary:
-        against, _, more = self.adversary.generator_loss(
-          discriminator, images, image, batch["label"], draws
-        )
-        started = state.step >= self.options.adversarial_start_steps
-        total += jnp.where(started, self.options.adversarial_weight, 0.0) * against
-        parts |= more
-      return total, parts
+      return self._loss(state, images, image, taps, code_parts)
 
     cotangents, parts = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(image, taps, code_parts)
+    if self.adversary:
+
+      def against(image, taps):
+        real, fake = self.adversary.repeat(images), self.adversary.show(image, taps)
+        draws = adversary.make_draws(key, state.step, index)
+        loss, _, more = self.adversary.generator_loss(
+          discriminator, real, fake, batch["label"], draws
+        )
+        return loss, more
+
+      opposing, more = jax.grad(against, argnums=(0, 1), has_aux=True)(image, taps)
+      cotangents, ratio = self._oppose(cotangents, opposing, pull, state.step, axis)
+      parts |= more | ratio
     (grads,) = pull(cotangents)
     grads, parts = parallel.pmean((grads, parts), axis)
-    updates, opt_state["tokenizer"] = self.tx.update(grads, opt_state["tokenizer"], params)
-    params = optax.apply_updates(params, updates)
+    params, opt_state["tokenizer"] = optim.update(
+      self.tx, grads, opt_state["tokenizer"], params, state.rate
+    )
     ema = update_ema(state.ema, params, self.options.ema_decay, state.step)
     params, ema, usage, revived = self._revive(state, params, ema, counts, latents, key, axis)
     metrics |= parts | {
@@ -149,6 +157,40 @@ class TokenizerStage(stage.Stage):
       parts["lpips"] = perceptual.lpips(state.frozen["lpips"], images, image).mean()
       total += self.lpips_weight * parts["lpips"]
     return total, parts | {"loss": total}
+
+  def _oppose(self, cotangents, opposing, pull, step, axis):
+    """Cotangents (image, taps, code parts) with those (image, taps) of the adversarial loss by its
+    weight; and metrics.
+
+    adversarial_adaptive: its weight is multiplied by the ratio of the gradients of reconstruction
+    and adversarial loss at the decoder's last layer (VQGAN, arXiv:2012.09841).
+    """
+    metrics = {}
+    started = step >= self.options.adversarial_start_steps
+    weight = jnp.where(started, self.options.adversarial_weight, 0.0)
+    if self.options.adversarial_adaptive:
+      ratio = self._gradient_ratio(pull, cotangents, opposing, axis)
+      metrics["adversarial_ratio"] = ratio
+      weight *= ratio
+    added = jax.tree.map(lambda a, b: a + weight * b, cotangents[:2], opposing)
+    return (*added, cotangents[2]), metrics
+
+  def _gradient_ratio(self, pull, cotangents, opposing, axis):
+    """Norm of the reconstruction's gradient at the last layer over the adversarial loss's.
+
+    Of the whole batch's gradients: a ratio of each device's own would differ with their number.
+    """
+    nothing = jax.tree.map(jnp.zeros_like, cotangents)
+    norms = []
+    for image in (cotangents[0], opposing[0]):
+      (grads,) = pull((image, *nothing[1:]))  # of which the compiler keeps the last layer's
+      kernel = parallel.pmean(self.tokenizer.last_kernel(grads), axis)
+      norms.append(jnp.sqrt(jnp.sum(kernel**2)))
+    return jnp.clip(norms[0] / (norms[1] + 1e-4), 0.0, 1e4)
+
+  def guard(self, step, means):
+    started = step > self.options.adversarial_start_steps
+    return self.adversary.guard(means) if self.adversary and started else None
 
   def _revive(self, state, params, ema, counts, latents, key, axis):
     codes = self.tokenizer.quantizer

@@ -50,6 +50,8 @@ def test_all_modes_agree(name, tiny_config, smooth_images, small_shards):
   tiny_config.tokenizer.adversarial_weight = 0.1
   if name == "gan":
     tiny_config.discriminator.update(dict(attention="l2", spectral_norm=True))
+  tiny_config.tokenizer.adversarial_adaptive = True
+  tiny_config.finetune.adversary.update(dict(updates=2, penalty_every=2, consistency_weight=0.1))
   # Adam divides by the gradient's size: a large epsilon keeps it from blowing up the last digits.
   for options in (
     *(tiny_config[stage].optimizer for stage in ("tokenizer", "pretrain", "finetune", "gan")),

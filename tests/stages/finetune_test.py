@@ -39,7 +39,6 @@ def forward(stage, state, task):
     state.params,
     state.frozen["tokenizer"]["quantizer"],
     task,
-    gpt_gradient=stage.options.gpt_gradient,
   )
 
 
@@ -71,20 +70,51 @@ def test_codes_past_the_prefix_change_nothing(tiny_config, smooth_images, prefix
     assert not np.allclose(image, forward(stage, state, seen)[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("reaches", [True, False])
-def test_adversarial_gradient_reaches_the_gpt_when_asked(tiny_config, smooth_images, reaches):
-  tiny_config.finetune.gpt_gradient = reaches
+@pytest.mark.parametrize("trained", ["all", "last:1", "adapter", "none"])
+def test_the_images_gradient_trains_the_part_of_the_gpt_that_is_asked(
+  tiny_config, smooth_images, trained
+):
+  tiny_config.finetune.gpt_trained = trained
   stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
   task = make_task(stage, state, batch, key, 8)
+  (logits, states), pull_gpt = jax.vjp(
+    lambda params: stage.renderer.condition(params, task), state.params["gpt"]
+  )
+  codebook = state.frozen["tokenizer"]["quantizer"]
 
-  def verdict(gpt):
-    image = forward(stage, state.replace(params=state.params | {"gpt": gpt}), task)[0]
+  def verdict(generator, states):
+    image, _ = stage.renderer.render_task(generator, codebook, task, states)
     judge = stage.adversary.verdict(state.params["discriminator"], image, task["label"])
     return jnp.sum(judge.logit)
 
-  grads = jax.grad(verdict)(state.params["gpt"])
-  total = sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(grads))
-  assert (total > 1e-6) == reaches
+  of_generator, of_states = jax.grad(verdict, argnums=(0, 1))(state.params["generator"], states)
+  grads = stage.gpt_grads(pull_gpt, jnp.zeros_like(logits), of_states)
+  size = lambda tree: sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(tree))  # noqa: E731
+  assert (size(grads) > 1e-6) == (trained in ("all", "last:1"))
+  layers = grads["transformer"]["layers"]
+  first, last = (size(jax.tree.map(lambda g, i=i: g[i], layers)) for i in (0, 1))
+  assert (first > 1e-6) == (size(grads["codes"]) > 1e-6) == (trained == "all")
+  assert (last > 1e-6) == (trained in ("all", "last:1"))
+  if trained == "last:1":  # the same gradient as through all, as far as it goes
+    (whole,) = pull_gpt((jnp.zeros_like(logits), of_states))
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a[1], b[1], atol=1e-5),
+      layers,
+      whole["transformer"]["layers"],
+    )
+  # The next-code loss trains all of it in any case.
+  of_codes = stage.gpt_grads(pull_gpt, jnp.ones_like(logits), jnp.zeros_like(of_states))
+  assert size(of_codes["logits"]) > 1e-6
+  assert ("adapter" in of_generator) == (trained == "adapter")
+  if trained == "adapter":
+    assert size(of_generator["adapter"]["project"]) > 1e-6
+    image = stage.renderer.render_task(state.params["generator"], codebook, task, states)[0]
+    plain = state.params["generator"] | {
+      "adapter": jax.tree.map(jnp.zeros_like, of_generator["adapter"])
+    }
+    np.testing.assert_array_equal(
+      image, stage.renderer.render_task(plain, codebook, task, states)[0]
+    )
 
 
 def test_bank_rows_have_no_reconstruction_target(tiny_config, smooth_images):
@@ -145,6 +175,41 @@ def test_players_move_and_the_frozen_stay(tiny_config, smooth_images):
     assert max(jax.tree.leaves(moved)) > 0, player
   assert all(np.isfinite(float(v)) for v in metrics.values())
   assert jax.tree.all(jax.tree.map(np.array_equal, state.frozen, after.frozen))
+
+
+def test_conditioned_images_are_shown_to_the_discriminator(tiny_config, smooth_images):
+  tiny_config.finetune.adversary.levels = True
+  tiny_config.finetune.adversary.updates = 2
+  stage, state, batch, _, key = start(tiny_config, smooth_images(16, 16), open_gates=True)
+  assert state.params["discriminator"]["embed"]["kernel"].shape[0] == (4 + 2 * 2) ** 2 * 6
+  after, metrics = jax.jit(functools.partial(stage.step, axis=None))(state, batch, key)
+  assert all(np.isfinite(float(v)) for v in metrics.values())
+  assert int(after.step) == 1 and float(metrics["variety"]) > 0.01
+
+
+def test_a_second_round_goes_on_from_the_first(tiny_config, smooth_images):
+  stage, state, batch, restored, key = start(tiny_config, smooth_images(8, 16))
+  gpt = jax.tree.map(lambda x: x + 1.0, state.ema["gpt"])
+  generator = jax.tree.map(lambda x: x + 1.0, state.params["generator"])
+  restored["finetune"] = {
+    "params": state.params | {"generator": generator},
+    "ema": state.ema | {"gpt": gpt},
+  }
+  pretrain = build("pretrain", tiny_config, CLASSES)
+  second = pretrain.init(key, batch["image"].shape, restored)
+  jax.tree.map(np.testing.assert_array_equal, second.params["gpt"], gpt)
+  restored["pretrain"] = {
+    "ema": {"gpt": jax.tree.map(lambda x: x + 2.0, gpt)},
+    "variables": second.variables,
+  }
+  again = stage.init(key, batch["image"].shape, restored)
+  jax.tree.map(
+    np.testing.assert_array_equal, again.params["gpt"], restored["pretrain"]["ema"]["gpt"]
+  )
+  jax.tree.map(np.testing.assert_array_equal, again.params["generator"], generator)
+  jax.tree.map(
+    np.testing.assert_array_equal, again.params["discriminator"], state.params["discriminator"]
+  )
 
 
 def test_discriminator_learns_to_tell_generated_images(tiny_config, smooth_images):

@@ -61,6 +61,26 @@ def test_adversary_learns_to_tell_reconstructions(tiny_config, smooth_images):
   assert "discriminator" in state.params and "discriminator" not in state.ema
 
 
+def test_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(tiny_config, smooth_images):
+  tiny_config.tokenizer.adversarial_weight = 0.5
+  tiny_config.tokenizer.adversarial_adaptive = True
+  stage = build("tokenizer", tiny_config, 3)
+  # image = kernel · x: the gradients at the kernel are x · cotangent.
+  kernel, x = jax.numpy.full((1,), 2.0), jax.numpy.array([1.0, 3.0])
+
+  def render(params):
+    kernel = params["generator"]["head"]["rgb"]["kernel"]
+    return kernel * x, [], {"commitment": kernel.sum()}
+
+  _, pull = jax.vjp(render, {"generator": {"head": {"rgb": {"kernel": kernel}}}})
+  ours = (jax.numpy.array([1.0, 1.0]), [], {"commitment": jax.numpy.array(1.0)})
+  theirs = (jax.numpy.array([0.0, 0.5]), [])
+  (image, _, codes), metrics = stage._oppose(ours, theirs, pull, 0, None)
+  assert float(metrics["adversarial_ratio"]) == pytest.approx(4.0 / 1.5, rel=1e-3)
+  np.testing.assert_allclose(image, [1.0, 1.0 + 0.5 * 4.0 / 1.5 * 0.5], rtol=1e-3)
+  assert codes == ours[2]
+
+
 @pytest.mark.usefixtures("quick_compilation")
 def test_fsq_learns_too(tiny_config, smooth_images):
   tiny_config.quantizer.kind = "fsq"
