@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +172,19 @@ def test_rounds_repeat_pretrain_and_finetune(trained, tiny_config, tmp_path):
   tiny_config.rounds = 2
   names = [task.name for task in workdir.plan(tiny_config)]
   assert names == [*TASKS, "2-pretrain", "2-finetune"]
+  directory = tmp_path / "rounds"
+  shutil.copytree(trained, directory)
+  flat = json.loads((directory / "config.json").read_text())
+  (directory / "config.json").write_text(json.dumps(flat | {"rounds": 2}))
+  main.run(small(tiny_config), directory)
+  report = json.loads((directory / "report.json").read_text())
+  assert [stage["directory"] for stage in report["stages"]] == names
+  for stage in ("pretrain", "finetune"):
+    bits = [report["figures"][f"{n}-{stage}/validation/bits_per_code"] for n in (1, 2)]
+    assert report["rounds"][f"{stage}/validation/bits_per_code"] == bits
+  # The second round's GPT goes on from the first's: it predicts better than after its first steps.
+  assert bits[1] < bits[0]
+  assert "round 2 · step 6" in (directory / "report.html").read_text()
 
 
 @pytest.mark.parametrize("prefix", [0, 16])

@@ -179,7 +179,6 @@ def test_players_move_and_the_frozen_stay(tiny_config, smooth_images):
 
 def test_conditioned_images_are_shown_to_the_discriminator(tiny_config, smooth_images):
   tiny_config.finetune.adversary.levels = True
-  tiny_config.finetune.adversary.updates = 2
   stage, state, batch, _, key = start(tiny_config, smooth_images(16, 16), open_gates=True)
   assert state.params["discriminator"]["embed"]["kernel"].shape[0] == (4 + 2 * 2) ** 2 * 6
   after, metrics = jax.jit(functools.partial(stage.step, axis=None))(state, batch, key)
