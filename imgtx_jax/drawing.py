@@ -13,14 +13,17 @@ from imgtx_jax.stages import build
 SCORES = ("logit", "class")
 
 
-def load(directory, config, class_names):
-  """(the last finished stage that can draw, the results of the stages up to it)."""
+def load(directory, config, class_names, only=("pretrain", "finetune")):
+  """(the last finished stage that can draw, the results of the stages up to it).
+
+  only: the names of the stages to choose among.
+  """
   done = workdir.finished(config, directory)
-  drawing = [task for task in done if task.stage in ("finetune", "pretrain")]
+  drawing = [task for task in done if task.stage in only]
   if not drawing:
     names = ", ".join(task.name for task in done) or "no stage"
     raise UserError(
-      f"{directory} has finished {names}, and drawing needs pretrain or finetune; "
+      f"{directory} has finished {names}, and drawing needs {' or '.join(only)}; "
       "run imgtx_jax.main with the same config and --workdir to go on"
     )
   last = drawing[-1]
