@@ -11,16 +11,20 @@ from imgtx_jax.errors import UserError
 from imgtx_jax.stages import STAGES, build
 
 SCORES = ("logit", "class")
+DRAWING = tuple(name for name, stage in STAGES.items() if stage.draws_with)
 
 
-def load(directory, config, class_names):
-  """(the last finished stage that can draw, the results of the stages up to it)."""
+def load(directory, config, class_names, only=DRAWING):
+  """(the last finished stage that can draw, the results of the stages up to it).
+
+  only: the names of the stages to choose among.
+  """
   done = workdir.finished(config, directory)
-  drawing = [task for task in done if STAGES[task.stage].draws_with]
+  drawing = [task for task in done if task.stage in only]
   if not drawing:
     names = ", ".join(task.name for task in done) or "no stage"
     raise UserError(
-      f"{directory} has finished {names}, and drawing needs pretrain, finetune or gan; "
+      f"{directory} has finished {names}, and drawing needs {' or '.join(only)}; "
       "run imgtx_jax.main with the same config and --workdir to go on"
     )
   last = drawing[-1]

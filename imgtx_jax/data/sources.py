@@ -44,6 +44,14 @@ def open_source(name, *, split, path="", seed=0):
   raise UserError(f'unknown data source "{name}": use "emoji", "folder" or "tfds:NAME"')
 
 
+def open_files(path):
+  """Every image in a folder and below it, in the order of their paths, without classes."""
+  files = sorted(os.path.normpath(file) for file in _images(path, ""))
+  if not files:
+    raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)}): name a folder of images")
+  return FolderSource(path, files, np.zeros(len(files)), [""])
+
+
 class Source(abc.ABC):
   """A sequence of examples with class names."""
 

@@ -1,0 +1,218 @@
+"""The command on a work directory: every metric, the sweep, and what it refuses."""
+
+import json
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgtx_jax import evaluate, features, sample
+from imgtx_jax.errors import UserError
+from imgtx_jax.evaluation import evaluation, networks, subject
+from imgtx_jax.features import FeatureNetwork
+from imgtx_jax.pictures import save_grid
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+NAMES = [str(i) for i in range(9)]  # as many as the emoji have
+_BUILT = {}
+
+
+@pytest.fixture
+def trained(tiny_config, tmp_path_factory, untrained_workdir):
+  """A work directory of finished stages with random weights."""
+  if not _BUILT:
+    _BUILT["work"] = tmp_path_factory.mktemp("work")
+    untrained_workdir(tiny_config.lock(), _BUILT["work"], NAMES)
+  return _BUILT["work"]
+
+
+def load_tiny(name):
+  """A network of projected colours, whatever the name."""
+  matrix = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+
+  def apply(params, images):
+    blocks = images.astype(jnp.float32).reshape(len(images), 2, 8, 2, 8, 3) / 255
+    return {"features": blocks.mean((2, 4)).reshape(len(images), -1) @ params}
+
+  return FeatureNetwork("tiny", "FD-Tiny", "none", "ab" * 32, matrix, apply)
+
+
+@pytest.fixture
+def run(trained, monkeypatch, tmp_path):
+  """run(flag=value, …) as the command line does; returns evaluation.json."""
+  defaults = dict(
+    workdir=str(trained),
+    stage="",
+    metrics="",
+    num=20,
+    reference="",
+    reference_num=40,
+    samples="",
+    network="",
+    image_size=0,
+    prefix=None,
+    guidance=None,
+    labels="",
+    seed=0,
+    batch_size=8,
+    kid_subset_size=10,
+    splits=2,
+    out=str(tmp_path / "out"),
+    save_npz="",
+    save_stats="",
+    sweep="",
+    **dict.fromkeys(sample.DECODING),
+  )
+  monkeypatch.setenv("IMGTX_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setattr(features, "load", load_tiny)
+
+  class Flags(types.SimpleNamespace):
+    def __getitem__(self, name):
+      return types.SimpleNamespace(value=getattr(self, name))
+
+  def call(**values):
+    chosen = Flags(**(defaults | values))
+    monkeypatch.setattr(evaluate, "FLAGS", chosen)
+    monkeypatch.setattr(sample, "FLAGS", chosen)
+    evaluate.main()
+    path = tmp_path / "out" / ("sweep.json" if chosen.sweep else "evaluation.json")
+    return json.loads(path.read_text())
+
+  return call
+
+
+def test_every_metric_of_a_work_directory(run, tmp_path, capsys):
+  found = run(prefix=2, cfg_scale=1.5, save_npz=str(tmp_path / "samples.npz"))
+  by_metric = {}
+  for name, figure in found["figures"].items():
+    by_metric.setdefault(figure["metric"], []).append(name)
+    assert np.isfinite(figure["value"])
+  assert set(by_metric) == {
+    "frechet",
+    "kid",
+    "precision_recall",
+    "class_accuracy",
+    "reconstruction",
+    "codes",
+    "nearest",
+  }
+  assert {"rFD-Tiny", "PSNR (dB)", "SSIM"} <= set(by_metric["reconstruction"])
+  assert by_metric["codes"] == ["code usage", "code perplexity", "bits per code (GPT)"]
+  samples = found["protocol"]["samples"]
+  assert samples["prefix"] == 2 and samples["of_codes"] == 16 and samples["seed"] == 0
+  assert samples["decoding"]["cfg_scale"] == 1.5 and samples["stage"] == "finetune"
+  assert samples["labels"].startswith("data:")
+  assert found["protocol"]["reference"]["split"] == "train"
+  assert found["protocol"]["held_out"]["count"] == 20
+  assert found["timing"]["drawing_seconds_an_image"] > 0
+  assert (tmp_path / "out" / "nearest.png").exists()
+  shown = capsys.readouterr().out
+  assert "left out sfid" in shown and "rFD-Tiny" in shown
+  # The written samples are the drawn ones: the same distance.
+  npz = str(tmp_path / "samples.npz")
+  again = run(samples=npz, metrics="frechet, class_accuracy", out=str(tmp_path / "out"))
+  assert set(again["figures"]) == {"FD-Tiny", by_metric["class_accuracy"][0]}
+  for name, figure in again["figures"].items():
+    assert figure["value"] == pytest.approx(found["figures"][name]["value"], rel=1e-6)
+
+
+def test_a_sweep_and_its_plot(run, tmp_path):
+  found = run(sweep="prefix=0,2", metrics="frechet,precision_recall", num=8, cfg_scale=1.5)
+  assert [e["value"] for e in found["evaluations"]] == [0, 2]
+  prefixes = [e["protocol"]["samples"]["prefix"] for e in found["evaluations"]]
+  assert found["option"] == "prefix" and prefixes == [0, 2]
+  assert (tmp_path / "out" / "sweep.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_the_tokenizer_alone(run, monkeypatch):
+  monkeypatch.setattr(networks.lpips_weights, "available", lambda: False)
+  found = run(stage="tokenizer", num=12)
+  assert {f["metric"] for f in found["figures"].values()} == {"reconstruction", "codes"}
+  assert not {"bits per code (GPT)", "LPIPS (vgg)"} & set(found["figures"])
+  with pytest.raises(UserError, match="has only a tokenizer"):
+    run(stage="tokenizer", sweep="prefix=0")
+
+
+def test_labels_in_turn_or_as_in_the_data(trained):
+  model = subject.load_model(str(trained))
+  labels, rule = subject.draw_labels(model, 20, "balanced", 0)
+  assert labels.tolist() == [i % 9 for i in range(20)] and rule.startswith("balanced")
+  labels, rule = subject.draw_labels(model, 500, "", 0)
+  data = subject.data_labels(model.config, True)
+  shares = np.bincount(labels, minlength=9) / 500 - np.bincount(data, minlength=9) / len(data)
+  assert rule.startswith("data") and np.abs(shares).max() <= 1.01 / 500
+  assert not np.array_equal(labels, np.sort(labels))
+
+
+@pytest.mark.parametrize(
+  "values, words",
+  [
+    (dict(num=0), "--num=0 is under 1"),
+    (dict(workdir=""), "nothing to evaluate: give --workdir, or --samples"),
+    (dict(workdir="nowhere"), "nowhere holds no config.json"),
+    (dict(samples="nowhere"), "nowhere is no folder of images"),
+    (dict(reference="nowhere"), "nowhere is no folder of images"),
+    (dict(sweep="prefix=0", samples="a.npz"), "--sweep draws anew for each value"),
+    (dict(sweep="prefix=0", save_npz="a.npz"), "leave --save_npz and --save_stats out"),
+    (dict(sweep="prefix=0", metrics="codes"), "--sweep with --metrics=codes"),
+    (dict(prefix=17), "--prefix=17 is outside 0 … 16"),
+    (dict(top_p=2.0), "--top_p=2.0 is outside 0 … 1"),
+    (dict(metrics="kid", num=5), "--metrics=kid cannot be had: 5 samples"),
+  ],
+)
+def test_bad_input(values, words, run):
+  with pytest.raises(UserError, match=words):
+    run(**values)
+
+
+def test_broken_off_while_drawing(run, monkeypatch, tmp_path):
+  from imgtx_jax.evaluation import feature_store
+
+  monkeypatch.setattr(feature_store, "SHARD", 8)
+  options = dict(metrics="frechet,class_accuracy", prefix=2, cfg_scale=1.5)
+  whole = run(**options, out=str(tmp_path / "out"))
+  (tmp_path / "out" / "evaluation.json").unlink()
+  for path in (tmp_path / "out" / "features").glob("*/*0001.npz"):
+    path.unlink()  # the second of three shards was not written yet
+  for path in (tmp_path / "out" / "features").glob("*/moments*.npz"):
+    path.unlink()
+  drawn = []
+  draw = evaluation.Evaluator._fill
+
+  def fill(self, title, images, wanted):
+    self.report = lambda title, done, total: drawn.append((title, total))
+    draw(self, title, images, wanted)
+
+  monkeypatch.setattr(evaluation.Evaluator, "_fill", fill)
+  again = run(**options, out=str(tmp_path / "out"))
+  assert drawn == [("samples", 8)]
+  assert (again["figures"], again["protocol"]) == (whole["figures"], whole["protocol"])
+
+
+def test_two_folders_without_a_work_directory(run, smooth_images, tmp_path):
+  for name, seed in (("a", 1), ("b", 2)):
+    for i, image in enumerate(smooth_images(12, 16, seed)):
+      save_grid(image[None], tmp_path / name / f"{i}.png", gutter=0)
+  folders = dict(samples=str(tmp_path / "a"), reference=str(tmp_path / "b"))
+  found = run(workdir="", **folders, num=10)
+  assert {f["metric"] for f in found["figures"].values()} == {
+    "frechet",
+    "kid",
+    "precision_recall",
+  }
+  assert found["protocol"]["samples"]["count"] == 10
+  assert found["protocol"]["reference"]["count"] == 12
+  with pytest.raises(UserError, match="samples are 16×16 and the reference 12×12"):
+    run(workdir="", samples=folders["samples"], reference=crop(tmp_path / "b", tmp_path / "c"))
+  assert run(workdir="", **folders, image_size=16)["protocol"]["samples"]["size"] == [16, 16]
+
+
+def crop(folder, to):
+  """The images of a folder at 12×12, in another."""
+  for path in folder.glob("*.png"):
+    with Image.open(path) as image:
+      save_grid(np.asarray(image)[None, :12, :12], to / path.name, gutter=0)
+  return str(to)
