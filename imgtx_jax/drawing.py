@@ -28,6 +28,27 @@ def load(directory, config, class_names):
   return stage, workdir.results(directory, done[: done.index(last) + 1])
 
 
+def load_finetuned(directory, config, class_names, use):
+  """(the FinetuneStage, the results of tokenizer and of the last finished finetune) of a work
+  directory. use: what needs the discriminator, for the UserError where none is trained yet."""
+  done = workdir.finished(config, directory)
+  if not any(task.stage == "finetune" for task in done):
+    names = ", ".join(task.name for task in done) or "no stage"
+    raise UserError(
+      f"{directory} has finished {names}, and {use} needs finetune, which trains the "
+      "discriminator; run imgtx_jax.main with the same config and --workdir to go on"
+    )
+  needed = [task for task in done if task.stage in ("tokenizer", "finetune")]
+  stage = build("finetune", config, len(class_names))
+  return stage, workdir.results(directory, needed)
+
+
+def check_prefix(stage, prefix):
+  """UserError unless prefix is a number of the stage's codes."""
+  if not 0 <= prefix <= stage.num_codes:
+    raise UserError(f"--prefix={prefix} is outside 0 … {stage.num_codes}, the codes of an image")
+
+
 class Drawer:
   """Draws images of labels at one prefix k.
 
@@ -100,16 +121,21 @@ class Drawer:
     return self._in_batches(self._judges[score], {"image": images, "label": labels})
 
   def _in_batches(self, run, batch):
-    """run over a batch of any length, in batches of one size; the last is filled up."""
-    total = len(batch["label"])
-    # One program serves them all; fewer images than a batch need no larger one.
-    devices = jax.local_device_count()
-    size = min(self.batch_size, -(-total // devices) * devices)
-    parts = []
-    for start in range(0, total, size):
-      rows = np.arange(start, start + size) % total
-      parts.append(jax.device_get(run(jax.tree.map(lambda x, r=rows: x[r], batch))))
-    return jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts)
+    return in_batches(run, batch, self.batch_size)
+
+
+def in_batches(run, batch, batch_size):
+  """run over a batch of any length, NumPy arrays with a row an example, in batches of one size; the
+  last is filled up with rows that are dropped again. Returns NumPy arrays."""
+  total = len(batch["label"])
+  # One program serves them all; fewer images than a batch need no larger one.
+  devices = jax.local_device_count()
+  size = min(-(-batch_size // devices) * devices, -(-total // devices) * devices)
+  parts = []
+  for start in range(0, total, size):
+    rows = np.arange(start, start + size) % total
+    parts.append(jax.device_get(run(jax.tree.map(lambda x, r=rows: x[r], batch))))
+  return jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts)
 
 
 def first_rows(stage, results, image, keep_rows):

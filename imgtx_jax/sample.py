@@ -91,8 +91,7 @@ def check_flags():
 
 def check_prefix(stage, prefix):
   """UserError unless the stage can draw at this prefix."""
-  if not 0 <= prefix <= stage.num_codes:
-    raise UserError(f"--prefix={prefix} is outside 0 … {stage.num_codes}, the codes of an image")
+  drawing.check_prefix(stage, prefix)
   if stage.name == "pretrain" and prefix != stage.num_codes:
     raise UserError(
       f"--prefix={prefix} needs the finetune stage, and {FLAGS.workdir} has only finished "
