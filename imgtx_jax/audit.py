@@ -96,9 +96,9 @@ def _gather(examiner, drawer, config, classes, num):
   def source(split):
     return open_source(data.source, split=split, path=data.path, seed=config.seed)
 
-  def examine(name, chunks, with_features=False):
+  def examine(name, chunks):
     began = time.monotonic()
-    found = examiner.examine(chunks, with_features)
+    found = examiner.examine(chunks)
     print(f"{name}: {len(found)} images in {time.monotonic() - began:.1f} s", flush=True)
     return found
 
@@ -110,9 +110,9 @@ def _gather(examiner, drawer, config, classes, num):
   held = audit_sets.spread(held_out, max(num, HELD_OUT))
   size = examiner.batch_size
   sets = {
-    "samples": examine("samples of all classes", audit_sets.drawn(drawer, labels, 0), True),
+    "samples": examine("samples of all classes", audit_sets.drawn(drawer, labels, 0)),
     "unconditional": examine("samples without a label", audit_sets.drawn(drawer, none, num)),
-    "training": examine("training images", audit_sets.read(training, indices, data, size), True),
+    "training": examine("training images", audit_sets.read(training, indices, data, size)),
     "held_out": examine("held-out images", audit_sets.read(held_out, held, data, size)),
   }
   if counts is None:
@@ -121,31 +121,48 @@ def _gather(examiner, drawer, config, classes, num):
 
 
 def _class_figures(sets, class_names, data_counts, seed):
-  """{"confusion": {"real", "samples"}, "classes": […], "unconditional": […]} of audit.json."""
-  count = len(class_names)
+  """{"confusion", "unconditional": of the class head, "by_features", "classes"} of audit.json."""
   held_out, samples = sets["held_out"], sets["samples"]
-  real = class_metrics.confusion(held_out.labels, held_out.answer, count)
-  own = class_metrics.confusion(samples.labels, samples.answer, count)
+  head = _sorted(sets, class_names, data_counts, lambda found: found.answer)
+  by_features = None
+  if samples.features is not None:
+    training = sets["training"]
+    predict = class_metrics.discriminant(training.features, training.labels, len(class_names))
+    by_features = _sorted(sets, class_names, data_counts, lambda found: predict(found.features))
+  real, own = (np.array(head["confusion"][key]) for key in ("real", "samples"))
+  rows = [
+    {
+      "name": name,
+      "data_count": int(data_counts[i]),
+      "held_out": int(real[i].sum()),
+      "samples": int(own[i].sum()),
+      "recognised_real": _share(real[i, i], real[i].sum()),
+      "recognised_samples": _share(own[i, i], own[i].sum()),
+      "told_apart": class_metrics.share_above(
+        held_out.logit[held_out.labels == i], samples.logit[samples.labels == i]
+      ),
+      "distance": _distance(samples, sets["training"], i, seed),
+    }
+    for i, name in enumerate(class_names)
+  ]
+  return head | {"by_features": by_features, "classes": rows}
+
+
+def _sorted(sets, class_names, data_counts, answers):
+  """{"confusion": {"names", "real", "samples", "mean_accuracy"}, "unconditional"} by one
+  classifier: answers(ImageSet) → int [n]."""
+  count = len(class_names)
+  counts = {
+    key: class_metrics.confusion(sets[name].labels, answers(sets[name]), count)
+    for key, name in (("real", "held_out"), ("samples", "samples"))
+  }
   shares = data_counts / max(data_counts.sum(), 1)
-  answers = np.bincount(sets["unconditional"].answer, minlength=count)
-  rows = class_metrics.favour(answers, shares, real)
+  unlabelled = np.bincount(answers(sets["unconditional"]), minlength=count)
+  rows = class_metrics.favour(unlabelled, shares, counts["real"])
+  confusion = {"names": list(class_names)} | {key: c.tolist() for key, c in counts.items()}
+  confusion["mean_accuracy"] = class_metrics.mean_accuracy(counts["real"])
   return {
-    "confusion": {"names": list(class_names), "real": real.tolist(), "samples": own.tolist()},
-    "classes": [
-      {
-        "name": name,
-        "data_count": int(data_counts[i]),
-        "held_out": int(real[i].sum()),
-        "samples": int(own[i].sum()),
-        "recognised_real": _share(real[i, i], real[i].sum()),
-        "recognised_samples": _share(own[i, i], own[i].sum()),
-        "told_apart": class_metrics.share_above(
-          held_out.logit[held_out.labels == i], samples.logit[samples.labels == i]
-        ),
-        "distance": _distance(samples, sets["training"], i, seed),
-      }
-      for i, name in enumerate(class_names)
-    ],
+    "confusion": confusion,
     "unconditional": [{"name": name} | row for name, row in zip(class_names, rows, strict=True)],
   }
 

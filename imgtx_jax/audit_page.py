@@ -31,11 +31,7 @@ def render(title, audit, pictures):
     ranked=_ranked(audit["classes"]),
     listed=LISTED,
     matrices=len(names) <= MATRIX,
-    confusions=[
-      _confusion(names, np.array(audit["confusion"][key]), words)
-      for key, words in (("real", "held-out images"), ("samples", "samples"))
-    ],
-    bars=_bars(audit["unconditional"]),
+    judges=_judges(audit),
     looks=[_looks(name, audit["looks"][name], pictures[name]) for name in ("real", "samples")],
     thumbnails=_thumbnails(pictures["corrupted"]),
     strongest=max((abs(row["real"]["shift"]) for row in audit["stability"]), default=0) or 1.0,
@@ -58,6 +54,26 @@ def _ranked(rows):
     return kernel, math.inf if seen is None else seen
 
   return sorted(rows, key=key)
+
+
+def _judges(audit):
+  """The class head and the discriminant on features: confusions and class-unconditional shares."""
+  judges = [("the class head", audit)]
+  if audit["by_features"]:
+    who = f"the discriminant on {audit['protocol']['network']['name']} features"
+    judges.append((who, audit["by_features"]))
+  return [
+    {
+      "who": who,
+      "mean_accuracy": found["confusion"]["mean_accuracy"],
+      "confusions": [
+        _confusion(found["confusion"]["names"], np.array(found["confusion"][key]), words)
+        for key, words in (("real", "held-out images"), ("samples", "samples"))
+      ],
+      "bars": _bars(found["unconditional"]),
+    }
+    for who, found in judges
+  ]
 
 
 def _confusion(names, counts, words):

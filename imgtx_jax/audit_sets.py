@@ -53,12 +53,11 @@ class Examiner:
     """Heat maps: see heat.look."""
     return self._in_batches(self._look, images, labels)
 
-  def examine(self, chunks, with_features):
+  def examine(self, chunks):
     """The ImageSet of chunks (images uint8 [n, H, W, 3], labels int [n])."""
-    extract = self._extract if with_features else None
     parts, images, kept = [], [], 0
     for chunk, labels in chunks:
-      found = {"features": extract(chunk)["features"]} if extract else {}
+      found = {"features": self._extract(chunk)["features"]} if self._extract else {}
       found |= zip(("logit", "answer", "probability"), self.judge(chunk, labels), strict=True)
       parts.append(found | {"labels": labels})
       images.append(chunk[: max(KEPT - kept, 0)])

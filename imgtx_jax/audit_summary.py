@@ -32,8 +32,8 @@ def _describe(row, network):
   if row["distance"]:
     ours, real = row["distance"]["samples"], row["distance"]["real"]
     parts.append(
-      f"kernel distance {ours['kernel']:.3g} (halves of real images {real['kernel']:.2g} "
-      f"± {real['kernel_deviation']:.2g})"
+      f"kernel distance {ours['kernel']:.2f} (halves of real images {signed(real['kernel'])} "
+      f"± {real['kernel_deviation']:.2f})"
     )
     parts.append(f"{network['label']} {ours['frechet']:.3g} (halves {real['frechet']:.3g})")
     if ours["precision"] is not None:
@@ -46,32 +46,59 @@ def _describe(row, network):
 
 def _biases(audit):
   """Sentences, one a kind of bias, each with its figures."""
-  found = _favoured(audit["unconditional"], audit["protocol"]["num"])
-  names = audit["confusion"]["names"]
-  for key, who in (("real", "held-out images"), ("samples", "samples")):
-    found += _confused(np.array(audit["confusion"][key]), names, who)
+  found = [_head(audit["confusion"])]
+  judges = [("the class head", audit)]
+  if audit["by_features"]:
+    who = f"a discriminant on {audit['protocol']['network']['name']} features"
+    # A class head that guesses would only repeat that it does.
+    judges = judges if _is_trusted(audit["confusion"]) else []
+    judges = [*judges, (who, audit["by_features"])]
+  for who, judge in judges:
+    found += _favoured(judge["unconditional"], audit["protocol"]["num"], who)
+    for key, words in (("real", "held-out images"), ("samples", "samples")):
+      counts, names = np.array(judge["confusion"][key]), judge["confusion"]["names"]
+      found += _confused(counts, names, words, who)
   found += _told_apart(audit["classes"])
   found += _unstable(audit["stability"])
   return found + _edges(audit["looks"])
 
 
-def _favoured(rows, num):
+def _is_trusted(confusion):
+  """Whether a classifier is clearly better than guessing, as a mean over classes."""
+  return confusion["mean_accuracy"] >= 1.5 / len(confusion["names"])
+
+
+def _head(confusion):
+  """How far the class head can be trusted, as a sentence."""
+  counts, accuracy = np.array(confusion["real"]), confusion["mean_accuracy"]
+  total, answers = counts.sum(), counts.sum(axis=0)
+  most, guessing = int(np.argmax(answers)), 1 / len(counts)
+  doubt = "" if _is_trusted(confusion) else "; what rests on its answers says little"
+  return (
+    f"The class head is right on {np.trace(counts) / total:.0%} of held-out images, on "
+    f"{accuracy:.0%} as a mean over classes (guessing: {guessing:.0%}); it says "
+    f"{confusion['names'][most]} of {answers[most] / total:.0%}, and "
+    f"{counts[most].sum() / total:.0%} are{doubt}."
+  )
+
+
+def _favoured(rows, num, who):
   sentences = []
   ordered = sorted(rows, key=lambda row: row["deviations"])
   for verdict, some in (("favoured", ordered[::-1]), ("dropped", ordered)):
     some = [row for row in some if row["verdict"] == verdict][:_NAMED]
     for row in some:
       sentences.append(
-        f"Without a label {row['name']} is {verdict}: {row['share']:.0%} of {num} samples "
-        f"(95%: {row['low']:.0%} to {row['high']:.0%}), where the class head would say so of "
+        f"Without a label {row['name']} is {verdict}: {who} finds it in {row['share']:.0%} of "
+        f"{num} samples (95%: {row['low']:.0%} to {row['high']:.0%}) and would in "
         f"{row['expected']:.0%} of real images."
       )
   if not sentences:
-    sentences.append(f"Without a label no class of {num} samples is favoured beyond chance.")
+    sentences.append(f"Without a label {who} finds no class favoured in {num} samples.")
   return sentences
 
 
-def _confused(counts, names, who):
+def _confused(counts, names, words, who):
   """The strongest confusion, of classes with at least 5 images."""
   totals = counts.sum(axis=1)
   shares = counts / np.maximum(totals, 1)[:, None] * (totals >= 5)[:, None]
@@ -79,10 +106,8 @@ def _confused(counts, names, who):
   i, j = np.unravel_index(np.argmax(shares), shares.shape)
   if shares[i, j] == 0:
     return []
-  return [
-    f"The class head takes {shares[i, j]:.0%} of the {who} of {names[i]} for {names[j]} "
-    f"({counts[i, j]} of {totals[i]})."
-  ]
+  taken = f"takes {shares[i, j]:.0%} of the {words} of {names[i]} for {names[j]}"
+  return [f"{who[0].upper()}{who[1:]} {taken} ({counts[i, j]} of {totals[i]})."]
 
 
 def _told_apart(rows):
@@ -131,4 +156,4 @@ def percent(share):
 
 def signed(value):
   """Two decimals with a sign: +0.52, −1.30."""
-  return f"{value:+.2f}".replace("-", "\u2212")
+  return f"{round(value, 2) + 0.0:+.2f}".replace("-", "\u2212")

@@ -55,8 +55,8 @@ def _crop(image, amount, draw):
 CORRUPTIONS = {
   "brighter": Corruption(_brighten, (0.1, 0.2, 0.4), "+{:.0%} of white"),
   "darker": Corruption(_brighten, (-0.1, -0.2, -0.4), "{:.0%} of white"),
-  "blur": Corruption(_blur, (0.02, 0.04, 0.08), "deviation {:.0%} of the side"),
-  "noise": Corruption(_add_noise, (0.04, 0.08, 0.16), "deviation {:.0%} of white"),
+  "blur": Corruption(_blur, (0.02, 0.04, 0.08), "{:.0%} of the side"),
+  "noise": Corruption(_add_noise, (0.04, 0.08, 0.16), "{:.0%} of white"),
   "JPEG": Corruption(_compress, (75, 40, 10), "quality {:.0f}"),
   "crop": Corruption(_crop, (0.05, 0.1, 0.2), "{:.0%} off each edge"),
 }

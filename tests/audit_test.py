@@ -87,6 +87,10 @@ def test_counts(found, trained):
   assert np.sum(figures["confusion"]["samples"], axis=1).tolist() == [5] * 4 + [4] * 5
   assert sum(row["count"] for row in figures["unconditional"]) == NUM
   assert sum(row["expected"] for row in figures["unconditional"]) == pytest.approx(1)
+  by_features = figures["by_features"]
+  assert sum(row["count"] for row in by_features["unconditional"]) == NUM
+  assert np.sum(by_features["confusion"]["samples"], axis=1).tolist() == [5] * 4 + [4] * 5
+  assert by_features["confusion"]["mean_accuracy"] > 1.5 / 9  # mean colours tell classes apart
   assert figures["protocol"]["images"] == {
     "samples": NUM,
     "unconditional": NUM,
@@ -165,8 +169,8 @@ def test_summary_names_the_worst_classes_and_the_biases(found):
   names = figures["confusion"]["names"]
   counts = np.diag([10] * 9)
   counts[2, 4] = 30
-  figures["confusion"]["real"] = counts.tolist()
-  for row in figures["unconditional"]:
+  figures["confusion"] |= {"real": counts.tolist(), "mean_accuracy": 8.25 / 9}
+  for row in figures["unconditional"] + figures["by_features"]["unconditional"]:
     row |= {"verdict": "", "deviations": 0.0}
   figures["unconditional"][6] |= {"verdict": "favoured", "deviations": 9.0, "share": 0.77}
   for row in figures["stability"]:
@@ -175,9 +179,13 @@ def test_summary_names_the_worst_classes_and_the_biases(found):
   blur[2]["real"] |= {"unchanged": 0.25, "shift": -1.5}
   summary = summarize(figures)
   assert [row["name"] for row in summary["worst"]] == [names[i] for i in (1, 3, 5, 6, 8)]
-  assert "kernel distance 0.9 " in summary["worst"][0]["text"]
+  assert "kernel distance 0.90 (" in summary["worst"][0]["text"]
   text = " ".join(summary["biases"])
-  assert f"Without a label {names[6]} is favoured: 77% of 40 samples" in text
+  assert f"Without a label {names[6]} is favoured: the class head finds it in 77% of 40" in text
+  assert "no class favoured in 40 samples" in text  # by features
+  # 10 right of 120, all but class 2 in full; 40 answers are class 4's, and 10 images.
+  assert "right on 75% of held-out images, on 92% as a mean over classes (guessing: 11%)" in text
+  assert f"it says {names[4]} of 33%, and 8% are." in text
   assert f"takes 75% of the held-out images of {names[2]} for {names[4]} (30 of 40)" in text
   assert "hold least under blur: they change on 75% of real images at strength 3" in text
   assert "moves most under blur at strength 3" in text and "−1.50 of its deviations" in text
@@ -190,7 +198,8 @@ def test_many_classes_are_listed_not_drawn(found):
   names = [f"class {i}" for i in range(count)]
   counts = np.diag([8] * count)
   counts[3, 7] = 2
-  figures["confusion"] = {"names": names, "real": counts.tolist(), "samples": counts.tolist()}
+  figures["confusion"] |= {"names": names, "real": counts.tolist(), "samples": counts.tolist()}
+  figures["by_features"] = None
   image = np.zeros((8, 8, 3), np.uint8)
   shown = {"image": image, "attention": np.ones((2, 2))}
   shown |= {"logit": np.ones((8, 8)), "class": np.ones((8, 8))}

@@ -68,6 +68,35 @@ def favour(counts, data_shares, real_confusion):
   return rows
 
 
+def mean_accuracy(counts):
+  """Mean over classes of the share that is right, of a confusion int [K, K]; classes without an
+  image do not count. Guessing, and always giving one answer, reach 1/K."""
+  counts = np.asarray(counts)
+  totals = counts.sum(axis=1)
+  return float(np.mean(np.diag(counts)[totals > 0] / totals[totals > 0]))
+
+
+def discriminant(features, labels, classes, shrinkage=0.3):
+  """A linear discriminant of features [n, D] with labels int [n]: predict([m, D]) → int [m].
+
+  Classes have equal priors and share a covariance, which is shrunk by `shrinkage` towards a
+  multiple of the identity: there may be fewer images than features. A class without an image is
+  never the answer.
+  """
+  features, labels = np.asarray(features, np.float64), np.asarray(labels)
+  counts = np.bincount(labels, minlength=classes)
+  means = np.zeros((classes, features.shape[1]))
+  np.add.at(means, labels, features)
+  means /= np.maximum(counts, 1)[:, None]
+  rest = features - means[labels]
+  covariance = rest.T @ rest / max(len(rest) - np.count_nonzero(counts), 1)
+  scale = max(np.trace(covariance) / len(covariance), 1e-12)
+  covariance = (1 - shrinkage) * covariance + shrinkage * scale * np.eye(len(covariance))
+  weights = np.linalg.solve(covariance, means.T)  # [D, K]
+  offsets = np.where(counts > 0, -0.5 * np.sum(means.T * weights, axis=0), -np.inf)
+  return lambda x: np.argmax(np.asarray(x, np.float64) @ weights + offsets, axis=1)
+
+
 def within_deviation(values, labels):
   """Standard deviation of values [n] around the mean of their own label, int [n]; of all around
   their mean where no label has two."""

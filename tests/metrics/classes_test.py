@@ -47,6 +47,22 @@ def test_few_held_out_images_widen_the_doubt():
   assert [row["expected"] for row in unknown] == shares and unknown[0]["verdict"] == ""
 
 
+def test_mean_accuracy():
+  assert classes.mean_accuracy([[8, 2, 0], [1, 1, 0], [0, 0, 0]]) == pytest.approx(0.65)
+  assert classes.mean_accuracy([[90, 0], [10, 0]]) == 0.5
+
+
+def test_discriminant_with_fewer_images_than_features():
+  draw = np.random.default_rng(0)
+  centres = draw.normal(size=(4, 60)) * [[1], [1], [1], [0]]
+  labels = np.repeat([0, 1, 2], 10)
+  predict = classes.discriminant(centres[labels] + draw.normal(size=(30, 60)), labels, 4)
+  others = np.repeat([0, 1, 2], 50)
+  found = predict(centres[others] + draw.normal(size=(150, 60)))
+  assert np.mean(found == others) > 0.95
+  assert not np.any(predict(draw.normal(size=(50, 60))) == 3)
+
+
 def test_deviation_within_labels():
   values, labels = [1.0, 3.0, 11.0, 13.0], [0, 0, 1, 1]
   assert classes.within_deviation(values, labels) == pytest.approx(np.sqrt(2))
