@@ -77,7 +77,8 @@ def looks(examiner, sets, class_names):
   """
   figures, pictures = {"edge_area": None}, {}
   for name, found in sets.items():
-    images, labels = found.images[:AVERAGED], found.labels[:AVERAGED]
+    images = found.images[:AVERAGED]
+    labels = found.labels[: len(images)]
     maps = examiner.look(images, labels)
     self_share = 1.0 - float(maps["attention"].sum(axis=(1, 2)).mean())
     # Each image counts the same, however steep its gradient.
