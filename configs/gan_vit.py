@@ -11,8 +11,9 @@
 
 Theirs: FID 4.92 on CIFAR-10. Taken over: a discriminator with attention by distance, queries tied
 to keys, spectral norms held at their first values, and patches that overlap; non-saturating loss,
-DiffAugment, balanced consistency, batch 128. Other than theirs: the penalty is on real and generated images (R1 and R2),
-the generator decodes patches linearly with a light convolution, and knows the class.
+DiffAugment, balanced consistency, batch 128. Other than theirs: the penalty is on real and
+generated images (R1 and R2), the generator decodes patches linearly with a light convolution, and
+knows the class.
 
 Hours: not run.
 """

@@ -9,6 +9,7 @@ from imgtx_jax import parallel, rng, workdir
 from imgtx_jax.data import transforms
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import STAGES, build
+from imgtx_jax.stages.generating import GeneratingStage
 
 SCORES = ("logit", "class")
 DRAWING = tuple(name for name, stage in STAGES.items() if stage.draws_with)
@@ -30,6 +31,30 @@ def load(directory, config, class_names, only=DRAWING):
   last = drawing[-1]
   stage = build(last.stage, config, len(class_names))
   return stage, workdir.results(directory, done[: done.index(last) + 1])
+
+
+def load_judging(directory, config, class_names, use):
+  """(the last finished stage that trained a discriminator and a generator, the results that it
+  draws with) of a work directory. use: what needs them, for the UserError where there is none."""
+  done = workdir.finished(config, directory)
+  judging = [task for task in done if issubclass(STAGES[task.stage], GeneratingStage)]
+  if not judging:
+    names = ", ".join(task.name for task in done) or "no stage"
+    raise UserError(
+      f"{directory} has finished {names}, and {use} needs finetune or gan, which train the "
+      "discriminator; run imgtx_jax.main with the same config and --workdir to go on"
+    )
+  stage = build(judging[-1].stage, config, len(class_names))
+  needed = [task for task in done if task.stage in ("tokenizer", stage.name)]
+  return stage, workdir.results(directory, needed)
+
+
+def check_prefix(stage, prefix):
+  """UserError unless prefix is a number of the stage's codes."""
+  if prefix and not stage.num_codes:
+    raise UserError(f"--prefix={prefix}: the {stage.name} stage draws without codes; leave it out")
+  if not 0 <= prefix <= stage.num_codes:
+    raise UserError(f"--prefix={prefix} is outside 0 … {stage.num_codes}, the codes of an image")
 
 
 class Drawer:
@@ -104,16 +129,21 @@ class Drawer:
     return self._in_batches(self._judges[score], {"image": images, "label": labels})
 
   def _in_batches(self, run, batch):
-    """run over a batch of any length, in batches of one size; the last is filled up."""
-    total = len(batch["label"])
-    # One program serves them all; fewer images than a batch need no larger one.
-    devices = jax.local_device_count()
-    size = min(self.batch_size, -(-total // devices) * devices)
-    parts = []
-    for start in range(0, total, size):
-      rows = np.arange(start, start + size) % total
-      parts.append(jax.device_get(run(jax.tree.map(lambda x, r=rows: x[r], batch))))
-    return jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts)
+    return in_batches(run, batch, self.batch_size)
+
+
+def in_batches(run, batch, batch_size):
+  """run over a batch of any length, NumPy arrays with a row an example, in batches of one size; the
+  last is filled up with rows that are dropped again. Returns NumPy arrays."""
+  total = len(batch["label"])
+  # One program serves them all; fewer images than a batch need no larger one.
+  devices = jax.local_device_count()
+  size = min(-(-batch_size // devices) * devices, -(-total // devices) * devices)
+  parts = []
+  for start in range(0, total, size):
+    rows = np.arange(start, start + size) % total
+    parts.append(jax.device_get(run(jax.tree.map(lambda x, r=rows: x[r], batch))))
+  return jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts)
 
 
 def first_rows(stage, results, image, keep_rows):

@@ -8,6 +8,8 @@ Without --workdir it compares --samples with --reference.
 the tokenizer: rFD, PSNR, SSIM, LPIPS), codes (usage, bits), nearest (nearest training images, with
 a picture); by default all that can be had. A figure carries its network's name: FID is that of the
 published InceptionV3 weights alone. --sweep=cfg_scale=1,1.5,2 repeats it all for each value.
+--audit writes audit.html instead: classes done badly, favoured or dropped, and what the
+discriminator judges by.
 
 Features are kept beside the results: the same command after a kill goes on where it was, and gives
 the same figures. References' are shared through $IMGTX_CACHE, where it is set.
@@ -20,18 +22,22 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from imgtx_jax import command, features, sample
+from imgtx_jax import audit, command, features, sample, sampling, workdir
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluation import evaluation, image_sets, reference, subject, sweep
 from imgtx_jax.evaluation.figures import Settings
 from imgtx_jax.importers import inception
 
 FLAGS = flags.FLAGS
+AUDIT_NUM = 2000  # samples with a label, and as many without
 
 
 def main():
   """Evaluates what the flags ask for and writes it."""
   check_flags()
+  if FLAGS.audit:
+    run_audit()
+    return
   network = features.load(FLAGS.network or default_network())
   found = make_subject(network)
   evaluator = evaluation.Evaluator(
@@ -67,10 +73,32 @@ def check_flags():
       raise UserError(f"--{name}={FLAGS[name].value} is under {least}; ask for {least} or more")
   if not (FLAGS.workdir or FLAGS.samples):
     raise UserError("nothing to evaluate: give --workdir, or --samples with --reference")
+  if FLAGS.audit and (FLAGS.sweep or FLAGS.samples or FLAGS.stage or not FLAGS.workdir):
+    raise UserError("--audit is of a trained model: give --workdir, no --samples, --stage, --sweep")
   if FLAGS.sweep and (FLAGS.samples or not FLAGS.workdir):
     raise UserError("--sweep draws anew for each value: give --workdir, and no --samples")
   if FLAGS.sweep and (FLAGS.save_npz or FLAGS.save_stats):
     raise UserError("--sweep has many sets of samples: leave --save_npz and --save_stats out")
+
+
+def run_audit():
+  """The audit of the work directory's model: a page and its figures."""
+  config, class_names = workdir.read(FLAGS.workdir)
+  found = audit.run_audit(
+    FLAGS.workdir,
+    config,
+    class_names,
+    num=FLAGS.num if FLAGS["num"].present else AUDIT_NUM,
+    seed=FLAGS.seed,
+    prefix=FLAGS.prefix,
+    options=sample.choose_options(config),
+    network=FLAGS.network or default_network(),
+    batch_size=FLAGS.batch_size,
+    out=folder() / "audit.html",
+  )
+  worst = ", ".join(row["name"] for row in found["worst"])
+  lines = [f"worst classes by {found['ranked_by']}: {worst}", *found["biases"]]
+  print("\n".join([*lines, f"audit: {found['page']}, {found['figures']}"]))
 
 
 def default_network():
@@ -141,12 +169,12 @@ def draws(found):
 
 def draw(model, **changes):
   """The samples of a model as the flags and changes ask for: prefix=k or a decoding option."""
-  options = sample.decoding(model.config)
+  options = sample.choose_options(model.config)
   default = model.stage.num_codes if FLAGS.prefix is None else FLAGS.prefix
   prefix = changes.pop("prefix", default)
   sample.check_prefix(model.stage, prefix)
   for name, value in changes.items():
-    options = subject.with_option(options, name, value)
+    options = sampling.with_option(options, name, value)
   return subject.draw_samples(
     model,
     options,
@@ -162,7 +190,8 @@ def run_sweep(evaluator, found, asked):
   """The evaluation for each value, and the plot."""
   if not draws(found):
     raise UserError(f"--sweep draws samples, and {FLAGS.workdir} has only a tokenizer")
-  options = sample.DECODING | {"prefix": (0, found.model.stage.num_codes)}
+  options = {name: limits[:2] for name, limits in sampling.RANGES.items()}
+  options["prefix"] = (0, found.model.stage.num_codes)
   name, values = sweep.parse(FLAGS.sweep, options)
   if unfit := [metric for metric in asked if metric not in sweep.METRICS]:
     raise UserError(f"--sweep with --metrics={unfit[0]}: only {', '.join(sweep.METRICS)} change")
@@ -180,7 +209,8 @@ def run_sweep(evaluator, found, asked):
 
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "The work directory of imgtx_jax.main.")
-  flags.DEFINE_enum("stage", "", ("", "tokenizer", "pretrain", "finetune"), "Empty: the last one.")
+  stages = ("", "tokenizer", "pretrain", "finetune", "gan")
+  flags.DEFINE_enum("stage", "", stages, "Empty: the last one.")
   flags.DEFINE_string("metrics", "", "Names between commas; empty: all that can be had.")
   flags.DEFINE_integer("num", 50000, "How many samples to draw, or to read at most.")
   flags.DEFINE_string(
@@ -203,6 +233,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", "", "A folder for the results; WORKDIR/evaluation by default.")
   flags.DEFINE_string("save_npz", "", "Write the samples as ADM's evaluator reads them.")
   flags.DEFINE_string("save_stats", "", "Write mean and covariance of the samples' features.")
+  flags.DEFINE_bool("audit", False, "Look for bias instead: audit.html; --num is 2000 by default.")
   flags.DEFINE_string("sweep", "", "OPTION=VALUE,VALUE,…; prefix, cfg_scale, temperature …")
   jax.config.parse_flags_with_absl()
   command.run(main)

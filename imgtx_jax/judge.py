@@ -22,13 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from imgtx_jax import command, rng, workdir
+from imgtx_jax import command, drawing, heat, rng, workdir
 from imgtx_jax.data import transforms
 from imgtx_jax.errors import UserError
 from imgtx_jax.labels import parse_label
 from imgtx_jax.pictures import save_grid
-from imgtx_jax.stages import STAGES, build
-from imgtx_jax.stages.generating import GeneratingStage
 from imgtx_jax.stages.stage import sampling
 
 FLAGS = flags.FLAGS
@@ -62,10 +60,7 @@ class Judge:
 
   def __init__(self, stage, results, prefix):
     self.stage, self.prefix = stage, prefix
-    network = stage.adversary.discriminator
-    # Whatever training ran on: plain float32 has every gradient, and weights to look at.
-    trunk = {**network.trunk, "implementation": "xla", "remat": "none"}
-    self.network = network.clone(dtype=jnp.float32, trunk=trunk)
+    self.network = heat.exact(stage.adversary.discriminator)
     self.drawing_params = stage.drawing_params(results)
     self.params = self.drawing_params["discriminator"]
     self._verdict = jax.jit(self._verdict_of)
@@ -116,27 +111,10 @@ class Judge:
     return transforms.denormalize(image)
 
   def _look_of(self, params, image, label):
-    def logit(x):
-      x = self.stage.adversary.repeat(x)
-      verdict, sown = self.network.apply({"params": params}, x, label, mutable="intermediates")
-      return verdict.logit[0], sown["intermediates"]
-
-    gradient, sown = jax.grad(logit, has_aux=True)(transforms.normalize(image))
-    (weights,) = sown["transformer"]["layers"]["block"]["attention"]["attention"]
-    patch = self.network.patch
-    shape = (image.shape[1] // patch, image.shape[2] // patch)
-    attention = roll_out(weights[:, 0]).reshape(shape)  # weights: [L, 1, heads, T, T]
-    return attention, jnp.sum(jnp.abs(gradient[0]), axis=-1)
-
-
-def roll_out(weights):
-  """Attention [L, heads, T, T] through all layers (arXiv:2005.00928): how much the first token has
-  of each other; [T − 1]. Half of every layer is the residual branch."""
-  size = weights.shape[-1]
-  row = jnp.zeros(size).at[0].set(1.0)
-  for layer in weights.mean(axis=1)[::-1]:
-    row = 0.5 * (row + row @ layer)
-  return row[1:]
+    found = heat.look(
+      self.network, params, image, label, repeat=self.stage.adversary.repeat
+    )
+    return found["attention"][0], found["logit"][0]
 
 
 # -- The command -----------------------------------------------------------------------------------
@@ -171,19 +149,9 @@ def check_out(path):
 
 def load(directory, config, class_names, prefix):
   """The Judge of a work directory."""
-  done = workdir.finished(config, directory)
-  judging = [task for task in done if issubclass(STAGES[task.stage], GeneratingStage)]
-  if not judging:
-    names = ", ".join(task.name for task in done) or "no stage"
-    raise UserError(
-      f"{directory} has finished {names}, and judging needs finetune or gan, which train the "
-      "discriminator; run imgtx_jax.main with the same config and --workdir to go on"
-    )
-  stage = build(judging[-1].stage, config, len(class_names))
-  if not 0 <= prefix <= stage.num_codes:
-    raise UserError(f"--prefix={prefix} is outside 0 … {stage.num_codes}, the codes of an image")
-  needed = [task for task in done if task.stage in ("tokenizer", stage.name)]
-  return Judge(stage, workdir.results(directory, needed), prefix)
+  stage, results = drawing.load_judging(directory, config, class_names, "judging")
+  drawing.check_prefix(stage, prefix)
+  return Judge(stage, results, prefix)
 
 
 def describe(file, judgement, class_names):
@@ -204,12 +172,10 @@ def write_picture(path, judge, files, images, judgements):
   for file, image, judgement in zip(files, images, judgements, strict=True):
     attention, gradient = judge.look(image, judgement.label)
     large = image.repeat(scale, axis=0).repeat(scale, axis=1)
-    # Few pixels hold most of the gradient: without a cap the others would all look black.
-    gradient = np.minimum(gradient, np.quantile(gradient, 0.98))
     cells += [
       large,
-      overlay(large, attention, cv2.INTER_CUBIC),
-      overlay(large, gradient, cv2.INTER_NEAREST),
+      heat.overlay(large, attention, cv2.INTER_CUBIC),
+      heat.overlay(large, heat.cap(gradient), cv2.INTER_NEAREST),
     ]
     captions += [
       f"{judgement.verdict} (over {judgement.share:.0%} of own): {Path(file).name}",
@@ -217,17 +183,6 @@ def write_picture(path, judge, files, images, judgements):
       "|gradient| of the logit",
     ]
   save_grid(np.stack(cells), path, columns=3, captions=captions)
-
-
-def overlay(image, heat, interpolation):
-  """Heat [h, w] in colours, from its least (black) to its most (yellow), over the grey image,
-  uint8 [H, W, 3]."""
-  height, width, _ = image.shape
-  heat = cv2.resize(heat.astype(np.float32), (width, height), interpolation=interpolation)
-  heat = (heat - heat.min()) / max(np.ptp(heat), 1e-12)
-  colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1]
-  grey = image.mean(axis=-1, keepdims=True)
-  return (0.25 * grey + 0.75 * colours).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -40,13 +40,13 @@ def write(workdir):
   }
   compared = rounds.compare(summaries)
   report = {"stages": summaries, "figures": figures, "rounds": compared, "config": config}
-  text = json.dumps(_finite(report), indent=2, allow_nan=False)
+  text = json.dumps(finite(report), indent=2, allow_nan=False)
   write_atomically(workdir / "report.json", text.encode())
   stages = [
     summary | {"curves": _curves(directory), "pictures": _pictures(directory / "pictures")}
     for summary, directory in zip(summaries, directories, strict=True)
   ]
-  page = _template().render(
+  page = template("report.html.jinja").render(
     title=workdir.resolve().name,
     written=time.strftime("%Y-%m-%d %H:%M"),
     seconds=sum(stage["seconds"] or 0 for stage in stages),
@@ -178,7 +178,8 @@ def _embed(step, path):
   }
 
 
-def _template():
+def template(name):
+  """The page of that name, with filters for words and numbers; what it does not know raises."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("imgtx_jax", ""),
     autoescape=True,
@@ -193,7 +194,7 @@ def _template():
     "memory": _memory,
     "unit": _unit,
   }
-  return environment.get_template("report.html.jinja")
+  return environment.get_template(name)
 
 
 def _words(name):
@@ -243,12 +244,12 @@ def _read_json(path, default):
   return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
-def _finite(value):
+def finite(value):
   """value with None for what JSON cannot hold."""
   if isinstance(value, dict):
-    return {name: _finite(inner) for name, inner in value.items()}
+    return {name: finite(inner) for name, inner in value.items()}
   if isinstance(value, list | tuple):
-    return [_finite(inner) for inner in value]
+    return [finite(inner) for inner in value]
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value

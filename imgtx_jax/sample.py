@@ -87,10 +87,7 @@ def check_flags():
 
 def check_prefix(stage, prefix):
   """UserError unless the stage can draw at this prefix."""
-  if prefix and not stage.num_codes:
-    raise UserError(f"--prefix={prefix}: the {stage.name} stage draws without codes; leave it out")
-  if not 0 <= prefix <= stage.num_codes:
-    raise UserError(f"--prefix={prefix} is outside 0 … {stage.num_codes}, the codes of an image")
+  drawing.check_prefix(stage, prefix)
   if stage.name == "pretrain" and prefix != stage.num_codes:
     raise UserError(
       f"--prefix={prefix} needs the finetune stage, and {FLAGS.workdir} has only finished "

@@ -50,6 +50,19 @@ def make_sampling(values):
   return Sampling(codes=codes, refinement=refinement, **values)
 
 
+def with_option(options, name, value):
+  """Sampling with another value of one key of config.sample."""
+  part, _, field = name.rpartition("_")
+  if part == "refine":
+    return dataclasses.replace(
+      options, refinement=dataclasses.replace(options.refinement, **{field: value})
+    )
+  if hasattr(options.codes, name):
+    value = type(getattr(options.codes, name))(value)
+    return dataclasses.replace(options, codes=dataclasses.replace(options.codes, **{name: value}))
+  return dataclasses.replace(options, **{name: float(value)})
+
+
 def check_flag(name, value, stage):
   """UserError for a flag that was given, unless it matters to the stage.
 

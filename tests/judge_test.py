@@ -41,16 +41,6 @@ def set_flags(monkeypatch, directory, **values):
   monkeypatch.setattr(judge, "FLAGS", types.SimpleNamespace(**values))
 
 
-def test_roll_out():
-  stay = np.tile(np.eye(3), (2, 4, 1, 1))
-  np.testing.assert_allclose(judge.roll_out(stay), [0, 0])
-  even = np.full((1, 2, 3, 3), 1 / 3)
-  np.testing.assert_allclose(judge.roll_out(even), [1 / 6, 1 / 6], rtol=1e-6)
-  # Layer 0 brings token 2 into token 1, layer 1 brings token 1 into token 0.
-  steps = np.stack([np.eye(3)[[0, 2, 2]], np.eye(3)[[1, 1, 2]]])[:, None]
-  np.testing.assert_allclose(judge.roll_out(steps), [1 / 4, 1 / 4])
-
-
 def test_scores_are_relative_to_own_images_of_the_label(trained, smooth_images):
   _, config, subject = trained
   (image,) = smooth_images(1, 16, seed=3)
@@ -91,16 +81,6 @@ def test_gradient_and_attention(trained, smooth_images):
     ]
     slopes.append((logits[0] - logits[1]) / 2e-2)
   assert gradient[row, column] == pytest.approx(np.abs(slopes).sum(), rel=0.05)
-
-
-def test_overlay_heats_the_right_place():
-  heat = np.zeros((2, 2))
-  heat[0, 1] = 5.0
-  picture = judge.overlay(np.full((8, 8, 3), 100, np.uint8), heat, judge.cv2.INTER_NEAREST)
-  assert picture.shape == (8, 8, 3)
-  hot, cold = picture[:4, 4:].reshape(-1, 3), picture[4:].reshape(-1, 3)
-  assert (hot == hot[0]).all() and (cold == cold[0]).all()
-  assert hot[0, 0] > 200 and hot[0, 0] > hot[0, 2] and cold[0].max() < 40
 
 
 def test_verdict():

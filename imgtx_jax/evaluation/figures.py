@@ -223,7 +223,7 @@ def _need_classes(subject, settings):
   if subject.model is None:
     return "no classifier of these classes: give --workdir, whose discriminator has a class layer"
   classifier = networks.classifier_reason(subject.model.class_names)
-  return f"there is no finetune stage, whose discriminator has a class layer, and {classifier}"
+  return f"neither finetune nor gan, whose discriminators have a class layer, and {classifier}"
 
 
 def judges(subject):
@@ -232,7 +232,8 @@ def judges(subject):
   if samples is None or model is None or not samples.labelled:
     return []
   own_size = tuple(samples.size) == (model.config.data.image_size,) * 2
-  found = ["discriminator"] if model.stage.name == "finetune" and own_size else []
+  judging = model.draws and hasattr(model.stage, "adversary")
+  found = ["discriminator"] if judging and own_size else []
   if not networks.classifier_reason(model.class_names):
     found.append("classifier")
   return found

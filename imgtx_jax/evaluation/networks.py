@@ -49,7 +49,7 @@ def of_examples(keep_images=False):
 
 def of_discriminator(model, batch_size):
   """predicted int32 [n]: the likeliest class by the class layer of a Model's discriminator."""
-  params = model.results["finetune"]["params"]["discriminator"]
+  params = model.stage.drawing_params(model.results)["discriminator"]
   adversary = model.stage.adversary
 
   def apply(params, batch):

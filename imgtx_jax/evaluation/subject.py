@@ -29,7 +29,7 @@ class Model:
   @property
   def draws(self):
     """Whether it draws images: a tokenizer alone does not."""
-    return "pretrain" in self.results
+    return bool(self.stage.draws_with)
 
 
 @dataclasses.dataclass
@@ -48,7 +48,7 @@ class Subject:
 def load_model(directory, stage=""):
   """The Model of a work directory; stage: "" for the last one that is finished."""
   config, class_names = workdir.read(directory)
-  only = (stage,) if stage else ("tokenizer", "pretrain", "finetune")
+  only = (stage,) if stage else ("tokenizer", *drawing.DRAWING)
   built, results = drawing.load(directory, config, class_names, only)
   return Model(directory, config, class_names, built, results)
 
@@ -62,7 +62,7 @@ def widths(network, size=None):
 
 
 def draw_samples(model, options, *, count, prefix, seed, rule, batch_size):
-  """The ImageSet that a Model draws: `count` images at prefix k by decode.Decoding options.
+  """The ImageSet that a Model draws: `count` images at prefix k by sampling.Sampling options.
 
   rule: "balanced" (the classes in turn), "data" (their frequencies in the training data) or "": the
   latter where the labels are known without reading the images.
@@ -116,9 +116,3 @@ def data_labels(config, needed):
       f"{config.data.source} are not; use --labels=balanced"
     )
   return labels
-
-
-def with_option(options, name, value):
-  """decode.Decoding with another value of one field."""
-  kind = type(getattr(options, name))
-  return dataclasses.replace(options, **{name: kind(value)})
