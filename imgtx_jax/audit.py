@@ -4,7 +4,6 @@ discriminator and class head judge by. One self-contained page, and the same fig
 The discriminator's logit is relativistic: it has no zero and is compared within a label only.
 """
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from imgtx_jax.errors import UserError
 from imgtx_jax.files import write_atomically
 from imgtx_jax.metrics import classes as class_metrics
 from imgtx_jax.metrics import small_sets
+from imgtx_jax.sampling import as_values
 
 HELD_OUT = 1000  # held-out images, or as many as samples where that is more
 
@@ -198,7 +198,7 @@ def _protocol(directory, sets, network, reason, options):
     "neighbours": small_sets.NEIGHBOURS,
     "images": {name: len(found) for name, found in sets.items()},
     "kept": {name: len(sets[name].images) for name in ("held_out", "samples")},
-    "decoding": dataclasses.asdict(options),
+    "sampling": as_values(options),
     "device": jax.devices()[0].device_kind,
     "jax": jax.__version__,
   }

@@ -50,17 +50,17 @@ def make_sampling(values):
   return Sampling(codes=codes, refinement=refinement, **values)
 
 
+def as_values(options):
+  """The flat dict that make_sampling takes."""
+  values = dataclasses.asdict(options)
+  refinement = {f"refine_{name}": value for name, value in values.pop("refinement").items()}
+  return values.pop("codes") | values | refinement
+
+
 def with_option(options, name, value):
   """Sampling with another value of one key of config.sample."""
-  part, _, field = name.rpartition("_")
-  if part == "refine":
-    return dataclasses.replace(
-      options, refinement=dataclasses.replace(options.refinement, **{field: value})
-    )
-  if hasattr(options.codes, name):
-    value = type(getattr(options.codes, name))(value)
-    return dataclasses.replace(options, codes=dataclasses.replace(options.codes, **{name: value}))
-  return dataclasses.replace(options, **{name: float(value)})
+  values = as_values(options)
+  return make_sampling(values | {name: type(values[name])(value)})
 
 
 def check_flag(name, value, stage):

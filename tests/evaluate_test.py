@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgtx_jax import evaluate, features, sample
+from imgtx_jax import evaluate, features, sample, sampling
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluation import evaluation, networks, subject
 from imgtx_jax.features import FeatureNetwork
@@ -64,7 +64,8 @@ def run(trained, monkeypatch, tmp_path):
     save_npz="",
     save_stats="",
     sweep="",
-    **dict.fromkeys(sample.DECODING),
+    audit=False,
+    **dict.fromkeys(sampling.RANGES),
   )
   monkeypatch.setenv("IMGTX_CACHE", str(tmp_path / "cache"))
   monkeypatch.setattr(features, "load", load_tiny)
@@ -103,7 +104,7 @@ def test_every_metric_of_a_work_directory(run, tmp_path, capsys):
   assert by_metric["codes"] == ["code usage", "code perplexity", "bits per code (GPT)"]
   samples = found["protocol"]["samples"]
   assert samples["prefix"] == 2 and samples["of_codes"] == 16 and samples["seed"] == 0
-  assert samples["decoding"]["cfg_scale"] == 1.5 and samples["stage"] == "finetune"
+  assert samples["sampling"]["cfg_scale"] == 1.5 and samples["stage"] == "finetune"
   assert samples["labels"].startswith("data:")
   assert found["protocol"]["reference"]["split"] == "train"
   assert found["protocol"]["held_out"]["count"] == 20

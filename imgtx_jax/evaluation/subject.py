@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imgtx_jax import drawing, features, workdir
+from imgtx_jax import drawing, features, sampling, workdir
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluation import image_sets, networks
@@ -79,7 +79,7 @@ def draw_samples(model, options, *, count, prefix, seed, rule, batch_size):
     "networks": networks.hyperparameters(model.config),
     "prefix": prefix,
     "of_codes": model.stage.num_codes,
-    "decoding": dataclasses.asdict(options),
+    "sampling": sampling.as_values(options),
     "labels": rule,
     "classes": len(model.class_names),
     "seed": seed,
