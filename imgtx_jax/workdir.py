@@ -86,6 +86,12 @@ def read(workdir):
     )
   config = configs.default()
   flat = json.loads((workdir / "config.json").read_text())
+  unknown = sorted(set(flat) - set(configs.flatten(config)))
+  if unknown:
+    raise UserError(
+      f"{workdir}/config.json has {unknown[0]}, which this version of imgtx_jax does not know; use "
+      "the version that trained it"
+    )
   flat = {key: tuple(v) if isinstance(v, list) else v for key, v in flat.items()}
   config.update_from_flattened_dict(flat)
   return config.lock(), json.loads((workdir / "classes.json").read_text())

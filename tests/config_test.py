@@ -188,6 +188,14 @@ def test_a_key_that_came_later_counts_as_its_default(tmp_path):
   workdir.claim(config, tmp_path, ["cat"])
 
 
+def test_a_key_that_is_gone_is_named(tmp_path):
+  workdir.claim(configs.default(), tmp_path, ["cat"])
+  flat = json.loads((tmp_path / "config.json").read_text())
+  (tmp_path / "config.json").write_text(json.dumps(flat | {"gpt.vanished": 1}))
+  with pytest.raises(UserError, match="has gpt.vanished, which this version"):
+    workdir.read(tmp_path)
+
+
 def describe(tree):
   """Shapes and types of a tree."""
   return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
