@@ -11,6 +11,7 @@ from PIL import Image
 from imgtx_jax import judge, workdir
 from imgtx_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 NAMES = ["cat", "dog", "4", "tree"]
 _BUILT = {}
 _verdict = jax.jit(lambda stage, *args: stage.adversary.verdict(*args), static_argnums=0)
