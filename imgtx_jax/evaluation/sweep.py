@@ -5,6 +5,7 @@ import json
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import write_atomically
@@ -89,6 +90,7 @@ def _draw(panels, name, values):
       if x is not values:  # the points are told apart by their value
         for value, at, height in zip(values, x, next(iter(lines.values())), strict=True):
           axes.annotate(f"{value:g}", (at, height), (4, 4), textcoords="offset points", fontsize=7)
+      axes.xaxis.set_major_locator(MaxNLocator(4))
       axes.set_xlabel(x_label)
       axes.set_ylabel(y_label)
       axes.grid(linewidth=0.4, alpha=0.5)
