@@ -42,10 +42,36 @@ class Linear(nn.Module):
     if self.spectral_norm:
       first = self.param("initial_norm", lambda _: spectral_norm(kernel))
       kernel = kernel * (jax.lax.stop_gradient(first) / spectral_norm(kernel))
-    y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
+    product = _wide_product if _is_slow(self.features) else jnp.matmul
+    y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel.astype(self.dtype))
     if self.use_bias:
       y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
     return y.reshape(*x.shape[:-1], self.features)
+
+
+def _is_slow(features):
+  """Whether XLA's gradient of a matrix so wide runs at half speed: on a CPU, where the rows of its
+  cotangent lie a power of two apart."""
+  return features >= 2048 and features % 1024 == 0 and jax.default_backend() == "cpu"
+
+
+@jax.custom_vjp
+def _wide_product(x, kernel):
+  """x [T, in] @ kernel [in, out], whose gradient transposes x in memory before the product: on 2
+  cores 77 instead of 41 GFLOP/s at 768 × 4096. Reverse mode only."""
+  return x @ kernel
+
+
+def _wide_forward(x, kernel):
+  return x @ kernel, (x, kernel)
+
+
+def _wide_backward(saved, y):
+  x, kernel = saved
+  return y @ kernel.T, jax.lax.optimization_barrier(x.T) @ y
+
+
+_wide_product.defvjp(_wide_forward, _wide_backward)
 
 
 def spectral_norm(matrix):

@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -375,3 +376,15 @@ def test_patches_are_in_raster_order_and_go_back():
     patch = images[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(B, -1)
     np.testing.assert_array_equal(patches[:, n], patch)
   np.testing.assert_array_equal(layers.unpatchify(patches, 2, (2, 3)), images)
+
+
+def test_a_wide_linear_map_has_the_gradient_of_the_product():
+  """It takes another way on a CPU; see layers.Linear."""
+  layer = layers.Linear(2048)
+  x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+  params = layer.init(jax.random.key(1), x)
+  ours = jax.grad(lambda p, x: jnp.sum(jnp.sin(layer.apply(p, x))), argnums=(0, 1))(params, x)
+  plain = jax.grad(lambda p, x: jnp.sum(jnp.sin(x @ p["params"]["kernel"])), argnums=(0, 1))(
+    params, x
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, plain)
