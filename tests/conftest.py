@@ -25,6 +25,16 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+  """Every compiled program holds mappings of memory, and Linux allows a process 65,530 of them:
+  past that the compiler crashes."""
+  yield
+  import jax
+
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
   """Networks this small spend their time in the compiler: for tests of a few steps."""
