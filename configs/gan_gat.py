@@ -22,8 +22,6 @@ Hours: not run.
 from imgtx_jax import config as defaults
 from imgtx_jax.errors import one_of
 
-TRAIN_IMAGES = 1_281_167
-
 
 def get_config(variant="imagenet256"):
   """variant: imagenet256 or small."""
@@ -52,7 +50,7 @@ def _imagenet256(config):
   config.quantizer.code_dim = 64
   for network in ("generator", "discriminator"):
     config[network].update(dict(width=768, layers=12, heads=12, remat="dots"))
-  config.gan.update(dict(batch_size=512, steps=60 * TRAIN_IMAGES // 512))
+  config.gan.update(dict(batch_size=512, steps=60 * defaults.IMAGENET_IMAGES // 512))
   config.gan.modulation_dim = 768
   config.log_steps = 100
   config.evaluate_steps = config.picture_steps = 5000

@@ -20,8 +20,6 @@ Hours: not run.
 from imgtx_jax import config as defaults
 from imgtx_jax.errors import one_of
 
-TRAIN_IMAGES = 1_281_167
-
 
 def get_config(variant="imagenet64"):
   """variant: imagenet64 or small."""
@@ -49,7 +47,7 @@ def _imagenet64(config):
   config.quantizer.code_dim = 64
   for network in ("generator", "discriminator"):
     config[network].update(dict(width=512, layers=8, heads=8, remat="dots"))
-  config.gan.update(dict(batch_size=256, steps=60 * TRAIN_IMAGES // 256))
+  config.gan.update(dict(batch_size=256, steps=60 * defaults.IMAGENET_IMAGES // 256))
   config.gan.modulation_dim = 512
   config.gan.adversary.augment = ()
   config.log_steps = 100

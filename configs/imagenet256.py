@@ -19,10 +19,10 @@ configs/from_workdir.py starts from it. xl and larger split their state over dev
 Hours and figures of our own: not run.
 """
 
+from imgtx_jax import config as configs
 from imgtx_jax.errors import one_of
 from imgtx_jax.importers import llamagen
 
-TRAIN_IMAGES = 1_281_167
 # variant → (name of the GPT, batch, learning rate, fsdp)
 VARIANTS = {
   "b": ("B", 256, 1e-4, 1),
@@ -58,7 +58,7 @@ def get_config(variant="b"):
 
 
 def _epochs(count, batch):
-  return count * TRAIN_IMAGES // batch
+  return count * configs.IMAGENET_IMAGES // batch
 
 
 def _tokenizer(options):

@@ -6,7 +6,8 @@ import math
 import jax
 import numpy as np
 
-from imgtx_jax import drawing, features, heat, parallel
+from imgtx_jax import features, heat, parallel
+from imgtx_jax.batches import in_batches
 from imgtx_jax.data import pipeline, transforms
 
 KEPT = 384  # images of a set that stay in memory: the others leave their answers and features only
@@ -68,7 +69,7 @@ class Examiner:
 
   def _in_batches(self, run, images, labels):
     batch = {"image": images, "label": np.asarray(labels, np.int32)}
-    return drawing.in_batches(run, batch, self.batch_size)
+    return in_batches(run, batch, min(self.batch_size, len(images)))
 
   def _judge(self, params, batch):
     images = self.repeat(transforms.normalize(batch["image"]))
@@ -81,9 +82,7 @@ class Examiner:
     }
 
   def _look_at(self, params, batch):
-    return heat.look(
-      self.discriminator, params, batch["image"], batch["label"], repeat=self.repeat
-    )
+    return heat.look(self.discriminator, params, batch["image"], batch["label"], repeat=self.repeat)
 
 
 # -- Where the images come from --------------------------------------------------------------------

@@ -10,6 +10,7 @@ import math
 import jax
 import ml_collections
 
+IMAGENET_IMAGES = 1_281_167  # of its training split, for steps out of epochs
 STAGES = ("tokenizer", "pretrain", "finetune", "gan")
 MEMORIES = ("states", "class", "none", "untrained")
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax import parallel, rng, workdir
+from imgtx_jax.batches import in_batches
 from imgtx_jax.data import transforms
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import STAGES, build
@@ -66,8 +67,7 @@ class Drawer:
 
   def __init__(self, stage, results, options, *, prefix, seed=0, batch_size=64):
     self.stage, self.results = stage, results
-    devices = jax.local_device_count()
-    self.batch_size = -(-batch_size // devices) * devices
+    self.batch_size = batch_size
     root = rng.stream(jax.random.key(seed), "sample", 0)
 
     def run(params, batch):
@@ -129,21 +129,8 @@ class Drawer:
     return self._in_batches(self._judges[score], {"image": images, "label": labels})
 
   def _in_batches(self, run, batch):
-    return in_batches(run, batch, self.batch_size)
-
-
-def in_batches(run, batch, batch_size):
-  """run over a batch of any length, NumPy arrays with a row an example, in batches of one size; the
-  last is filled up with rows that are dropped again. Returns NumPy arrays."""
-  total = len(batch["label"])
-  # One program serves them all; fewer images than a batch need no larger one.
-  devices = jax.local_device_count()
-  size = min(-(-batch_size // devices) * devices, -(-total // devices) * devices)
-  parts = []
-  for start in range(0, total, size):
-    rows = np.arange(start, start + size) % total
-    parts.append(jax.device_get(run(jax.tree.map(lambda x, r=rows: x[r], batch))))
-  return jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts)
+    # Fewer images than a batch need no larger program.
+    return in_batches(run, batch, min(self.batch_size, len(batch["label"])))
 
 
 def first_rows(stage, results, image, keep_rows):

@@ -8,11 +8,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax import parallel
+from imgtx_jax.batches import in_batches
 from imgtx_jax.errors import UserError, one_of
 from imgtx_jax.importers import efficientnet as efficientnet_weights
 from imgtx_jax.importers import inception as inception_weights
@@ -120,18 +120,12 @@ def extractor(network, batch_size=64):
   the last batch is filled up with images that are dropped again. What an image gets does not depend
   on those beside it. Every process works alone, on its own devices.
   """
-  devices = jax.local_device_count()
-  size = -(-batch_size // devices) * devices
   run = parallel.map_local(network.apply, network.params)
 
   def extract(images):
     images = np.asarray(images)
     _check(network, images)
-    parts = []
-    for start in range(0, len(images), size):
-      rows = np.arange(start, start + size) % len(images)
-      parts.append(jax.device_get(run(images[rows])))
-    return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *parts)
+    return in_batches(run, images, batch_size)
 
   return extract
 

@@ -72,15 +72,15 @@ def run(trained, monkeypatch, tmp_path):
 
   class Flags(types.SimpleNamespace):
     def __getitem__(self, name):
-      return types.SimpleNamespace(value=getattr(self, name))
+      return types.SimpleNamespace(value=getattr(self, name), present=True)
 
   def call(**values):
     chosen = Flags(**(defaults | values))
     monkeypatch.setattr(evaluate, "FLAGS", chosen)
     monkeypatch.setattr(sample, "FLAGS", chosen)
     evaluate.main()
-    path = tmp_path / "out" / ("sweep.json" if chosen.sweep else "evaluation.json")
-    return json.loads(path.read_text())
+    name = "audit" if chosen.audit else "sweep" if chosen.sweep else "evaluation"
+    return json.loads((tmp_path / "out" / f"{name}.json").read_text())
 
   return call
 
@@ -191,6 +191,26 @@ def test_broken_off_while_drawing(run, monkeypatch, tmp_path):
   again = run(**options, out=str(tmp_path / "out"))
   assert drawn == [("samples", 8)]
   assert (again["figures"], again["protocol"]) == (whole["figures"], whole["protocol"])
+
+
+def test_a_gan_has_no_tokenizer(run, tiny_config, untrained_workdir, tmp_path):
+  tiny_config.stages = ("gan",)
+  tiny_config.generator.taps = ()
+  untrained_workdir(tiny_config.lock(), tmp_path / "gan", NAMES)
+  found = run(workdir=str(tmp_path / "gan"))
+  assert found["left_out"]["codes"] == "the gan stage has no tokenizer"
+  assert found["protocol"]["samples"]["stage"] == "gan"
+  assert {"frechet", "class_accuracy"} <= {f["metric"] for f in found["figures"].values()}
+
+
+def test_the_audit_by_its_flag(run, tmp_path, capsys):
+  found = run(audit=True, num=18, prefix=2)
+  assert found["protocol"]["num"] == 18 and found["protocol"]["prefix"] == 2
+  assert found["protocol"]["sampling"]["truncation"] == 1.0
+  assert (tmp_path / "out" / "audit.html").exists()
+  assert "worst classes by" in capsys.readouterr().out
+  with pytest.raises(UserError, match="--audit is of a trained model"):
+    run(audit=True, stage="finetune")
 
 
 def test_two_folders_without_a_work_directory(run, smooth_images, tmp_path):

@@ -19,7 +19,7 @@ from imgtx_jax.evaluation import feature_store, image_sets, nearest, networks, r
 from imgtx_jax.evaluation.figures import METRICS
 from imgtx_jax.files import write_atomically
 from imgtx_jax.progress import Display
-from imgtx_jax.train import StopSignals
+from imgtx_jax.signals import StopSignals
 
 _TITLES = {"held_out": "held-out images", "training": "training images"}
 

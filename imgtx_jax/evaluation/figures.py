@@ -175,6 +175,8 @@ def _both(stores):
 def _need_tokenizer(subject, settings):
   if subject.model is None:
     return "it measures a work directory's tokenizer: give --workdir"
+  if "tokenizer" not in subject.model.results:
+    return f"the {subject.model.stage.name} stage has no tokenizer"
   if subject.held_out is None or subject.held_out.count < 2:
     return "the work directory's data has under 2 held-out images"
   return ""

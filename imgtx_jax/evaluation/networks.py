@@ -5,10 +5,10 @@ import json
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from imgtx_jax import checksum, features, parallel
 from imgtx_jax import config as configs
+from imgtx_jax.batches import in_batches
 from imgtx_jax.data import transforms
 from imgtx_jax.evaluation.feature_store import Extractor
 from imgtx_jax.importers import efficientnet as efficientnet_weights
@@ -105,19 +105,11 @@ def of_tokenizer(model, network, size, batch_size):
 
 
 def batched(apply, params, batch_size):
-  """apply(params, {"image", "label"} of n rows) → {part: [n, …]}, as an Extractor's run: in batches
-  of one size over this process's devices, the last filled up."""
-  devices = jax.local_device_count()
-  size = -(-batch_size // devices) * devices
+  """apply(params, {"image", "label"} of n rows) → {part: [n, …]}, as an Extractor's run."""
   run = parallel.map_local(apply, params)
 
   def extract(batch):
-    total = len(batch["image"])
-    parts = []
-    for start in range(0, total, size):
-      rows = np.arange(start, start + size) % total
-      parts.append(jax.device_get(run({name: batch[name][rows] for name in ("image", "label")})))
-    return jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts)
+    return in_batches(run, {name: batch[name] for name in ("image", "label")}, batch_size)
 
   return extract
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imgtx_jax import config as configs
 from imgtx_jax import optim, parallel, refine, rng
 from imgtx_jax.losses import codes as code_losses
 from imgtx_jax.losses import perceptual, pixels
 from imgtx_jax.stages import adversary, generating, networks, stage, tasks
+from imgtx_jax.stages.gpt_gradient import gpt_gradient
 from imgtx_jax.stages.pretrain import PretrainStage
 from imgtx_jax.state import TrainState, update_ema
 
@@ -135,7 +135,8 @@ class FinetuneStage(generating.GeneratingStage):
       image, taps, logits
     )
     generator_grads, of_states = pull(tuple(of_image))
-    grads = {"generator": generator_grads, "gpt": self.gpt_grads(pull_gpt, of_logits, of_states)}
+    of_gpt = gpt_gradient(self.options.gpt_trained, pull_gpt, of_logits, of_states)
+    grads = {"generator": generator_grads, "gpt": of_gpt}
     grads, parts = parallel.pmean((grads, parts), axis)
     params, opt_state = {}, {"discriminator": discriminator_state}
     for name, tx in self.tx.items():
@@ -153,24 +154,6 @@ class FinetuneStage(generating.GeneratingStage):
       opt_state=opt_state,
       ema=ema,
     ), metrics | parts
-
-  def gpt_grads(self, pull, of_logits, of_states):
-    """Gradients of the GPT from the cotangents of its logits and of its condition vectors, through
-    which the image's losses train what config.finetune.gpt_trained says. pull: as jax.vjp's."""
-    trained, last = self.options.gpt_trained, configs.last_layers(self.options.gpt_trained)
-    if trained == "all":
-      return pull((of_logits, of_states))[0]
-    (grads,) = pull((of_logits, jnp.zeros_like(of_states)))
-    if not last:
-      return grads
-    (of_image,) = pull((jnp.zeros_like(of_logits), of_states))
-    blocks = jax.tree.map(
-      lambda to, g: to.at[-last:].add(g[-last:]),  # the layer's axis is the first
-      grads["transformer"]["layers"],
-      of_image["transformer"]["layers"],
-    )
-    norm = jax.tree.map(jnp.add, grads["norm"], of_image["norm"])
-    return grads | {"transformer": {"layers": blocks}, "norm": norm}
 
   def _draw_task(self, state, images, labels, key, index):
     """See tasks.draw_task."""

@@ -90,14 +90,11 @@ class TokenizerStage(stage.Stage):
 
     cotangents, parts = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(image, taps, code_parts)
     if self.adversary:
+      draws = adversary.make_draws(key, state.step, index)
 
       def against(image, taps):
         real, fake = self.adversary.repeat(images), self.adversary.show(image, taps)
-        draws = adversary.make_draws(key, state.step, index)
-        loss, _, more = self.adversary.generator_loss(
-          discriminator, real, fake, batch["label"], draws
-        )
-        return loss, more
+        return self.adversary.generator_loss(discriminator, real, fake, batch["label"], draws)[::2]
 
       opposing, more = jax.grad(against, argnums=(0, 1), has_aux=True)(image, taps)
       cotangents, ratio = self._oppose(cotangents, opposing, pull, state.step, axis)

@@ -10,6 +10,7 @@ import pytest
 from imgtx_jax.decode import Decoding
 from imgtx_jax.sampling import Sampling
 from imgtx_jax.stages import build
+from imgtx_jax.stages.gpt_gradient import gpt_gradient
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -88,7 +89,7 @@ def test_the_images_gradient_trains_the_part_of_the_gpt_that_is_asked(
     return jnp.sum(judge.logit)
 
   of_generator, of_states = jax.grad(verdict, argnums=(0, 1))(state.params["generator"], states)
-  grads = stage.gpt_grads(pull_gpt, jnp.zeros_like(logits), of_states)
+  grads = gpt_gradient(stage.options.gpt_trained, pull_gpt, jnp.zeros_like(logits), of_states)
   size = lambda tree: sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(tree))  # noqa: E731
   assert (size(grads) > 1e-6) == (trained in ("all", "last:1"))
   layers = grads["transformer"]["layers"]
@@ -103,7 +104,9 @@ def test_the_images_gradient_trains_the_part_of_the_gpt_that_is_asked(
       whole["transformer"]["layers"],
     )
   # The next-code loss trains all of it in any case.
-  of_codes = stage.gpt_grads(pull_gpt, jnp.ones_like(logits), jnp.zeros_like(of_states))
+  of_codes = gpt_gradient(
+    stage.options.gpt_trained, pull_gpt, jnp.ones_like(logits), jnp.zeros_like(of_states)
+  )
   assert size(of_codes["logits"]) > 1e-6
   assert ("adapter" in of_generator) == (trained == "adapter")
   if trained == "adapter":
