@@ -8,6 +8,7 @@ from imgtx_jax import benchmark, benchmark_sample, config
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 FIGURES = ("images_per_second", "step_seconds", "peak_memory_bytes", "matmul_flops_per_second")
 
 
