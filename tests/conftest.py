@@ -24,7 +24,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-
 MOST_MAPS = 30_000  # of one test module's programs, and those before it
 
 
