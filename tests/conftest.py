@@ -24,19 +24,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-MOST_MAPS = 30_000  # of one test module's programs, and those before it
-
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
   """Every compiled program holds mappings of memory, and Linux allows a process 65,530 of them:
   past that the compiler crashes."""
   yield
-  maps = pathlib.Path("/proc/self/maps")
-  if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
-    import jax
+  import jax
 
-    jax.clear_caches()
+  jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
