@@ -1,4 +1,4 @@
-"""Every command, started as a user starts it: its flags are defined, and a wrong one is one line."""
+"""Every command, started as a user starts it: its flags exist, and a wrong one is one line."""
 
 import os
 import subprocess
