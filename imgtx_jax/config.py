@@ -54,10 +54,11 @@ def _optimizer(learning_rate, **overrides):
   return ml_collections.ConfigDict(values | overrides)
 
 
-def _adversary(learning_rate):
+def _adversary(learning_rate, **overrides):
   """Options of a player against a discriminator, shared by the stages that have one."""
-  return dict(
+  values = dict(
     loss="relativistic",
+    class_weight=1.0,  # of its class layer's loss on real images; the generator has its own
     updates=1,  # of the discriminator for one of the generator, on the same images
     # R1 and R2: "exact", or "difference" (finite differences over a share of the batch).
     penalty="difference",
@@ -80,6 +81,7 @@ def _adversary(learning_rate):
     collapse_variety=0.01,
     optimizer=_optimizer(learning_rate, beta1=0.0, beta2=0.99, weight_decay=0.0),
   )
+  return values | overrides
 
 
 def _vqgan():
@@ -166,7 +168,7 @@ def default():
   c.tokenizer.adversarial_start_steps = 0
   # VQGAN: the weight times the ratio of the losses' gradients at the decoder's last layer.
   c.tokenizer.adversarial_adaptive = False
-  c.tokenizer.adversary = _adversary(2e-4)
+  c.tokenizer.adversary = _adversary(2e-4, class_weight=0.0)
 
   c.pretrain = ml_collections.ConfigDict()
   c.pretrain.steps = 1000
@@ -200,8 +202,10 @@ def default():
   c.finetune.lpips_weight = 0.0
   c.finetune.tap_weight = 0.25
   c.finetune.adversarial_weight = 0.03
-  c.finetune.reconstruct_warmup_steps = 0
-  c.finetune.class_weight = 0.02
+  c.finetune.reconstruct_warmup_steps = 0  # without the adversarial and the class loss
+  # So many steps the reconstruction also counts, less and less, where no code is known.
+  c.finetune.reconstruct_all_steps = 0
+  c.finetune.class_weight = 0.02  # that the class layer knows what it was asked for
   c.finetune.next_code_weight = 0.1
   # What the image's losses train of the GPT, which the next-code loss trains as a whole: "all",
   # "last:L" (its last L layers), "adapter" (a residual on its states, in its stead) or "none".
@@ -224,7 +228,7 @@ def default():
   c.gan.null_label_share = 0.1
   c.gan.class_weight = 0.02
   c.gan.optimizer = _optimizer(2e-4, beta1=0.0, beta2=0.99, weight_decay=0.0)
-  c.gan.adversary = _adversary(2e-4)
+  c.gan.adversary = _adversary(2e-4, class_weight=0.02)
   c.gan.ema_decay = 0.999
 
   # How samples are drawn while training, and by default afterwards.

@@ -18,6 +18,8 @@ import numpy as np
 
 from imgtx_jax.models import layers, transformer
 
+_WAVES = 4  # each way, of what varies slowly over the grid
+
 
 class PatchHead(nn.Module):
   """Tokens [B, h·w, D] → image [B, h·p, w·p, 3]: linear per patch, then two light convolutions.
@@ -120,31 +122,31 @@ class Generator(nn.Module):
 
     One token for each place: equal ones would stay equal through every layer, for rotary positions
     only weigh values, and an image without any known code would be one patch repeated. Noise and
-    class bend them directly, for the layers' own modulation starts at zero.
+    class bend them directly, for the layers' own modulation starts at zero; slowly over the grid,
+    or again one patch would be repeated.
     """
     count = shape[0] * shape[1]
     token = self.param("mask_token", smooth_tokens(shape), (count, channels))[None]
     if self.modulated:
-      bend = layers.Linear(2 * channels, name="mask_modulation")(modulation)
-      scale, shift = jnp.split(bend[:, None], 2, axis=-1)
-      token = token * (1.0 + scale) + 0.3 * shift
+      bend = layers.Linear(_WAVES**2 * channels, name="mask_modulation")(modulation)
+      bend = bend.reshape(len(bend), _WAVES**2, channels)
+      token = token + 0.3 * (2 / _WAVES) * jnp.einsum("nw,bwc->bnc", smooth_basis(shape), bend)
     return token / jnp.sqrt(jnp.sum(token**2, axis=-1, keepdims=True) + 1e-6)
 
 
-def smooth_tokens(shape, waves=4, std=1.0):
-  """An initializer of tokens [h·w, C] that vary slowly over the grid: random mixtures of the
-  waves × waves lowest cosines, each channel of standard deviation about std."""
+def smooth_basis(shape):
+  """The lowest cosines over a grid (h, w), _WAVES each way; float32 [h·w, _WAVES²]."""
+  waves = [np.cos(np.pi * (np.arange(n)[:, None] + 0.5) / n * np.arange(_WAVES)) for n in shape]
+  return np.einsum("ia,jb->ijab", *waves).reshape(math.prod(shape), -1).astype(np.float32)
+
+
+def smooth_tokens(shape, std=1.0):
+  """An initializer of tokens [h·w, C] that vary slowly over the grid (h, w): random mixtures of
+  smooth_basis, each channel of standard deviation about std."""
 
   def init(key, param_shape, dtype=jnp.float32):
-    rows, columns = ((np.arange(n) + 0.5) / n for n in shape)
-    order = np.arange(waves)
-    basis = np.einsum(
-      "ia,jb->ijab",
-      np.cos(np.pi * rows[:, None] * order),
-      np.cos(np.pi * columns[:, None] * order),
-    ).reshape(param_shape[0], -1)
-    mix = jax.random.normal(key, (basis.shape[1], param_shape[1]), dtype)
-    return jnp.asarray(basis, dtype) @ mix * (2 * std / waves)
+    mix = jax.random.normal(key, (_WAVES**2, param_shape[1]), dtype)
+    return jnp.asarray(smooth_basis(shape), dtype) @ mix * (2 * std / _WAVES)
 
   return init
 

@@ -240,7 +240,7 @@ def make_draws(key, step, index, turn=0):
   }
 
 
-def make_adversary(options, discriminator, steps, class_weight, taps=()) -> Any:
+def make_adversary(options, discriminator, steps, taps=()) -> Any:
   """The player that options (config.STAGE.adversary) describe.
 
   steps: of the generator. taps: the depths of the conditioned images that it may be shown.
@@ -263,7 +263,7 @@ def make_adversary(options, discriminator, steps, class_weight, taps=()) -> Any:
     augment=tuple(options.augment),
     # The earlier a conditioned image, the more noise; the last image has none.
     level_sigmas=tuple(options.level_sigma * (1 - i / levels) for i in range(levels)),
-    class_weight=class_weight,
+    class_weight=options.class_weight,
     collapse_margin=options.collapse_margin,
     collapse_variety=options.collapse_variety,
   )

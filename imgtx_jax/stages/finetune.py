@@ -48,7 +48,6 @@ class FinetuneStage(generating.GeneratingStage):
       self.options.adversary,
       networks.make_discriminator(config, classes),
       self.steps,
-      class_weight=self.options.class_weight,
       taps=config.generator.taps,
     )
     self.captions = self.tap_captions() | {
@@ -170,6 +169,12 @@ class FinetuneStage(generating.GeneratingStage):
     # No code, no target: (k/N)^p is 0 at k = 0. Bank rows have none either.
     weight = share**options.reconstruction_power * (task["prefix"] > 0) * task["real"]
     known = self.renderer.known_pixels(task["prefix"])
+    if options.reconstruct_all_steps:
+      # Unseen inputs make the decoder draw one odd pattern in every patch; the mean image of what
+      # is known is a better place to start from, and no place to stay.
+      early = jnp.maximum(0.0, 1.0 - state.step / options.reconstruct_all_steps)
+      weight = jnp.maximum(weight, early * task["real"])
+      known = jnp.maximum(known, early)
 
     def distance(x):
       error = pixels.squared_error(x, images, known)

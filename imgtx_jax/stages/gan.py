@@ -33,7 +33,6 @@ class GanStage(generating.GeneratingStage):
       self.options.adversary,
       networks.make_discriminator(config, classes),
       self.steps,
-      class_weight=self.options.class_weight,
       taps=config.generator.taps,
     )
     self.tx = optim.make(self.options.optimizer, self.steps, config.generator.width)

@@ -49,7 +49,7 @@ class Renderer:
 
     decoder: a Generator's parameters, or None where the tokenizer's decoder is of another kind:
     then all of the generator is fresh.
-    Where no code is known, it starts from the mean code of the data (code_shares [V]).
+    Where no code is known, it starts near the commonest code of the data (code_shares [V]).
     """
     noise = jnp.zeros((1, self.noise_dim))
     mapping = self.mapping.init(rng.stream(key, "init_mapping", 0), noise, jnp.zeros(1, jnp.int32))
@@ -62,8 +62,9 @@ class Renderer:
     )
     generator = dict(fresh["params"]) if decoder is None else copy_by_name(fresh["params"], decoder)
     vectors = self.quantizer.dequantize(codebook, jnp.arange(self.quantizer.codebook_size))
-    mean = code_shares @ vectors / jnp.maximum(jnp.sum(code_shares), 1e-6)
-    generator["mask_token"] = mean + 0.2 * generator["mask_token"]
+    # Near the commonest code the decoder knows what to draw; between codes it draws odd patterns.
+    common = vectors[jnp.argmax(code_shares)]
+    generator["mask_token"] = common + 0.1 * generator["mask_token"]
     params = {"generator": generator, "mapping": mapping["params"]}
     if self.memory == "untrained":
       codes = jnp.zeros((1, self.num_codes), jnp.int32)

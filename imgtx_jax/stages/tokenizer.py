@@ -35,7 +35,6 @@ class TokenizerStage(stage.Stage):
         self.options.adversary,
         networks.make_discriminator(config, classes),
         self.steps,
-        class_weight=0.0,
         taps=self.tokenizer.decoder.taps,
       )
     self.lpips_weight = self.options.lpips_weight

@@ -87,7 +87,7 @@ def test_shapes_and_parameter_counts(decoder, generator, generate, num_params):
   assert [x.shape for x in generate(generator)] == [size, size, (B, N, D)]
   embed = C * D + D
   assert num_params(decoder) == embed + 2 * LAYER + TAP + HEAD
-  mask_tokens = N * C + S * 2 * C  # one a place, and what bends them
+  mask_tokens = N * C + S * 16 * C  # one a place, and what bends them
   assert num_params(generator) == embed + 2 * (LAYER + EXTRA) + TAP + HEAD + mask_tokens
 
 

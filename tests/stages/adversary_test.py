@@ -22,10 +22,10 @@ KEY = jax.random.key(0)
 
 def make(taps=(), steps=100, **changes):
   options = configs.default().finetune.adversary
-  options.update(changes)
+  options.update({"class_weight": 0.0} | changes)
   options.optimizer.warmup_steps = 0
   network = Discriminator(patch=4, width=16, layers=1, classes=2, trunk=TRUNK)
-  return adversary.make_adversary(options, network, steps, class_weight=0.0, taps=taps)
+  return adversary.make_adversary(options, network, steps, taps=taps)
 
 
 def waves(seed, channels=3):

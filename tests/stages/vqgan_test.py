@@ -92,7 +92,7 @@ def test_finetune_has_a_generator_of_its_own(config, batch, restored):
     assert image.shape[2:] == (16, 16, 3)
 
 
-def test_a_fresh_generator_begins_from_the_mean_code(config):
+def test_a_fresh_generator_begins_near_the_commonest_code(config):
   stage = build("finetune", config, CLASSES)
   quantizer = stage.tokenizer.quantizer
   codebook = quantizer.init(jax.random.key(1))
@@ -105,5 +105,5 @@ def test_a_fresh_generator_begins_from_the_mean_code(config):
 
   token = init(jax.random.key(0))
   assert token.shape == (16, 8) and 0 < token.std(axis=0).min()
-  deviation = (token - codebook["codebook"][5]) / 0.2  # of smooth tokens of deviation 1
+  deviation = (token - codebook["codebook"][5]) / 0.1  # of smooth tokens of deviation 1
   assert 0.5 < np.std(deviation) < 2.0
