@@ -71,12 +71,14 @@ def choose(config, stages):
   UserError where a name in config.best_metric is no figure of any stage, or has no known direction.
   Nothing is computed: the evaluators are traced, which takes seconds.
   """
-  wanted = [name.strip() for name in config.best_metric.split(",") if name.strip()]
-  if not wanted:
+  if not _wanted(config):
     return {stage.name: Best() for stage in stages}
-  known, restored = {}, {}
-  for stage in stages:
-    known[stage.name], restored[stage.name] = _figures(stage, config, restored)
+  return choose_among(config, figure_names(config, stages))
+
+
+def choose_among(config, known):
+  """choose of {stage's name: the names of its figures}."""
+  wanted = _wanted(config)
   for name in wanted:
     if not any(name in names for names in known.values()):
       listed = "; ".join(f"{stage}: {', '.join(names)}" for stage, names in known.items())
@@ -86,6 +88,18 @@ def choose(config, stages):
     metric = next((name for name in wanted if name in names), "")
     chosen[stage] = Best(metric, direction(metric, config.best_mode)) if metric else Best()
   return chosen
+
+
+def figure_names(config, stages):
+  """{stage's name: the names of its held-out figures} of the config's stages, in order."""
+  known, restored = {}, {}
+  for stage in stages:
+    known[stage.name], restored[stage.name] = _figures(stage, config, restored)
+  return known
+
+
+def _wanted(config):
+  return [name.strip() for name in config.best_metric.split(",") if name.strip()]
 
 
 def direction(metric, mode="auto"):
