@@ -70,7 +70,7 @@ def _check(config, theirs, source):
     keys += ("generator.",)  # its decoder, which fine-tuning starts from
   ours, others = configs.flatten(config), configs.flatten(theirs)
   for key in sorted(others):
-    running = key.endswith((".remat", ".implementation"))  # how they run, not what they are
+    running = key.rpartition(".")[2] in configs.RUNNING
     if key.startswith(keys) and not running and ours[key] != others[key]:
       raise UserError(
         f"config.{key} is {ours[key]!r}, and {others[key]!r} in config.finetune_from={source}; "

@@ -12,6 +12,8 @@ import ml_collections
 
 IMAGENET_IMAGES = 1_281_167  # of its training split, for steps out of epochs
 STAGES = ("tokenizer", "pretrain", "finetune", "gan")
+# What changes how a network runs, not what it computes.
+RUNNING = ("remat", "unroll", "implementation")
 MEMORIES = ("states", "class", "none", "untrained")
 
 
@@ -28,6 +30,7 @@ def _trunk(width, layers, heads, **overrides):
     spectral_norm=False,  # holds matrices at their first spectral norm
     implementation="xla",
     remat="none",
+    unroll=1,  # layers in one turn of the scan: more run faster and take longer to compile
   )
   return ml_collections.ConfigDict(values | overrides)
 

@@ -59,8 +59,10 @@ def check(config):
         f"config.{key}.implementation={config[key].implementation!r} has no attention by distance; "
         f"set it to 'xla', or config.{key}.attention to 'dot'"
       )
-    if config[key].layers < 1:
-      raise UserError(f"config.{key}.layers={config[key].layers} is under 1; set it to 1 or more")
+    for count in ("layers", "unroll"):
+      if config[key][count] < 1:
+        value = config[key][count]
+        raise UserError(f"config.{key}.{count}={value} is under 1; set it to 1 or more")
     width, heads = config[key].width, config[key].heads
     if heads < 1 or width % (4 * heads):
       raise UserError(

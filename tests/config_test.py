@@ -48,6 +48,7 @@ BAD = [
   ({"generator.heads": 0}, "heads"),
   ({"generator.layers": 0}, "0"),
   ({"encoder.remat": "some"}, "'some'"),
+  ({"gpt.unroll": 0}, "config.gpt.unroll=0"),
   ({"gpt.implementation": "fast"}, "'fast'"),
   ({"generator.taps": (4,)}, "(4,)"),
   ({"generator.taps": (0,)}, "(0,)"),

@@ -17,8 +17,8 @@ from imgtx_jax.losses import codes as code_losses
 from imgtx_jax.losses import perceptual
 from imgtx_jax.metrics import image as image_metrics
 
-# What changes how fast a network is or how it is trained, not what it computes.
-_NOT_OF_IMAGES = ("remat", "implementation", "commitment", "entropy", "revive_below")
+# What changes how a network runs or how it is trained, not what it computes.
+_NOT_OF_IMAGES = (*configs.RUNNING, "commitment", "entropy", "revive_below")
 _NETWORKS = ("patch", "tokenizer_kind", "encoder.", "quantizer.", "vqgan.", "generator.", "gpt.")
 
 

@@ -129,8 +129,9 @@ class Transformer(nn.Module):
   """A stack of equal blocks on x [B, N, D].
 
   Scanned, the parameters of all layers lie under "layers" with the layer first, and compile time
-  does not grow with depth. Unrolled (scan=False; decoding), layer i lies under "layers_i";
-  unstack_layers turns the one tree into the other. Returns x and the caches, one a layer.
+  does not grow with depth; unroll is how many layers one turn of the loop runs. Unrolled
+  (scan=False; decoding), layer i lies under "layers_i"; unstack_layers turns the one tree into the
+  other. Returns x and the caches, one a layer.
   """
 
   layers: int
@@ -149,6 +150,7 @@ class Transformer(nn.Module):
   init_std: float = 0.0
   implementation: str = "xla"
   remat: str = "none"
+  unroll: int = 1
   scan: bool = True
   dtype: Any = jnp.float32
 
@@ -191,6 +193,7 @@ class Transformer(nn.Module):
       split_rngs={"params": True, "dropout": True},
       in_axes=(nn.broadcast, 0),
       length=self.layers,
+      unroll=min(self.unroll, self.layers),
     )
     x, _ = stack(make.keywords, name="layers")(x, context, jnp.asarray(depths, jnp.float32))
     return x, None

@@ -13,6 +13,8 @@ from imgtx_jax.errors import UserError
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
+_FEW_POSITIONS = 4  # of an image: up to these a convolution is a matrix product
+
 _VGG16_BLOCKS = (2, 2, 3, 3, 3)
 VGG16_LAYERS = tuple(f"{b}_{i}" for b, n in enumerate(_VGG16_BLOCKS, 1) for i in range(1, n + 1))
 
@@ -73,14 +75,27 @@ def _normalize(images, dtype, *, net, smallest):
 
 
 def _conv(params, x, *, stride, padding):
+  kernel = jnp.asarray(params["kernel"], x.dtype)
+  if kernel.shape[:2] == (3, 3) and x.shape[1] * x.shape[2] <= _FEW_POSITIONS:
+    return _conv_of_few(kernel, x) + jnp.asarray(params["bias"], x.dtype)
   y = jax.lax.conv_general_dilated(
     x,
-    jnp.asarray(params["kernel"], x.dtype),
+    kernel,
     window_strides=(stride, stride),
     padding=((padding, padding), (padding, padding)),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
   return y + jnp.asarray(params["bias"], x.dtype)
+
+
+def _conv_of_few(kernel, x):
+  """A 3x3 convolution of stride 1 as one matrix product over patches: [B, h, w, C] to
+  [B, h, w, C']. At 2x2 positions of 512 channels XLA's own is 100 times slower on a CPU."""
+  b, h, w, _ = x.shape
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  patches = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+  patches = jnp.concatenate(patches, axis=-1).reshape(b * h * w, -1)
+  return (patches @ kernel.reshape(-1, kernel.shape[-1])).reshape(b, h, w, -1)
 
 
 def _halve(x):

@@ -22,6 +22,7 @@ def _trunk(options):
     spectral_norm=options.spectral_norm,
     implementation=options.implementation,
     remat=options.remat,
+    unroll=options.unroll,
   )
 
 

@@ -17,7 +17,7 @@ from imgtx_jax.stages import distance, networks, stage
 from imgtx_jax.state import TrainState, update_ema
 
 # Keys of encoder and quantizer that change how codes are learned or computed, not what they are.
-_NOT_OF_CODES = ("remat", "implementation", "commitment", "entropy", "revive_below")
+_NOT_OF_CODES = (*configs.RUNNING, "commitment", "entropy", "revive_below")
 
 
 class PretrainStage(stage.Stage):

@@ -157,6 +157,12 @@ def test_remat_computes_the_same(scanned, differentiate):
   jax.tree.map(close, again, grads)
 
 
+def test_layers_in_one_turn_of_the_scan_compute_the_same(scanned):
+  params, expected, _ = scanned
+  y = apply(SCANNED.clone(unroll=SCANNED.layers), params, X, make_context())
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
 def saved_numbers(remat):
   """How many float32 numbers the backward pass keeps of the forward pass."""
   model = Transformer(**BASE, remat=remat)
