@@ -145,27 +145,19 @@ def results(workdir, tasks, start_from="last", chosen=()) -> dict[str, Any]:
 def _result(workdir, task, asked, start_from):
   """One task's checkpoint; prints which one it is where there is a choice."""
   folder = Path(workdir) / task.name
-  best = best_of(workdir, task)
+  summary = json.loads((folder / "summary.json").read_text())
+  best = summary.get("best")
   if asked == "best" and not best:
     raise UserError(
       f"--checkpoint=best: {task.name} of {workdir} has kept none by a figure; train with "
       "--config.best_metric=NAME, or leave the flag out for the last"
     )
   which = (asked or start_from) if best else "last"
-  if best and jax.process_index() == 0:
+  if best and best["step"] != summary["steps"] and jax.process_index() == 0:
     kept = f"step {best['step']}, {best['metric']} {best['value']:.5g}"
-    used = (
-      f"the best checkpoint ({kept})"
-      if which == "best"
-      else f"the last checkpoint, not the best ({kept})"
-    )
-    print(f"{task.name}: {used}", flush=True)
+    used = "the best checkpoint" if which == "best" else "the last checkpoint, not the best"
+    print(f"{task.name}: {used} ({kept})", flush=True)
   return checkpoint.load(folder / "checkpoints", step=best["step"] if which == "best" else None)[0]
-
-
-def best_of(workdir, task):
-  """What a finished task says of its best checkpoint, as best.Best.meta has it, or None."""
-  return json.loads((Path(workdir) / task.name / "summary.json").read_text()).get("best")
 
 
 def finished(config, workdir):

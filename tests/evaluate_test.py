@@ -175,7 +175,7 @@ def test_the_best_checkpoint_is_asked_for_by_name(run, trained, tiny_config, cap
     run(checkpoint="best")
   summary = trained / "1-finetune" / "summary.json"
   best = {"metric": "validation/psnr", "mode": "max", "step": 1, "value": 12.5}
-  summary.write_text(json.dumps({"best": best}))
+  summary.write_text(json.dumps({"best": best, "steps": 6}))
   try:
     for checkpoint, words in (
       ("best", "the best checkpoint"),
