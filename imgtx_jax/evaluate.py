@@ -12,7 +12,8 @@ published InceptionV3 weights alone. --sweep=cfg_scale=1,1.5,2 repeats it all fo
 discriminator judges by.
 
 Features are kept beside the results: the same command after a kill goes on where it was, and gives
-the same figures. References' are shared through $IMGTX_CACHE, where it is set.
+the same figures. References' are shared through $IMGTX_CACHE, where it is set. Several processes
+(jax.distributed) share the work through those folders, which all must see; the first one computes.
 """
 
 import dataclasses
