@@ -36,7 +36,7 @@ def adopt(config, directory, class_names):
       f"config.finetune_from={source} has not finished {', '.join(missing)}; finish it there, or "
       "convert published weights (python -m imgtx_jax.convert)"
     )
-  results = workdir.results(source, done)
+  results = workdir.results(source, done, theirs.start_from)
   pretrain = results["pretrain"]
   # A later fine-tuning has trained the GPT on.
   gpt = results.get("finetune", pretrain)["ema"]["gpt"]

@@ -24,7 +24,18 @@ HELD_OUT = 1000  # held-out images, or as many as samples where that is more
 
 
 def run_audit(
-  directory, config, class_names, *, num, seed, prefix, options, network, batch_size, out
+  directory,
+  config,
+  class_names,
+  *,
+  num,
+  seed,
+  prefix,
+  options,
+  network,
+  batch_size,
+  out,
+  checkpoint="last",
 ):
   """Audits a work directory's last stage that trained a discriminator: writes the page and its
   figures, returns a summary.
@@ -32,6 +43,7 @@ def run_audit(
   num: samples with a label, all classes in turn, and as many without one. prefix: the dial k (None:
   all codes). options: sampling.Sampling. network: a FeatureNetwork, the name of one, or None; where
   it is None or its weights are missing, the figures on features are left out and the page says so.
+  checkpoint: which of the stage's, "last" or "best".
   out: the HTML file ("" or None: audit.html in the work directory); the figures go beside it, as
   .json. Returns audit["summary"] and the two paths: {"worst", "ranked_by", "biases", "page",
   "figures"}. Raises UserError where neither finetune nor gan has finished, or on a prefix or num
@@ -44,7 +56,7 @@ def run_audit(
       f"--num={num} is under {2 * len(class_names)}, two samples for each of the "
       f"{len(class_names)} classes; ask for more"
     )
-  stage, results = drawing.load_judging(directory, config, class_names, "the audit")
+  stage, results = drawing.load_judging(directory, config, class_names, "the audit", checkpoint)
   prefix = stage.num_codes if prefix is None else prefix
   drawing.check_prefix(stage, prefix)
   network, reason = _feature_network(network, config)
@@ -53,6 +65,7 @@ def run_audit(
   sets, data_counts = _gather(examiner, drawer, config, len(class_names), num)
   audit = {
     "protocol": _protocol(directory, sets, network, reason, options)
+    | {"checkpoint": checkpoint, "step": int(results[stage.name]["step"])}
     | {"num": num, "seed": seed, "prefix": prefix, "num_codes": stage.num_codes}
   }
   audit |= _class_figures(sets, class_names, data_counts, seed)

@@ -45,28 +45,43 @@ class _Damaged(Exception):
   """A step directory that cannot be trusted; says why."""
 
 
+class _Kept:
+  """Orbax's preservation policy: the newest `keep` steps, and the best one beside them."""
+
+  def __init__(self, keep):
+    self.keep, self.best = keep, None
+
+  def should_preserve(self, checkpoints, *, context):
+    """Of each checkpoint, oldest first, whether it stays."""
+    del context
+    newest = len(checkpoints) - self.keep
+    return [i >= newest or c.step == self.best for i, c in enumerate(checkpoints)]
+
+
 class Checkpoints:
-  """The checkpoints of one stage, in `directory`; the newest `keep` of them stay.
+  """The checkpoints of one stage, in `directory`; the newest `keep` of them stay, and the best.
 
   All processes of a run make the same calls in the same order.
   """
 
   def __init__(self, directory, *, keep=2):
     self.directory = epath.Path(directory).expanduser().absolute()
-    self._keep = keep
+    self._kept = _Kept(keep)
     self._manager = None  # made by the first save: reading never writes
     self._current = None  # the step that this object saved or restored last
 
-  def save(self, step, state, *, iterator=None, meta=None, wait=False):
+  def save(self, step, state, *, iterator=None, meta=None, best=None, wait=False):
     """Writes `state` (one replica, see `Parallel.get_state`) but its frozen networks.
 
     Returns once the arrays are copied and may be donated; with `wait` once they are on disk.
-    iterator: the training data's; its position is stored. meta: a dict fit for JSON. Directories
-    of this and later steps, left behind by a run that was since resumed from an older step, are
-    replaced. An error of the background write is raised by the next save, wait or close.
+    iterator: the training data's; its position is stored. meta: a dict fit for JSON. best: the step
+    that is kept however old it gets, until another is named; None for none. Directories of this and
+    later steps, left behind by a run that was since resumed from an older step, are replaced. An
+    error of the background write is raised by the next save, wait or close.
     """
     step = int(step)
     self.wait()
+    self._kept.best = best
     if step == self._current:
       return  # saved already, or restored and not trained since
     arrays, empty = records.flatten(state)
@@ -121,6 +136,10 @@ class Checkpoints:
       "delete that directory to train the stage from its start"
     )
 
+  def has(self, step):
+    """Whether there is a directory of that step, intact or not."""
+    return int(step) in _steps(self.directory)
+
   def wait(self):
     """Until the last save is on disk; raises what went wrong with it."""
     if self._manager is not None:
@@ -150,7 +169,7 @@ class Checkpoints:
         (self.directory / name).rmtree(missing_ok=True)
     removed = json.loads(checksum.gather(json.dumps(removed).encode())[0])
     if self._manager is None:
-      options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=False)
+      options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=False)
       self._manager = ocp.CheckpointManager(self.directory, options=options)
     elif removed:
       self._manager.reload()

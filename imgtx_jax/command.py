@@ -50,6 +50,16 @@ def run(main, *, required=(), accepts=""):
   app.run(guarded, flags_parser=_parse)
 
 
+def define_checkpoint_flag():
+  """--checkpoint, of the commands that use what a stage has trained."""
+  flags.DEFINE_enum(
+    "checkpoint",
+    "last",
+    ("last", "best"),
+    "Which one of the stage: its last, or the best by the figure that config.best_metric named.",
+  )
+
+
 def _leave(line, code):
   sys.stdout.flush()
   print(" ".join(line.split()), file=sys.stderr, flush=True)

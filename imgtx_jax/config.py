@@ -247,6 +247,18 @@ def default():
   c.sample.refine_rate = 0.05
   c.sample.refine_radius = 0.2
 
+  # Distances of a stage's own images from held-out ones while it trains, on VGG16's features, of so
+  # many images (few: see stages/distance.py); 0: none. Needs the extra "perceptual".
+  c.metrics = ml_collections.ConfigDict()
+  c.metrics.fd_images = 0
+  # The checkpoint with the best of these held-out figures is kept too: names between commas, such
+  # as "samples/k64_fd_vgg16, validation/psnr", of which a stage goes by the first that it has.
+  c.best_metric = ""
+  c.best_mode = "auto"  # by the figure's name; or "min" or "max"
+  c.start_from = (
+    "last"  # which checkpoint a stage takes of those before it; or "best", if one has it
+  )
+
   c.log_steps = 20
   c.evaluate_steps = 200
   c.evaluate_images = 512

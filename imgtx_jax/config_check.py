@@ -21,6 +21,7 @@ _ADVERSARY = {
   "collapse_margin": (0, None),
   "collapse_variety": (0, None),
 }
+_VGG16_SIDE = 16  # pixels, at least
 
 
 def check(config):
@@ -35,6 +36,8 @@ def check(config):
   one_of("config.pretrain.cache_crops", config.pretrain.cache_crops, ("ten", "center"))
   one_of("config.sample.guidance", config.sample.guidance, decode.GUIDANCE)
   one_of("config.guard", config.guard, ("retry", "stop", "off"))
+  one_of("config.best_mode", config.best_mode, ("auto", "min", "max"))
+  one_of("config.start_from", config.start_from, ("last", "best"))
   one_of("config.gpt.order", config.gpt.order, ("raster", "spread"))
   one_of("config.finetune.memory", config.finetune.memory, configs.MEMORIES)
   if not config.stages:
@@ -119,6 +122,7 @@ def _check_stages(config):
           "config.generator.taps=() makes none; name a depth there, or set it to False"
         )
   _check_ranges(config)
+  _check_measuring(config)
   trained = config.finetune.gpt_trained
   if trained not in ("all", "adapter", "none") and not (
     1 <= configs.last_layers(trained) <= config.gpt.layers
@@ -154,6 +158,7 @@ def _check_ranges(config):
     "gpt.ffn_dropout": (0, 0.99),
     "gpt.drop_path": (0, 0.99),
     "pictures": (1, None),
+    "metrics.fd_images": (0, 10_000),  # their features are all in memory
     "evaluate_images": (1, None),
   }
   ranges |= {f"sample.{key}": limits[:2] for key, limits in sampling.RANGES.items()}
@@ -167,6 +172,23 @@ def _check_ranges(config):
   for key, least in (("quantizer.levels", 2), ("pretrain.cache_scales", 1)):
     if min(flat[key], default=0) < least:
       raise UserError(f"config.{key}={tuple(flat[key])} must hold numbers of {least} or more")
+
+
+def _check_measuring(config):
+  """Raises UserError for the first value of what is measured while training that cannot work."""
+  images, size = config.metrics.fd_images, config.data.image_size
+  if images == 1:
+    raise UserError("config.metrics.fd_images=1 has no covariance; set it to 0 (off), or 2 or more")
+  if images and size < _VGG16_SIDE:
+    raise UserError(
+      f"config.metrics.fd_images={images} needs images of {_VGG16_SIDE} pixels for VGG16, and "
+      f"config.data.image_size={size}; set it to 0"
+    )
+  if config.start_from == "best" and not config.best_metric:
+    raise UserError(
+      "config.start_from='best' needs a figure to choose by, and config.best_metric is empty; name "
+      "one there, such as validation/psnr"
+    )
 
 
 def _check_vqgan(config):

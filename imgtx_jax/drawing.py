@@ -16,10 +16,11 @@ SCORES = ("logit", "class")
 DRAWING = tuple(name for name, stage in STAGES.items() if stage.draws_with)
 
 
-def load(directory, config, class_names, only=DRAWING):
+def load(directory, config, class_names, only=DRAWING, checkpoint="last"):
   """(the last finished stage that can draw, the results of the stages up to it).
 
-  only: the names of the stages to choose among.
+  only: the names of the stages to choose among. checkpoint: which of that stage's, "last" or
+  "best"; of the stages before it, those that it started from.
   """
   done = workdir.finished(config, directory)
   drawing = [task for task in done if task.stage in only]
@@ -31,12 +32,15 @@ def load(directory, config, class_names, only=DRAWING):
     )
   last = drawing[-1]
   stage = build(last.stage, config, len(class_names))
-  return stage, workdir.results(directory, done[: done.index(last) + 1])
+  done = done[: done.index(last) + 1]
+  chosen = {last.stage: checkpoint}
+  return stage, workdir.results(directory, done, config.start_from, chosen)
 
 
-def load_judging(directory, config, class_names, use):
+def load_judging(directory, config, class_names, use, checkpoint="last"):
   """(the last finished stage that trained a discriminator and a generator, the results that it
-  draws with) of a work directory. use: what needs them, for the UserError where there is none."""
+  draws with) of a work directory. use: what needs them, for the UserError where there is none.
+  checkpoint: see load."""
   done = workdir.finished(config, directory)
   judging = [task for task in done if issubclass(STAGES[task.stage], GeneratingStage)]
   if not judging:
@@ -47,7 +51,7 @@ def load_judging(directory, config, class_names, use):
     )
   stage = build(judging[-1].stage, config, len(class_names))
   needed = [task for task in done if task.stage in ("tokenizer", stage.name)]
-  return stage, workdir.results(directory, needed)
+  return stage, workdir.results(directory, needed, config.start_from, {stage.name: checkpoint})
 
 
 def check_prefix(stage, prefix):

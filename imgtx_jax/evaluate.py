@@ -12,7 +12,8 @@ published InceptionV3 weights alone. --sweep=cfg_scale=1,1.5,2 repeats it all fo
 discriminator judges by.
 
 Features are kept beside the results: the same command after a kill goes on where it was, and gives
-the same figures. References' are shared through $IMGTX_CACHE, where it is set.
+the same figures. References' are shared through $IMGTX_CACHE, where it is set. Several processes
+(jax.distributed) share the work through those folders, which all must see; the first one computes.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from imgtx_jax import audit, command, features, sample, sampling, workdir
+from imgtx_jax import audit, checksum, command, features, sample, sampling, workdir
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluation import evaluation, image_sets, reference, subject, sweep
 from imgtx_jax.evaluation.figures import Settings
@@ -36,7 +37,11 @@ def main():
   """Evaluates what the flags ask for and writes it."""
   check_flags()
   if FLAGS.audit:
-    run_audit()
+    try:
+      if jax.process_index() == 0:  # which makes it alone
+        run_audit()
+    finally:
+      checksum.gather(b"the audit is written")
     return
   network = features.load(FLAGS.network or default_network())
   found = make_subject(network)
@@ -94,6 +99,7 @@ def run_audit():
     options=sample.choose_options(config),
     network=FLAGS.network or default_network(),
     batch_size=FLAGS.batch_size,
+    checkpoint=FLAGS.checkpoint,
     out=folder() / "audit.html",
   )
   worst = ", ".join(row["name"] for row in found["worst"])
@@ -121,7 +127,9 @@ def shared_folder():
 
 def make_subject(network):
   """The Subject that the flags name; samples only if they are read."""
-  model = subject.load_model(FLAGS.workdir, FLAGS.stage) if FLAGS.workdir else None
+  model = None
+  if FLAGS.workdir:
+    model = subject.load_model(FLAGS.workdir, FLAGS.stage, FLAGS.checkpoint)
   config = model and model.config
   crop = FLAGS.image_size or None
   samples = None
@@ -158,7 +166,8 @@ def own_data(config, split, limit):
   try:
     return reference.own_data(config, split, limit)
   except UserError as error:
-    print(f"without the work directory's {split} images: {error}", flush=True)
+    if jax.process_index() == 0:
+      print(f"without the work directory's {split} images: {error}", flush=True)
     return None
 
 
@@ -225,6 +234,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer("image_size", 0, "Crop and resize folders' images to it; 0: as they are.")
   flags.DEFINE_integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
   sample.define_option_flags()
+  command.define_checkpoint_flag()
   flags.DEFINE_enum("labels", "", ("", *subject.LABELS), "Classes in turn, or as often as in data.")
   flags.DEFINE_integer("seed", 0, "Image i depends on the seed, i and its label.")
   flags.DEFINE_integer("batch_size", 64, "Images at a time; figures do not depend on it.")

@@ -68,8 +68,13 @@ def _vgg16():
 
 
 def _apply_vgg16(params, images):
+  return {"features": vgg16_means(params, images)}
+
+
+def vgg16_means(params, images):
+  """The 512 channel means of relu5_3 of uint8 images [B, H, W, 3]; [B, 512]."""
   images = images.astype(jnp.float32) / 127.5 - 1
-  return {"features": vgg16_features(params, images)["relu5_3"].mean((1, 2))}
+  return vgg16_features(params, images)["relu5_3"].mean((1, 2))
 
 
 def _inception():

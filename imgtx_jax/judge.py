@@ -111,9 +111,7 @@ class Judge:
     return transforms.denormalize(image)
 
   def _look_of(self, params, image, label):
-    found = heat.look(
-      self.network, params, image, label, repeat=self.stage.adversary.repeat
-    )
+    found = heat.look(self.network, params, image, label, repeat=self.stage.adversary.repeat)
     return found["attention"][0], found["logit"][0]
 
 
@@ -126,7 +124,7 @@ def main(files):
   label = parse_label(FLAGS.label, class_names, "--label") if FLAGS.label else None
   check_out(FLAGS.out)
   images = [transforms.read_image(file, config.data.image_size) for file in files]
-  judge = load(FLAGS.workdir, config, class_names, FLAGS.prefix)
+  judge = load(FLAGS.workdir, config, class_names, FLAGS.prefix, FLAGS.checkpoint)
   print(
     f"score: the image's logit less the mean of {SAMPLES} of the model's own images of the same "
     f"label, at k = {judge.prefix}; real: more real than {REAL_SHARE:.0%} of them",
@@ -147,9 +145,9 @@ def check_out(path):
     raise UserError(f"--out={path} is no name of a PNG file; write one such as heat.png")
 
 
-def load(directory, config, class_names, prefix):
+def load(directory, config, class_names, prefix, checkpoint="last"):
   """The Judge of a work directory."""
-  stage, results = drawing.load_judging(directory, config, class_names, "judging")
+  stage, results = drawing.load_judging(directory, config, class_names, "judging", checkpoint)
   drawing.check_prefix(stage, prefix)
   return Judge(stage, results, prefix)
 
@@ -190,4 +188,5 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", "", "A PNG file for where the discriminator looked.")
   flags.DEFINE_string("label", "", "Compare within this class, by name or number; or none.")
   flags.DEFINE_integer("prefix", 0, "The dial k of the model's own images: codes drawn for each.")
+  command.define_checkpoint_flag()
   command.run(main, required=("workdir",), accepts="image files")

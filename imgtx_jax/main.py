@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from imgtx_jax import (
   adopt,
+  best,
   code_cache,
   command,
   config_check,
@@ -37,6 +38,8 @@ def run(config, directory, only=""):
       )
   training = sources.open_source(config.data.source, split="train", path=config.data.path)
   held_out = sources.open_source(config.data.source, split="validation", path=config.data.path)
+  stages = [build(name, config, training.num_classes) for name in config.stages]
+  bests = best.choose(config, stages)
   workdir.claim(config, directory, training.class_names)
   if config.finetune_from:
     adopt.adopt(config, directory, training.class_names)
@@ -45,13 +48,13 @@ def run(config, directory, only=""):
     if workdir.is_finished(directory, task):
       print(f"{task.name}: finished before, nothing to do", flush=True)
       continue
-    run_task(task, config, directory, training, held_out, devices)
+    run_task(task, config, directory, training, held_out, devices, bests[task.stage])
     report.write(directory)
   print(f"report: {directory}/report.html", flush=True)
 
 
-def run_task(task, config, directory, training, held_out, devices):
-  """Trains one stage on the results of those before it."""
+def run_task(task, config, directory, training, held_out, devices, keeper):
+  """Trains one stage on the results of those before it; keeper: its best.Best."""
   stage = build(task.stage, config, training.num_classes)
   plan = workdir.plan(config)
   before = plan[: plan.index(task)]
@@ -62,7 +65,7 @@ def run_task(task, config, directory, training, held_out, devices):
         f"run the same command without --stage, or with --stage={needed} first"
       )
   before = [t for t in before if workdir.is_finished(directory, t)]
-  results = workdir.results(directory, before)
+  results = workdir.results(directory, before, config.start_from)
   inputs = stage.inputs(results)
   trainer = train.Trainer(
     stage,
@@ -73,6 +76,7 @@ def run_task(task, config, directory, training, held_out, devices):
     training=training,
     held_out=held_out,
     parallel=devices,
+    best=keeper,
   )
   print(trainer.parameters, flush=True)
   trainer.run()

@@ -20,6 +20,8 @@ from imgtx_jax.metric_log import read_metrics
 _STAGES = ("tokenizer", "pretrain", "finetune", "gan", "style")
 _TIMELINE = 16  # pictures of one name on the page; what lies between is left in its folder
 _ACRONYMS = {"psnr", "ssim", "lpips", "fid", "gpt", "r1", "r2", "ema", "mse", "kid", "l1", "l2"}
+_ACRONYMS |= {"fd", "vgg16"}
+_SPELLED = {"rfd": "rFD", "rkid": "rKID"}
 
 
 def write(workdir):
@@ -93,11 +95,13 @@ def _summarize(directory):
     "figures": {},
     "latest": {},
     "collapses": [],
+    "best": None,
   }
   if ended is not None:
     return summary | ended
   for line in metrics:
-    summary["latest"] |= {k: v for k, v in line.items() if k.startswith("validation/")}
+    held_out = {k: v for k, v in line.items() if "/" in k and not k.startswith("train/")}
+    summary["latest"] |= held_out
   return summary
 
 
@@ -200,7 +204,7 @@ def template(name):
 def _words(name):
   """validation/code_usage → validation · code usage."""
   words = re.split(r"[_ ]", name.replace("/", " · "))
-  return " ".join(word.upper() if word in _ACRONYMS else word for word in words)
+  return " ".join(word.upper() if word in _ACRONYMS else _SPELLED.get(word, word) for word in words)
 
 
 def _number(value):

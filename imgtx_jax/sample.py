@@ -35,7 +35,7 @@ def main():
   initial = transforms.read_image(FLAGS.init, config.data.image_size) if FLAGS.init else None
   groups = -(-FLAGS.num // FLAGS.keep) if FLAGS.candidates else FLAGS.num
   labels = parse_labels(FLAGS.labels, class_names, groups)
-  stage, results = drawing.load(FLAGS.workdir, config, class_names)
+  stage, results = drawing.load(FLAGS.workdir, config, class_names, checkpoint=FLAGS.checkpoint)
   for name in given_options():
     sampling.check_flag(name, FLAGS[name].value, stage)
   prefix = stage.num_codes if FLAGS.prefix is None else FLAGS.prefix
@@ -155,6 +155,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("save_codes", "", "An .npy file for the codes, int [num, N].")
   flags.DEFINE_integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
   define_option_flags()
+  command.define_checkpoint_flag()
   flags.DEFINE_integer("seed", 0, "Image i depends on the seed, i and its label.")
   flags.DEFINE_integer("batch_size", 64, "Images at a time.")
   flags.DEFINE_integer("candidates", 0, "Draw so many for each group of --keep; 0: no choice.")

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import logging
 from clu import parameter_overview
 
-from imgtx_jax import rng
+from imgtx_jax.best import Best
 from imgtx_jax.checkpoint import Checkpoints
 from imgtx_jax.command import Interrupted
 from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import write_atomically
 from imgtx_jax.guard import RATE, Collapse, Guard
+from imgtx_jax.held_out import HeldOut
 from imgtx_jax.metric_log import MetricLog
 from imgtx_jax.pictures import save_grid
 from imgtx_jax.progress import Display
@@ -28,25 +30,26 @@ BASELINE_IMAGES = 8192  # of a source, for what a stage measures at its end
 class Trainer:
   """Trains one stage in its directory: from the start, or on from its last checkpoint.
 
-  inputs: the source that its batches are of, the training images or codes of them.
+  inputs: the source that its batches are of, the training images or codes of them. best: the Best,
+  which says by which figure a checkpoint is kept beside the last ones.
   """
 
-  def __init__(self, stage, *, config, directory, restored, inputs, training, held_out, parallel):
+  def __init__(
+    self, stage, *, config, directory, restored, inputs, training, held_out, parallel, best=None
+  ):
     self.stage, self.config, self.parallel = stage, config, parallel
     self.directory = Path(directory)
     self.title = self.directory.name
     self.inputs, self.training, self.held_out = inputs, training, held_out
     self.restored = restored
-    self.root = jax.random.key(config.seed)
+    self.root, self.best = jax.random.key(config.seed), best or Best()
     self.guard = Guard(config.guard, config.guard_lines, stage.guard)
     self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=config.keep_checkpoints)
     self.log = MetricLog(self.directory)
     self.step_fn = parallel.compile_step(stage.step)
     self.refresh_fn = parallel.compile_refresh(stage.refresh) if stage.refresh else None
     self.pictures_fn = parallel.compile_local(stage.pictures)
-    self.evaluators = {
-      name: (parallel.compile_sums(e.sums), e.figures) for name, e in stage.evaluators().items()
-    }
+    self.evaluation = HeldOut(stage, config, held_out, parallel)
     self._start()
 
   def _start(self, rate=1.0):
@@ -85,8 +88,16 @@ class Trainer:
       self.trained_images = meta["trained_images"]
       self.compile_seconds = meta["compile_seconds"]
     self.guard.restore(meta)
+    self._restore_best(meta and meta.get("best"))
     self.log.truncate(self.start)
     self.state = self.parallel.put_state(state.replace(rate=np.float32(state.rate * rate)))
+
+  def _restore_best(self, meta):
+    """Which checkpoint was the best so far; none where it is no longer there."""
+    if meta and not self.checkpoints.has(meta["step"]):
+      logging.warning("%s: the best checkpoint, step %d, is gone", self.title, meta["step"])
+      meta = None
+    self.best.restore(meta)
 
   def run(self):
     """Trains to the end; raises Interrupted after saving when a signal asks to stop."""
@@ -129,7 +140,10 @@ class Trainer:
         pending = []
       wants = {
         "log": _due(done, self.config.log_steps) or done == total,
-        "evaluate": _due(done, self.config.evaluate_steps) and done != total,
+        # At the end all is evaluated on all images; the best is chosen by as many as before.
+        "evaluate": bool(self.best.metric)
+        if done == total
+        else _due(done, self.config.evaluate_steps),
         "pictures": _due(done, self.config.picture_steps) or done == total,
         "save": _due(done, self.config.checkpoint_steps) or done == total,
       }
@@ -172,7 +186,9 @@ class Trainer:
       self.display.update(done, rate, self.stage.batch_size / max(rate, 1e-9), shown)
       self.guard.look(done, {name.removeprefix("train/"): mean for name, mean in means.items()})
     if wants["evaluate"]:
-      self._evaluate(done, limit=self.config.evaluate_images)
+      figures = self._evaluate(done, limit=self.config.evaluate_images)
+      if not self.guard.alarms and self.best.look(done, figures):
+        wants["save"] = True
     if wants["pictures"]:
       self._picture(done)
     # While there is an alarm nothing is saved that one would want to fall back to.
@@ -188,30 +204,11 @@ class Trainer:
 
   def _evaluate(self, done, limit=None):
     """Figures on held-out images, logged; limit None takes all of them."""
-    figures = {}
-    for name, (sums_fn, finish) in self.evaluators.items():
-      totals = None
-      for number, batch in enumerate(self._held_out_batches(limit)):
-        key = rng.stream(self.root, "evaluate", number)  # no two examples share their draws
-        sums = jax.device_get(sums_fn(self.state, self.parallel.put_batch(batch), key))
-        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
-        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
-      figures |= {f"{name}/{key}": value for key, value in finish(totals).items()}
+    figures = self.evaluation.figures(self.state, self.root, limit)
     self.log.write(done, self.clock(), figures)
     text = "  ".join(f"{key.split('/')[-1]} {value:.4g}" for key, value in figures.items())
     self.display.line(f"{self.title}  {done}/{self.stage.steps}  held out: {text}")
     return figures
-
-  def _held_out_batches(self, limit):
-    return pipeline.eval_batches(
-      self.held_out,
-      batch_size=self.stage.batch_size,
-      image_size=self.config.data.image_size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      limit=limit,
-      threads=self.config.data.threads,
-    )
 
   def _picture(self, done, draw=None):
     count = self.config.pictures
@@ -245,9 +242,12 @@ class Trainer:
       "train_seconds": self.train_seconds,
       "trained_images": self.trained_images,
       "compile_seconds": self.compile_seconds,
+      "best": self.best.meta(),
     }
     replica = self.parallel.get_state(self.state.replace(frozen={}))
-    self.checkpoints.save(done, replica, iterator=self.iterator, meta=meta, wait=wait)
+    self.checkpoints.save(
+      done, replica, iterator=self.iterator, meta=meta, best=self.best.step, wait=wait
+    )
 
   def _finish(self, total):
     """Final figures on all held-out images, baselines, and the summary: the stage is done."""
@@ -272,6 +272,7 @@ class Trainer:
       "peak_memory_bytes": peak_memory_bytes(),
       "corrupt_images": corrupt["count"],
       "collapses": self.guard.collapses,
+      "best": self.best.meta(),
       "figures": figures,
     }
     if jax.process_index() == 0:

@@ -128,14 +128,36 @@ def write_finished(workdir, stage, ema, variables, origin):
   write_atomically(folder / "summary.json", text.encode())
 
 
-def results(workdir, tasks) -> dict[str, Any]:
-  """{stage: its last checkpoint as NumPy trees} of these tasks; a later round replaces an earlier
-  one. Without optimizer state."""
+def results(workdir, tasks, start_from="last", chosen=()) -> dict[str, Any]:
+  """{stage: its checkpoint as NumPy trees} of these tasks; a later round replaces an earlier one.
+  Without optimizer state.
+
+  start_from: which one, config.start_from: "last", or "best" where a stage has kept one. chosen:
+  {stage: which one} for stages of which it has been asked for: then UserError where there is none.
+  """
   last = {task.stage: task for task in tasks}
   return {
-    stage: checkpoint.load(Path(workdir) / task.name / "checkpoints")[0]
+    stage: _result(workdir, task, dict(chosen).get(stage), start_from)
     for stage, task in last.items()
   }
+
+
+def _result(workdir, task, asked, start_from):
+  """One task's checkpoint; prints which one it is where there is a choice."""
+  folder = Path(workdir) / task.name
+  summary = json.loads((folder / "summary.json").read_text())
+  best = summary.get("best")
+  if asked == "best" and not best:
+    raise UserError(
+      f"--checkpoint=best: {task.name} of {workdir} has kept none by a figure; train with "
+      "--config.best_metric=NAME, or leave the flag out for the last"
+    )
+  which = (asked or start_from) if best else "last"
+  if best and best["step"] != summary["steps"] and jax.process_index() == 0:
+    kept = f"step {best['step']}, {best['metric']} {best['value']:.5g}"
+    used = "the best checkpoint" if which == "best" else "the last checkpoint, not the best"
+    print(f"{task.name}: {used} ({kept})", flush=True)
+  return checkpoint.load(folder / "checkpoints", step=best["step"] if which == "best" else None)[0]
 
 
 def finished(config, workdir):

@@ -180,6 +180,25 @@ def test_keeps_newest_and_skips_the_same(tmp_path):
   assert (tmp_path / "3").stat().st_mtime_ns == written
 
 
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+  def kept():
+    return sorted(int(p.name) for p in tmp_path.iterdir() if p.is_dir())
+
+  with closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+    for step in (1, 2, 3, 4, 5):
+      checkpoints.save(step, make_state(step), best=2 if step > 1 else None)
+    checkpoints.wait()
+    assert kept() == [2, 4, 5] and checkpoints.has(2) and not checkpoints.has(3)
+  # A resumed run keeps it too, until there is a better one.
+  with closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+    checkpoints.restore(make_state())
+    checkpoints.save(6, make_state(6), best=2, wait=True)
+    assert kept() == [2, 5, 6]
+    checkpoints.save(7, make_state(7), best=7, wait=True)
+    checkpoints.save(8, make_state(8), best=7, wait=True)
+  assert kept() == [7, 8] and int(load(tmp_path, step=7)[0]["step"]) == 7
+
+
 def test_what_changes_after_a_save_is_saved_as_it_was(tmp_path):
   state = make_state(1)
   big = np.random.default_rng(0).normal(size=(1024, 1024))

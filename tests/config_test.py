@@ -74,6 +74,12 @@ BAD = [
   ({"guard_lines": 0}, "0"),
   ({"finetune.adversary.updates": 0}, "0"),
   ({"tokenizer.adversary.penalty_every": 0}, "0"),
+  ({"metrics.fd_images": 1}, "1"),
+  ({"metrics.fd_images": 20_000}, "20000"),
+  ({"metrics.fd_images": 8, "data.image_size": 8, "discriminator.patch": 4}, "image_size=8"),
+  ({"best_mode": "most"}, "'most'"),
+  ({"start_from": "first"}, "'first'"),
+  ({"start_from": "best"}, "config.best_metric is empty"),
 ]
 
 
@@ -83,7 +89,7 @@ def test_a_bad_value_is_named_in_one_line(changes, value):
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError) as caught:
     config_check.check(config)
-  message, (key,) = str(caught.value), changes
+  message, (key, *_) = str(caught.value), changes
   assert "\n" not in message and f"config.{key}" in message and value in message
 
 

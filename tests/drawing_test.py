@@ -137,6 +137,7 @@ def set_flags(monkeypatch, directory, **values):
     score="logit",
     init="",
     keep_rows=0,
+    checkpoint="last",
     **dict.fromkeys(sampling.RANGES),
   )
   values = defaults | values

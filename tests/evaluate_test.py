@@ -65,6 +65,7 @@ def run(trained, monkeypatch, tmp_path):
     save_stats="",
     sweep="",
     audit=False,
+    checkpoint="last",
     **dict.fromkeys(sampling.RANGES),
   )
   monkeypatch.setenv("IMGTX_CACHE", str(tmp_path / "cache"))
@@ -167,6 +168,26 @@ def test_labels_in_turn_or_as_in_the_data(trained):
 def test_bad_input(values, words, run):
   with pytest.raises(UserError, match=words):
     run(**values)
+
+
+def test_the_best_checkpoint_is_asked_for_by_name(run, trained, tiny_config, capsys):
+  with pytest.raises(UserError, match="--checkpoint=best: 1-finetune of .* has kept none"):
+    run(checkpoint="best")
+  summary = trained / "1-finetune" / "summary.json"
+  best = {"metric": "validation/psnr", "mode": "max", "step": 1, "value": 12.5}
+  summary.write_text(json.dumps({"best": best, "steps": 6}))
+  try:
+    for checkpoint, words in (
+      ("best", "the best checkpoint"),
+      ("last", "the last checkpoint, not"),
+    ):
+      options = dict(metrics="class_accuracy", num=8, prefix=2)
+      found = run(checkpoint=checkpoint, **options)
+      assert found["protocol"]["samples"]["step"] == 0  # of an untrained state
+      line = f"1-finetune: {words}"
+      assert capsys.readouterr().out.count(line) == 1
+  finally:
+    summary.write_text("{}")
 
 
 def test_broken_off_while_drawing(run, monkeypatch, tmp_path):

@@ -38,8 +38,8 @@ def files(tmp_path, smooth_images):
 
 
 def set_flags(monkeypatch, directory, **values):
-  values = dict(workdir=str(directory), out="", label="", prefix=0) | values
-  monkeypatch.setattr(judge, "FLAGS", types.SimpleNamespace(**values))
+  defaults = dict(workdir=str(directory), out="", label="", prefix=0, checkpoint="last")
+  monkeypatch.setattr(judge, "FLAGS", types.SimpleNamespace(**defaults | values))
 
 
 def test_scores_are_relative_to_own_images_of_the_label(trained, smooth_images):

@@ -43,7 +43,7 @@ class Page(html.parser.HTMLParser):
     assert self.open.pop() == tag
 
 
-def make_stage(workdir, name, *, figures=None, steps=4):
+def make_stage(workdir, name, *, figures=None, steps=4, best=None):
   """A stage's folder as training leaves it; without figures, as if it were still running."""
   directory = workdir / name
   log = metric_log.MetricLog(directory)
@@ -57,6 +57,7 @@ def make_stage(workdir, name, *, figures=None, steps=4):
   if figures is not None:
     stage = {"stage": name[2:], "round": int(name[0]), "steps": steps, "seconds": 431.0}
     stage |= {"compile_seconds": 3.25, "images_per_second": 512.5, "peak_memory_bytes": None}
+    stage |= {"best": best}
     (directory / "summary.json").write_text(json.dumps(stage | {"figures": figures}))
   return directory
 
@@ -68,7 +69,8 @@ def workdir(tmp_path_factory):
   (workdir / "config.json").write_text(json.dumps(config))
   make_stage(workdir, "1-tokenizer", figures={"validation/psnr": 18.25, "code_usage": 0.75})
   make_stage(workdir, "1-pretrain", figures={"validation/bits_per_code": math.nan})
-  make_stage(workdir, "1-finetune", figures={"baseline": 3})
+  best = {"metric": "samples/k0_fd_vgg16", "mode": "min", "step": 3, "value": 87.5}
+  make_stage(workdir, "1-finetune", figures={"baseline": 3}, best=best)
   make_stage(workdir, "2-pretrain")
   report.write(workdir)
   return workdir
@@ -134,6 +136,8 @@ def test_page_shows_figures_and_timings(workdir):
   words = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", (workdir / "report.html").read_text()))
   for text in ("18.25 dB", "validation · PSNR", "7 min 11 s", "3.25 s", "512.5", "not finished"):
     assert text in words
+  assert words.count("The best checkpoint is kept") == 1
+  assert "step 3, by samples · k0 FD VGG16 87.5." in words
 
 
 def test_report_without_stages_names_the_remedy(tmp_path):

@@ -1,6 +1,8 @@
 """One evaluation: gathers features of every set that its metrics need, computes, and writes down
-how. Every process gathers its share in folders that all share; the first one computes."""
+how. Every process gathers its share in folders that all share; the first one computes, and the
+others wait for it. What goes wrong in one of them stops all."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -87,8 +89,17 @@ class Evaluator:
     if save_stats:
       used.append(("samples", "network"))
     stores = self._gather(subject, used)
-    if jax.process_index():
-      return None
+    try:
+      if jax.process_index():
+        return None
+      found = self._compute(subject, metrics, stores, left_out)
+      self._save(stores, subject, save_npz, save_stats)
+      return found
+    finally:
+      checksum.gather(b"the first process has computed")
+
+  def _compute(self, subject, metrics, stores, left_out):
+    """What run returns, of filled stores."""
     figures = {}
     for name in metrics:
       for figure in METRICS[name].compute(stores, subject, self.settings):
@@ -96,7 +107,6 @@ class Evaluator:
     if "nearest" in metrics:
       path = self.out / "nearest.png"
       nearest.write_picture(path, stores, subject, self.settings.nearest, self.batch_size)
-    self._save(stores, subject, save_npz, save_stats)
     return {
       "figures": figures,
       "left_out": left_out,
@@ -116,10 +126,10 @@ class Evaluator:
       images = getattr(subject, title)
       images = images.images if title == "reference" else images
       extractors = [self._extractor(name, subject) for name in names]
-      if jax.process_index() == 0:
-        made = [self._store(title, images, extractor) for extractor in extractors]
-      checksum.gather(b"the folders are there")
-      if jax.process_index():
+      with _agreement():
+        if jax.process_index() == 0:
+          made = [self._store(title, images, extractor) for extractor in extractors]
+      if jax.process_index():  # now the folders are there
         made = [self._store(title, images, extractor) for extractor in extractors]
       self._fill(title, images, list(zip(made, extractors, strict=True)))
       stores |= {(title, name): store for name, store in zip(names, made, strict=True)}
@@ -133,7 +143,7 @@ class Evaluator:
 
   def _fill(self, title, images, wanted):
     title = _TITLES.get(title, title)
-    with StopSignals() as stop, _Progress(title, stop, self.report) as progress:
+    with _agreement(), StopSignals() as stop, _Progress(title, stop, self.report) as progress:
       feature_store.fill(
         images,
         wanted,
@@ -142,10 +152,10 @@ class Evaluator:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
       )
-    checksum.gather(b"all shards are written")
-    if jax.process_index() == 0 and jax.process_count() > 1:
-      if absent := [store.folder for store, _ in wanted if store.missing()]:
-        raise UserError(f"{absent[0]} lacks shards of other processes: name a folder all share")
+    with _agreement():
+      if jax.process_index() == 0 and jax.process_count() > 1:
+        if absent := [store.folder for store, _ in wanted if store.missing()]:
+          raise UserError(f"{absent[0]} lacks shards of other processes: name a folder all share")
 
   def _extractor(self, name, subject):
     """Made once: each compiles a program."""
@@ -235,6 +245,22 @@ def table(found):
   return [line.rstrip() for line in lines]
 
 
+@contextlib.contextmanager
+def _agreement():
+  """A barrier at the end of its body: where that failed in one process, it raises in all."""
+  error = None
+  try:
+    yield
+  except (UserError, Interrupted) as caught:
+    error = caught
+  told = checksum.gather(json.dumps(str(error or "")).encode())
+  if error:
+    raise error
+  for index, text in enumerate(map(json.loads, told)):
+    if text:
+      raise UserError(f"process {index}: {text}")
+
+
 class _Progress:
   """Shows the rate of one set, and stops between two batches when a signal asks to."""
 
@@ -252,14 +278,8 @@ class _Progress:
 
   def add(self, done, total):
     """After a batch: so many of this run's images are done."""
-    now = time.monotonic()
-    if self.display is None:  # the first batch compiles
-      self.display = Display(self.title, total, 0).__enter__()
-      self.began, self.shown, self.first = now, now, done
-    elif now - self.shown >= self.every or done == total:
-      seconds = (now - self.began) / (done - self.first)
-      self.display.update(done, 1 / max(seconds, 1e-9), seconds, {})
-      self.shown = now
+    if jax.process_index() == 0:
+      self._show(done, total)
     if self.report:
       self.report(self.title, done, total)
     if self.stop.number and done < total:
@@ -268,3 +288,13 @@ class _Progress:
         "images; whole shards of features are kept, and the same command goes on from there",
         self.stop.number,
       )
+
+  def _show(self, done, total):
+    now = time.monotonic()
+    if self.display is None:  # the first batch compiles
+      self.display = Display(self.title, total, 0).__enter__()
+      self.began, self.shown, self.first = now, now, done
+    elif now - self.shown >= self.every or done == total:
+      seconds = (now - self.began) / (done - self.first)
+      self.display.update(done, 1 / max(seconds, 1e-9), seconds, {})
+      self.shown = now

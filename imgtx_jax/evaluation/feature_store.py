@@ -137,7 +137,7 @@ class FeatureStore:
     if not intact:
       logging.warning("%s is damaged: its images are done again", path)
       for kept in self.folder.glob("moments-*.npz"):
-        kept.unlink()
+        kept.unlink(missing_ok=True)  # another process may have been here
     return intact
 
 

@@ -45,11 +45,12 @@ class Subject:
   training: image_sets.ImageSet | None = None
 
 
-def load_model(directory, stage=""):
-  """The Model of a work directory; stage: "" for the last one that is finished."""
+def load_model(directory, stage="", checkpoint="last"):
+  """The Model of a work directory; stage: "" for the last one that is finished; checkpoint: which
+  one of it, "last" or "best"."""
   config, class_names = workdir.read(directory)
   only = (stage,) if stage else ("tokenizer", *drawing.DRAWING)
-  built, results = drawing.load(directory, config, class_names, only)
+  built, results = drawing.load(directory, config, class_names, only, checkpoint)
   return Model(directory, config, class_names, built, results)
 
 
@@ -75,6 +76,7 @@ def draw_samples(model, options, *, count, prefix, seed, rule, batch_size):
   fingerprint = {
     "kind": "drawn",
     "stage": model.stage.name,
+    "step": int(model.results[model.stage.name]["step"]),
     "weights": networks.digest(model.stage.drawing_params(model.results)),
     "networks": networks.hyperparameters(model.config),
     "prefix": prefix,

@@ -57,7 +57,7 @@ class GanStage(generating.GeneratingStage):
       opt_state={"generator": self.tx.init(player), "discriminator": discriminator_state},
       ema={"generator": jax.tree.map(jnp.copy, player)},
       variables={},
-      frozen={},
+      frozen=self.perceptual_weights(),
     )
 
   def render(self, params, noise, labels, w_scale=1.0):

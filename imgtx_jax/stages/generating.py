@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from imgtx_jax import parallel, rng
 from imgtx_jax.losses import codes as code_losses
-from imgtx_jax.stages import stage
+from imgtx_jax.stages import distance, stage
 
 
 class GeneratingStage(stage.Stage):
@@ -51,23 +51,27 @@ class GeneratingStage(stage.Stage):
     }
 
   def samples_evaluator(self):
-    """One sample of the label of each held-out image at each prefix, for what tells them apart."""
-    return stage.Evaluator(self._sample_sums, self._sample_figures)
+    """One sample of the label of each held-out image at each prefix, for what tells them apart;
+    with config.metrics.fd_images their distance from as many held-out images."""
+    return stage.Evaluator(self._sample_sums, self._sample_figures, self.fd_images)
 
   def _sample_sums(self, state, batch, key, *, axis):
     images, labels = self.prepare(batch), batch["label"]
     index = parallel.example_index(len(labels), axis)
     keys = rng.example_keys(rng.stream(key, "samples", 0), index)
     params, options = self.current_params(state), stage.sampling(self.config)
-    sums = {}
+    sums, drawn = {}, {}
     for prefix in self.prefixes():
-      samples = self.sample(params, labels, keys, options, prefix=prefix)[0]
+      drawn[f"k{prefix}"] = samples = self.sample(params, labels, keys, options, prefix=prefix)[0]
       sums[f"k{prefix}"] = self.masked_sums(batch, self.grid_figures(images, samples))
+    if self.fd_images:
+      sums["rows"] = distance.rows(state.frozen, drawn | {"real": images}, batch, axis)
     return sums
 
   def _sample_figures(self, sums):
-    return {
-      f"{prefix}_{name}": value
-      for prefix, of_prefix in sums.items()
-      for name, value in self.with_grid_ratio(self.means(of_prefix)).items()
-    }
+    rows, figures = sums.pop("rows", None), {}
+    for prefix, of_prefix in sums.items():
+      found = self.with_grid_ratio(self.means(of_prefix))
+      found |= distance.figures(rows, prefix) if rows else {}
+      figures |= {f"{prefix}_{name}": value for name, value in found.items()}
+    return figures

@@ -13,7 +13,7 @@ from imgtx_jax import config as configs
 from imgtx_jax import decode, optim, parallel, rng
 from imgtx_jax.data import transforms
 from imgtx_jax.losses import codes as code_losses
-from imgtx_jax.stages import networks, stage
+from imgtx_jax.stages import distance, networks, stage
 from imgtx_jax.state import TrainState, update_ema
 
 # Keys of encoder and quantizer that change how codes are learned or computed, not what they are.
@@ -69,7 +69,7 @@ class PretrainStage(stage.Stage):
       opt_state={"gpt": self.tx.init(params)},
       ema=jax.tree.map(jnp.copy, params),
       variables={"code_counts": jnp.zeros(self.gpt.codebook_size)},
-      frozen={"tokenizer": restored["tokenizer"]["ema"]},
+      frozen={"tokenizer": restored["tokenizer"]["ema"]} | self.perceptual_weights(),
     )
 
   def init_gpt(self, key):
@@ -138,9 +138,7 @@ class PretrainStage(stage.Stage):
   def evaluators(self):
     return {
       "validation": stage.Evaluator(self._sums, self.means),
-      "samples": stage.Evaluator(
-        self._sample_sums, lambda sums: self.with_grid_ratio(self.means(sums))
-      ),
+      "samples": stage.Evaluator(self._sample_sums, self._sample_figures, self.fd_images),
     }
 
   def _sums(self, state, batch, key, *, axis):
@@ -156,8 +154,18 @@ class PretrainStage(stage.Stage):
     keys = rng.example_keys(rng.stream(key, "samples", 0), index)
     params = {"gpt": state.ema["gpt"], "tokenizer": state.frozen["tokenizer"]}
     options = stage.sampling(self.config)
+    images = self.prepare(batch)
     samples, _ = self.sample(params, labels, keys, options, prefix=self.num_codes)
-    return self.masked_sums(batch, self.grid_figures(self.prepare(batch), samples))
+    sums = self.masked_sums(batch, self.grid_figures(images, samples))
+    if self.fd_images:
+      shown = {"samples": samples, "real": images}
+      sums["rows"] = distance.rows(state.frozen, shown, batch, axis)
+    return sums
+
+  def _sample_figures(self, sums):
+    rows = sums.pop("rows", None)
+    figures = self.with_grid_ratio(self.means(sums))
+    return figures | (distance.figures(rows, "samples") if rows else {})
 
   def prediction_figures(self, state, params, codes, labels):
     """Bits per code [B] of the GPT, and of the unigram distribution of the training codes."""

@@ -32,16 +32,23 @@ from imgtx_jax.data import transforms
 from imgtx_jax.importers import lpips as lpips_weights
 from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.sampling import make_sampling
+from imgtx_jax.stages import distance
 
 MAX_COLUMNS = 16  # of a picture
 
 
 class Evaluator(NamedTuple):
   """sums(state, batch, key, *, axis) → dict of sums over the batch, mask applied;
-  figures(dict of NumPy totals over the data) → dict of floats."""
+  figures(dict of NumPy totals over the data) → dict of floats.
+
+  What sums has under "rows", arrays [B, …] of the global batch from one device and zeros from the
+  others, is appended over the batches, not added. limit: on so many held-out images, also at the
+  end, for figures that depend on how many they are; 0 leaves it to the training loop.
+  """
 
   sums: Callable[..., dict[str, Any]]
   figures: Callable[[dict[str, Any]], dict[str, float]]
+  limit: int = 0
 
 
 class CodeInputs(NamedTuple):
@@ -78,6 +85,7 @@ class Stage:
     self.steps = config[self.name].steps
     self.batch_size = config[self.name].batch_size
     self.flip = config.data.flip
+    self.fd_images = distance.count(config)  # what its own images are compared with; 0: nothing
 
   def inputs(self, restored):
     """What its batches hold: images (None), or codes of them (CodeInputs)."""
@@ -96,10 +104,14 @@ class Stage:
     return images
 
   def perceptual_weights(self):
-    """{"lpips": weights} if the config weighs LPIPS and its weights are installed, else {}."""
-    weight = self.config[self.name].lpips_weight
+    """Frozen networks that the loss or the evaluators look at images with: {"lpips": weights} if
+    the config weighs LPIPS, else {"vgg16": weights} if it measures distances, else {}; and {} where
+    the weights are not installed."""
+    weight = self.config[self.name].get("lpips_weight", 0.0)
     if weight and lpips_weights.available():
       return {"lpips": lpips_weights.load()}
+    if self.fd_images:
+      return {"vgg16": lpips_weights.load()["vgg"]}
     if weight:
       logging.warning(
         "config.%s.lpips_weight=%g, but LPIPS is left out: its weights are not installed; "

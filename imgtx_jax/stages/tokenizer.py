@@ -14,7 +14,7 @@ from imgtx_jax import optim, parallel, rng
 from imgtx_jax.losses import perceptual, pixels
 from imgtx_jax.metrics import codes as code_metrics
 from imgtx_jax.metrics import image as image_metrics
-from imgtx_jax.stages import adversary, networks, stage
+from imgtx_jax.stages import adversary, distance, networks, stage
 from imgtx_jax.state import TrainState, update_ema
 
 
@@ -206,7 +206,12 @@ class TokenizerStage(stage.Stage):
     return params | {"quantizer": after}, ema | {"quantizer": averaged}, usage, revived
 
   def evaluators(self):
-    return {"validation": stage.Evaluator(self._sums, self._figures)}
+    found = {"validation": stage.Evaluator(self._sums, self._figures)}
+    if self.fd_images:
+      found["reconstructions"] = stage.Evaluator(
+        self._distance_rows, self._distance_figures, self.fd_images
+      )
+    return found
 
   def _sums(self, state, batch, key, *, axis):
     images = self.prepare(batch)
@@ -224,6 +229,15 @@ class TokenizerStage(stage.Stage):
       "codes_used": code_metrics.usage(counts),
       "code_perplexity": code_metrics.perplexity(counts),
     }
+
+  def _distance_rows(self, state, batch, key, *, axis):
+    images = self.prepare(batch)
+    decoded = self.tokenizer.decode(state.ema, self.tokenizer.encode(state.ema, images))
+    shown = {"decoded": decoded, "real": images}
+    return {"rows": distance.rows(state.frozen, shown, batch, axis)}
+
+  def _distance_figures(self, sums):
+    return {f"r{name}": value for name, value in distance.figures(sums["rows"], "decoded").items()}
 
   def pictures(self, state, batch, key):
     images = self.prepare(batch)[: stage.MAX_COLUMNS]

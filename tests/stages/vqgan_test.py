@@ -57,7 +57,7 @@ def test_the_tokenizer_stage_trains_it(config, batch):
     losses.append(float(metrics["reconstruction"]))
   assert losses[-1] < 0.6 * losses[0]
   assert all(np.any(jax.tree.leaves(state.params[k])[0] != before[k]) for k in before)
-  sums, figures = stage.evaluators()["validation"]
+  sums, figures, _ = stage.evaluators()["validation"]
   found = figures(jax.device_get(jax.jit(functools.partial(sums, axis=None))(state, batch, None)))
   assert np.isfinite(found["psnr"]) and 0 < found["codes_used"] <= 1
   pictures = jax.eval_shape(stage.pictures, state, batch, jax.random.key(2))["reconstructions"]
