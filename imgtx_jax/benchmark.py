@@ -15,8 +15,10 @@ of its own, for the peak of memory only grows within one.
   model_flops_utilisation  flops_per_step over what all devices could do at that rate
 
 codes measures the cache of codes of the config's data: see benchmark_codes.py. sample measures
-drawing --batch images at a time from the config's GPT: see benchmark_sample.py. With --classes=K no
-source is asked: the config's data need not be there.
+drawing --batch images at a time from the config's GPT: see benchmark_sample.py; dial, whole images
+at each setting k: see benchmark_dial.py. discriminator measures what its penalties cost: see
+benchmark_discriminator.py. With --classes=K no source is asked: the config's data need not be
+there.
 """
 
 import functools
@@ -31,7 +33,16 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from imgtx_jax import benchmark_codes, benchmark_sample, command, config_check, flops, parallel
+from imgtx_jax import (
+  benchmark_codes,
+  benchmark_dial,
+  benchmark_discriminator,
+  benchmark_sample,
+  command,
+  config_check,
+  flops,
+  parallel,
+)
 from imgtx_jax import config as configs
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
@@ -57,7 +68,7 @@ def train():
   if FLAGS.stage:
     result = measure_training(FLAGS.config, FLAGS.stage, FLAGS.steps)
     if jax.process_index() == 0:
-      print(json.dumps(result), flush=True)
+      show(result)
     return
   for name in FLAGS.config.stages:
     again = [sys.executable, "-m", "imgtx_jax.benchmark", *sys.argv[1:], f"--stage={name}"]
@@ -73,21 +84,56 @@ def train():
 
 def codes():
   """The cache of codes beside the encoder alone, on random weights."""
-  print(json.dumps(benchmark_codes.measure(FLAGS.config, untrained)), flush=True)
+  show(benchmark_codes.measure(FLAGS.config, untrained))
 
 
 def sample():
   """Codes from the GPT, on random weights."""
+  check_batches()
+  classes = number_of_classes(FLAGS.config)
+  show(benchmark_sample.measure(FLAGS.config, classes, FLAGS.batch, FLAGS.steps))
+
+
+def dial():
+  """Images at every setting of the dial k, on random weights."""
+  check_batches()
+  classes = number_of_classes(FLAGS.config)
+  results = untrained(FLAGS.config, "finetune", classes, itself=True)
+  show(benchmark_dial.measure(FLAGS.config, classes, results, FLAGS.batch, FLAGS.steps))
+
+
+def discriminator():
+  """Steps of the discriminator of --stage, with each kind of penalty."""
+  check_batches()
+  stage = FLAGS.stage or "finetune"
+  classes = number_of_classes(FLAGS.config)
+  show(benchmark_discriminator.measure(FLAGS.config, stage, classes, FLAGS.steps))
+
+
+KINDS = {
+  "train": train,
+  "codes": codes,
+  "sample": sample,
+  "dial": dial,
+  "discriminator": discriminator,
+}
+
+
+def check_batches():
+  """UserError unless there is something to time."""
   if min(FLAGS.batch, FLAGS.steps) < 1:
     raise UserError(f"--batch={FLAGS.batch} and --steps={FLAGS.steps} must be 1 or more")
-  result = benchmark_sample.measure(
-    FLAGS.config, number_of_classes(FLAGS.config), FLAGS.batch, FLAGS.steps
-  )
-  rounded = {k: _round(v) if isinstance(v, float) else v for k, v in result.items()}
-  print(json.dumps(rounded), flush=True)
 
 
-KINDS = {"train": train, "codes": codes, "sample": sample}
+def show(result):
+  """Prints figures as one JSON object, to four digits: more would be noise."""
+
+  def rounded(value):
+    if isinstance(value, list):
+      return [rounded(x) for x in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+  print(json.dumps({name: rounded(value) for name, value in result.items()}), flush=True)
 
 
 def number_of_classes(config):
@@ -121,14 +167,14 @@ def measure_training(config, name, steps):
   rate = matmul_rate(dtype, *((2048, 2) if jax.default_backend() == "cpu" else (8192, 16)))
   return {
     "stage": name,
-    "images_per_second": _round(stage.batch_size / median),
-    "step_seconds": _round(median),
-    "compile_seconds": _round(max(first - median, 0.0)),
+    "images_per_second": stage.batch_size / median,
+    "step_seconds": median,
+    "compile_seconds": max(first - median, 0.0),
     "peak_memory_bytes": memory,
     "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
     "flops_per_step": model_flops,
-    "matmul_flops_per_second": _round(rate),
-    "model_flops_utilisation": _round(model_flops / (median * rate * jax.device_count())),
+    "matmul_flops_per_second": rate,
+    "model_flops_utilisation": model_flops / (median * rate * jax.device_count()),
     "batch_size": stage.batch_size,
     "steps": steps,
     "dtype": dtype,
@@ -144,10 +190,11 @@ def batch_shape(config, stage):
   return (stage.batch_size, config.data.image_size, config.data.image_size, 3)
 
 
-def untrained(config, name, classes):
-  """What the stages before `name` would leave, with random weights: {stage: NumPy trees}."""
+def untrained(config, name, classes, itself=False):
+  """What the stages before `name` would leave, and itself if asked, with random weights:
+  {stage: NumPy trees}."""
   results = {}
-  for earlier in STAGES[name].sources:
+  for earlier in (*STAGES[name].sources, *([name] if itself else [])):
     stage = build(earlier, config, classes)
     state = stage.init(jax.random.key(0), batch_shape(config, stage), results)
     results[earlier] = jax.device_get(
@@ -239,16 +286,11 @@ def matmul_rate(dtype, side, chain):
   return 2 * side**3 * chain / statistics.median(seconds[1:])
 
 
-def _round(value):
-  """To four digits: more would be noise."""
-  return float(f"{value:.4g}")
-
-
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "FILE.py[:argument]", lock_config=True)
   flags.DEFINE_string("stage", "", "This stage only.")
-  flags.DEFINE_integer("steps", 20, "Training steps, or batches of samples, to time.")
-  flags.DEFINE_integer("batch", 4, "sample: images at a time.")
+  flags.DEFINE_integer("steps", 20, "Training steps, or batches of images, to time.")
+  flags.DEFINE_integer("batch", 4, "sample, dial: images at a time.")
   flags.DEFINE_integer("classes", 0, "How many classes there are; 0 asks the config's source.")
   jax.config.parse_flags_with_absl()
   jax.config.update("jax_enable_compilation_cache", False)

@@ -113,11 +113,11 @@ def _rounds(alone, builds):
   on_cpu = jax.default_backend() == "cpu"
   work = statistics.median(_ratios(whole, encoder, "processor_rate")) if on_cpu else None
   return {
-    "images_per_second": _round(statistics.median(r.rate for r in whole)),
-    "encoder_images_per_second": _round(statistics.median(r.rate for r in encoder)),
-    "ratio": _round(statistics.median(ratios)),
-    "ratios": [_round(ratio) for ratio in ratios],
-    "processor_time_ratio": work and _round(work),
+    "images_per_second": statistics.median(r.rate for r in whole),
+    "encoder_images_per_second": statistics.median(r.rate for r in encoder),
+    "ratio": statistics.median(ratios),
+    "ratios": ratios,
+    "processor_time_ratio": work,
     "memory_beyond_encoder_bytes": max(r.resident for r in whole) - encoder[0].resident,
     "device_memory_beyond_encoder_bytes": on_device and _device_bytes() - on_device,
   }
@@ -163,8 +163,3 @@ def _device_bytes():
   """The most that was in use of the first accelerator so far; None on a CPU."""
   stats = jax.local_devices()[0].memory_stats()
   return stats["peak_bytes_in_use"] if stats else None
-
-
-def _round(value):
-  """To four digits: more would be noise."""
-  return float(f"{value:.4g}")

@@ -4,7 +4,7 @@ import types
 import jax
 import pytest
 
-from imgtx_jax import benchmark, benchmark_sample, config
+from imgtx_jax import benchmark, benchmark_discriminator, benchmark_sample, config
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 
@@ -46,6 +46,31 @@ def test_measures_sampling(tiny_config, monkeypatch, capsys):
   with pytest.raises(UserError, match="--batch=0"):
     set_flags(monkeypatch, config=tiny_config, batch=0)
     benchmark.main(["sample"])
+
+
+def test_measures_the_dial(tiny_config, monkeypatch, capsys):
+  set_flags(monkeypatch, config=tiny_config.lock(), classes=3, steps=1)
+  benchmark.main(["dial"])
+  result = json.loads(capsys.readouterr().out)
+  assert result["prefixes"] == [0, 1, 4, 16]
+  seconds, faster = result["seconds_per_image"], result["times_faster"]
+  assert faster == pytest.approx([seconds[-1] / s for s in seconds], rel=1e-2)
+  assert min(seconds) > 0
+
+
+def test_measures_what_penalties_cost(tiny_config, monkeypatch, capsys):
+  kept = ("none", "exact")
+  penalties = {name: benchmark_discriminator.PENALTIES[name] for name in kept}
+  monkeypatch.setattr(benchmark_discriminator, "PENALTIES", penalties)
+  set_flags(monkeypatch, config=tiny_config.lock(), stage="gan", classes=3, steps=2)
+  benchmark.main(["discriminator"])
+  result = json.loads(capsys.readouterr().out)
+  assert result["penalties"] == list(kept) and result["batch_size"] == 16
+  (plain, exact), added = result["step_seconds"], result["added"]
+  assert added[0] == 0 and added[1] == pytest.approx(exact / plain - 1, abs=1e-2)
+  with pytest.raises(UserError, match="--stage=pretrain trains no discriminator"):
+    set_flags(monkeypatch, config=tiny_config, stage="pretrain", classes=3)
+    benchmark.main(["discriminator"])
 
 
 def test_measures_matrix_products():
