@@ -190,6 +190,7 @@ def default():
   # "none"; or the states of an "untrained" GPT of the same kind beside the one that draws the codes
   # (the generator's optimizer trains it).
   c.finetune.memory = "states"
+  c.finetune.from_decoder = True  # the generator's start: the tokenizer's decoder, or afresh
   c.finetune.noise_dim = 64
   c.finetune.modulation_dim = 128
   # The dial k: shares of the batch with no code and with all codes known; k is N·u² in between.

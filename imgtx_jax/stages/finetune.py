@@ -69,9 +69,10 @@ class FinetuneStage(generating.GeneratingStage):
       generator, discriminator = before["generator"], before["discriminator"]
       discriminator_state = self.adversary.tx.init(discriminator)
     else:
+      decoder = restored["tokenizer"]["ema"].get("generator")  # a convolutional one has none
       generator = self.renderer.init_generator(
         key,
-        restored["tokenizer"]["ema"].get("generator"),  # a convolutional tokenizer has none
+        decoder if self.options.from_decoder else None,
         restored["tokenizer"]["ema"]["quantizer"],
         restored["pretrain"]["variables"]["code_counts"],
       )

@@ -153,6 +153,31 @@ def test_reconstruction_fades_with_the_prefix(tiny_config, smooth_images):
   assert found[8] == pytest.approx(0.5 * float(share.mean()), rel=1e-5)
 
 
+def test_early_reconstruction_counts_everywhere_and_fades(tiny_config, smooth_images):
+  tiny_config.finetune.reconstruct_all_steps = 4
+  stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16))
+  images = stage.prepare(batch)
+  draws = {name: jax.random.split(key, 8) for name in ("augment", "noise")}
+  task = make_task(stage, state, batch, key, 0) | {"real": jnp.arange(8) % 2}
+  image, taps, logits = forward(stage, state, task)
+
+  def found(step):
+    args = (images, jnp.zeros_like(image), taps, logits, task, draws)
+    at = state.replace(step=jnp.asarray(step))
+    return float(stage._loss(at, state.params["discriminator"], *args)[1]["reconstruction"])
+
+  # At k = 0 no code is known; what the GPT sampled has no target at any time.
+  assert found(0) == pytest.approx(float(jnp.mean(images[1::2] ** 2)) / 2, rel=1e-5)
+  assert found(0) > found(3) > found(4) == 0
+
+
+def test_a_generator_that_starts_afresh(tiny_config, smooth_images):
+  tiny_config.finetune.from_decoder = False
+  _, state, _, restored, _ = start(tiny_config, smooth_images(8, 16))
+  decoder = restored["tokenizer"]["ema"]["generator"]["embed"]["kernel"]
+  assert not np.allclose(state.params["generator"]["generator"]["embed"]["kernel"], decoder)
+
+
 def test_bank_holds_samples_of_the_gpt(tiny_config, smooth_images):
   stage, state, _, _, key = start(tiny_config, smooth_images(8, 16))
   # A GPT that always answers code 5: what it samples fills the bank.
