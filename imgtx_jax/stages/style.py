@@ -204,7 +204,7 @@ class StyleStage(stage.Stage):
       )
     return None
 
-  # -- Figures and pictures --------------------------------------------------------------------------
+  # -- Figures and pictures ------------------------------------------------------------------------
 
   def evaluators(self):
     return {"validation": stage.Evaluator(self._sums, self._figures)}
