@@ -22,12 +22,12 @@ def get_config(folders=""):
   config.data.flip = True
   config.style.data.path = styles
 
-  # Patches of 8 pixels and windows of 8 patches: 512×512 pixels are 4,096 tokens, and should take
+  # Patches of 8 pixels and windows of 4 patches: 512×512 pixels are 4,096 tokens, and should take
   # half a second on two cores.
   config.patch = 8
-  config.encoder.update(dict(width=192, layers=1, heads=6, window=8))
-  config.generator.update(dict(width=192, layers=5, heads=6, window=8, taps=()))
-  config.style_encoder.update(dict(width=192, layers=2, heads=6, window=8))
+  config.encoder.update(dict(width=192, layers=1, heads=3, window=4))
+  config.generator.update(dict(width=192, layers=5, heads=3, window=4, taps=()))
+  config.style_encoder.update(dict(width=192, layers=2, heads=3, window=4))
   for network in ("encoder", "generator", "style_encoder"):
     config[network].remat = "full"
   config.discriminator.update(dict(patch=16, overlap=8, layers=3))

@@ -118,10 +118,9 @@ def untrained_workdir():
   return make
 
 
-@pytest.fixture
-def random_vgg(monkeypatch):
-  """Random weights in the place of VGG16's, which are an extra."""
-  from imgtx_jax.importers import lpips
+@pytest.fixture(scope="session")
+def vgg_weights():
+  """Random weights of VGG16's shapes, under which activations keep their scale."""
   from imgtx_jax.models import vgg
 
   draw = np.random.default_rng(0)
@@ -132,7 +131,15 @@ def random_vgg(monkeypatch):
     kernel *= np.float32((2 / (9 * channels)) ** 0.5)
     weights[f"conv{layer}"] = {"kernel": kernel, "bias": np.zeros(width, np.float32)}
     channels = width
-  monkeypatch.setattr(lpips, "load", lambda net="vgg": {net: weights, "heads": []})
+  return weights
+
+
+@pytest.fixture
+def random_vgg(monkeypatch, vgg_weights):
+  """The weights of importers/lpips.py, an extra, are random ones."""
+  from imgtx_jax.importers import lpips
+
+  monkeypatch.setattr(lpips, "load", lambda net="vgg": {net: vgg_weights, "heads": []})
 
 
 @pytest.fixture

@@ -58,7 +58,10 @@ def test_all_modes_agree(name, tiny_config, smooth_images, small_shards, random_
   tiny_config.finetune.adversary.update(dict(updates=2, penalty_every=2, consistency_weight=0.1))
   # Adam divides by the gradient's size: a large epsilon keeps it from blowing up the last digits.
   for options in (
-    *(tiny_config[stage].optimizer for stage in ("tokenizer", "pretrain", "finetune", "gan", "style")),
+    *(
+      tiny_config[stage].optimizer
+      for stage in ("tokenizer", "pretrain", "finetune", "gan", "style")
+    ),
     *(
       tiny_config[stage].adversary.optimizer for stage in ("tokenizer", "finetune", "gan", "style")
     ),
