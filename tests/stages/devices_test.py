@@ -41,7 +41,7 @@ def small_shards(monkeypatch):
   monkeypatch.setattr(parallel, "MIN_SHARDED_SIZE", 64)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "pretrain", "finetune", "gan", "style"])
+@pytest.mark.parametrize("name", STAGES)
 def test_all_modes_agree(name, tiny_config, smooth_images, small_shards, random_vgg):
   tiny_config.data.flip = True
   tiny_config.generator.taps = ()
@@ -58,13 +58,8 @@ def test_all_modes_agree(name, tiny_config, smooth_images, small_shards, random_
   tiny_config.finetune.adversary.update(dict(updates=2, penalty_every=2, consistency_weight=0.1))
   # Adam divides by the gradient's size: a large epsilon keeps it from blowing up the last digits.
   for options in (
-    *(
-      tiny_config[stage].optimizer
-      for stage in ("tokenizer", "pretrain", "finetune", "gan", "style")
-    ),
-    *(
-      tiny_config[stage].adversary.optimizer for stage in ("tokenizer", "finetune", "gan", "style")
-    ),
+    *(tiny_config[stage].optimizer for stage in STAGES),
+    *(tiny_config[s].adversary.optimizer for s in STAGES if "adversary" in tiny_config[s]),
     tiny_config.finetune.gpt_optimizer,
   ):
     options.epsilon = 1e-3
