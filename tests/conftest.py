@@ -158,6 +158,44 @@ def smooth_images():
 
 
 @pytest.fixture(scope="session")
+def local_stylizer():
+  """A made-up stylizing.Stylizer that sees 2 pixels far: it blurs the content, shifts its colours
+  towards the style's mean, and pulls them from the mean of the whole content."""
+  import cv2
+
+  from imgtx_jax import stylizing
+
+  class LocalStylizer:
+    multiple = 8
+
+    def __init__(self):
+      self.encoded, self.shapes = 0, []
+
+    def styles(self, images):
+      self.encoded += len(images)
+      assert images.shape[1] % self.multiple == images.shape[2] % self.multiple == 0
+      return stylizing.Style(images.mean((1, 2), keepdims=True)[:, 0], np.ones((len(images), 1)))
+
+    def null(self, batch):
+      return stylizing.Style(np.zeros((batch, 1, 3)), np.zeros((batch, 1)))
+
+    def moments(self, content):
+      return np.asarray(content).mean((1, 2))
+
+    def render(self, content, style, *, hard=False, moments=None):
+      assert content.shape[1] % self.multiple == content.shape[2] % self.multiple == 0
+      self.shapes.append(content.shape)
+      moments = self.moments(content) if moments is None else moments
+      blurred = np.stack([cv2.blur(np.float32(x), (5, 5)) for x in content])
+      if hard:
+        blurred = np.round(2 * blurred) / 2
+      shift = 0.3 * style.tokens - 0.1 * style.modulation[:, None] * moments[:, None]
+      return np.clip(blurred + shift[:, None], -1, 1).astype(np.float32)
+
+  return LocalStylizer
+
+
+@pytest.fixture(scope="session")
 def parity():
   """read(name) → (manifest, recorded arrays, weights, {} if it has none) of a reference
   implementation; skips the test where shared/parity, which its README describes, is absent."""
