@@ -23,6 +23,7 @@ orientation says; it has 8 bits a channel. A style image is read as its centred 
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from absl import flags
@@ -38,7 +39,7 @@ _REPORT_SECONDS = 30
 def main():
   """Renders what the flags ask for and writes it; exits with 1 if some of a batch failed."""
   in_batch = any(Path(path).is_dir() for path in (FLAGS.content, *FLAGS.style))
-  check_flags(in_batch)
+  check_flags()
   contents = style_jobs.find(FLAGS.content)
   styles = [file for path in FLAGS.style for file in style_jobs.find(path)]
   apart = Path(FLAGS.style[0]).is_dir()
@@ -95,7 +96,7 @@ def render(renderer, contents, looks, options, in_batch, failures):
   return count
 
 
-def check_flags(in_batch):
+def check_flags():
   """UserError for flags that cannot go together, before anything is loaded."""
   if not (FLAGS.out or FLAGS.grid):
     raise UserError("nothing to write: give --out or --grid")
@@ -134,8 +135,10 @@ def check_outputs(in_batch, contents, styles, look_names):
   outputs = [Path(FLAGS.grid)] if FLAGS.grid else []
   if FLAGS.out:
     outputs += [output(content, name, in_batch) for content in contents for name in look_names]
-  for path in outputs:
+  for path, times in Counter(outputs).items():
     image_files.check_name(path)
+    if times > 1:
+      raise UserError(f"{path} would be written {times} times; give other names, or fewer folders")
     if path.resolve() in inputs:
       raise UserError(f"{path} is an input too, and would be overwritten; name another file")
   if FLAGS.grid and Path(FLAGS.grid).suffix.lower() != ".png":

@@ -233,6 +233,7 @@ def test_names_that_differ_in_their_suffix_only(place):
     (dict(out="a.png"), "a.png is an input too"),
     (dict(out="styles/../styles/red.png"), "red.png is an input too"),
     (dict(grid="a.png"), "a.png is an input too"),
+    (dict(grid="out.png"), "out.png would be written 2 times"),
     (dict(grid="grid.jpg"), "contact sheets are PNG files"),
     (dict(content="contents", out="a.png"), "--out=a.png is a file, and a batch needs a folder"),
     (dict(content="contents", out="contents/out"), "lies in contents, whose images are inputs"),
