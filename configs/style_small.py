@@ -39,7 +39,7 @@ def get_config(folders=""):
   config.tokenizer.optimizer.learning_rate = 1.5e-3
 
   # VGG16 takes two thirds of a step: a small batch, and many of them.
-  config.style.update(dict(steps=600, batch_size=4))
+  config.style.update(dict(steps=2000, batch_size=4))
   # At first the style loss wants sharper textures from everything, and its gradient is a hundred
   # times the others'. A head that gives in paints the patch grid over all images.
   config.style.update(dict(content_weight=0.3, style_weight=0.3))
