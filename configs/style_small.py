@@ -35,11 +35,16 @@ def get_config(folders=""):
   config.quantizer.update(dict(code_dim=64, codebook_size=1024))
   config.tokenizer.continuous_share = 0.9
   config.tokenizer.gradient_weight = 1.0
-  config.tokenizer.update(dict(steps=420, batch_size=8))
-  config.tokenizer.optimizer.learning_rate = 2e-3
+  config.tokenizer.update(dict(steps=1200, batch_size=4))
+  config.tokenizer.optimizer.learning_rate = 1.5e-3
 
-  config.style.update(dict(steps=700, batch_size=4))
-  config.style.optimizer.update(dict(learning_rate=1e-3, warmup_steps=50))
+  # VGG16 takes two thirds of a step: a small batch, and many of them.
+  config.style.update(dict(steps=2000, batch_size=4))
+  # At first the style loss wants sharper textures from everything, and its gradient is a hundred
+  # times the others'. A head that gives in paints the patch grid over all images.
+  config.style.update(dict(content_weight=0.3, style_weight=0.3))
+  config.style.optimizer.update(dict(learning_rate=5e-4, warmup_steps=50))
+  config.style.optimizer.freeze = "generator/head"
   config.log_steps = 20
   config.evaluate_steps = 350
   config.evaluate_images = 48

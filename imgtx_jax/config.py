@@ -106,7 +106,7 @@ def _style():
     partial_share=0.25,  # of the batch with a strength in [0, 1], whose target lies in between
     content_weight=1.0,
     style_weight=1.0,
-    null_weight=20.0,  # reconstruction of the content under the null style
+    null_weight=40.0,  # reconstruction of the content under the null style
     identity_weight=20.0,  # reconstruction of an image in its own style
     identity_feature_weight=0.0,  # the same in VGG's features: a third more time
     gradient_weight=1.0,  # within both reconstructions, beside the squared error's 1

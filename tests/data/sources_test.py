@@ -140,7 +140,7 @@ def test_folder_mistakes_are_explained(tmp_path, case, wanted):
 
 
 def test_unknown_source():
-  with pytest.raises(UserError, match='"emoji", "folder" or "tfds:NAME"'):
+  with pytest.raises(UserError, match='"emoji", "folder", "images" or "tfds:NAME"'):
     open_source("cifar10", split="train")
 
 

@@ -47,7 +47,8 @@ def test_at_the_start_every_style_renders_what_the_decoder_does(config):
   for hard in (False, True):
     vectors = quantizer.continuous(latents)
     if hard:
-      vectors = quantizer.quantize(weights["quantizer"], latents).vectors
+      codes = quantizer.quantize(weights["quantizer"], latents).codes
+      vectors = quantizer.dequantize(weights["quantizer"], codes)
     expected, _ = tokenizer.tokenizer.decoder.apply(
       {"params": weights["generator"]}, vectors, shape=(6, 2)
     )
