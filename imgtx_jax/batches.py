@@ -4,14 +4,15 @@ import jax
 import numpy as np
 
 
-def in_batches(run, batch, batch_size):
+def in_batches(run, batch, batch_size, devices=None):
   """run over a batch of any length, NumPy arrays with a row an example, in batches of one size.
 
-  batch_size is rounded up to what this process's devices divide; the last batch is filled up with
-  rows that are dropped again, so that one program serves all. Returns NumPy arrays.
+  batch_size is rounded up to what `devices` divide, by default all of this process; the last batch
+  is filled up with rows that are dropped again, so that one program serves all. Returns NumPy
+  arrays.
   """
   total = len(jax.tree.leaves(batch)[0])
-  devices = jax.local_device_count()
+  devices = devices or jax.local_device_count()
   size = -(-batch_size // devices) * devices
   parts = []
   for start in range(0, total, size):

@@ -125,6 +125,7 @@ def _figures(stage, config, restored):
     "label": jax.ShapeDtypeStruct(shape[:1], np.int32),
     "mask": jax.ShapeDtypeStruct(shape[:1], np.float32),
   }
+  batch |= {name: batch["image"] for name in stage.companions()}
   evaluators = stage.evaluators()
 
   def run(key, restored, batch):

@@ -8,10 +8,12 @@ from imgtx_jax.data import pipeline
 
 
 class HeldOut:
-  """Computes the figures of a stage's evaluators on the images of a source."""
+  """Computes the figures of a stage's evaluators on the images of a source, and of its companions
+  (see stage.Stage.companions)."""
 
-  def __init__(self, stage, config, source, parallel):
+  def __init__(self, stage, config, source, parallel, companions=None):
     self.config, self.source, self.parallel = config, source, parallel
+    self.companions = companions
     self.batch_size = stage.batch_size
     self.evaluators = {
       name: (parallel.compile_sums(e.sums), e) for name, e in stage.evaluators().items()
@@ -41,6 +43,7 @@ class HeldOut:
       process_count=jax.process_count(),
       limit=limit,
       threads=self.config.data.threads,
+      companions=self.companions,
     )
 
 

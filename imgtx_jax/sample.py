@@ -8,8 +8,11 @@ its number alone, not on how many are drawn at once or on how many devices.
 --init a.png --keep_rows R completes an image from its first R rows of codes (raster order).
 --truncation 0.7 and --w_scale 1.5 trade diversity for fidelity; --refine_steps 10 moves an image's
 condition vectors uphill on what the discriminator says of it: see sampling.py.
+--style b.jpg renders the images in the style of another, by the style stage of the same work
+directory or of --style_workdir; --strength from 0 to 1.
 """
 
+import functools
 import io
 import time
 from pathlib import Path
@@ -17,7 +20,16 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from imgtx_jax import command, decode, drawing, sampling, workdir
+from imgtx_jax import (
+  command,
+  decode,
+  drawing,
+  image_files,
+  sampling,
+  style_renderer,
+  stylizing,
+  workdir,
+)
 from imgtx_jax.data import transforms
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import write_atomically
@@ -50,6 +62,7 @@ def main():
         f"--prefix={prefix} is under the {given.shape[1]} codes that --keep_rows={FLAGS.keep_rows} "
         "keeps; raise it, or leave it out"
       )
+  stylize = load_style()
   drawer = drawing.Drawer(
     stage, results, options, prefix=prefix, seed=FLAGS.seed, batch_size=FLAGS.batch_size
   )
@@ -62,6 +75,7 @@ def main():
     labels = np.repeat(labels, FLAGS.keep)[: FLAGS.num]
   else:
     images, codes = drawer.draw(labels, given=given)
+  images = stylize(images)
   seconds = time.monotonic() - began
   write(images, codes, labels, class_names, [] if blanked is None else [initial, blanked])
   print(
@@ -81,8 +95,22 @@ def check_flags():
     )
   if bool(FLAGS.init) != bool(FLAGS.keep_rows):
     raise UserError("--init and --keep_rows go together: an image, and how many rows of it to keep")
+  if not FLAGS.style and (FLAGS.style_workdir or FLAGS.strength is not None):
+    raise UserError("--style_workdir and --strength are about a style: give --style, or neither")
   if not (FLAGS.out or FLAGS.save_codes or FLAGS.save_images):
     raise UserError("nothing to write: give --out, --save_images or --save_codes")
+
+
+def load_style():
+  """A function of uint8 images [n, H, W, 3]: renders them as --style and its like say."""
+  if not FLAGS.style:
+    return lambda images: images
+  style = image_files.read(FLAGS.style).on_white()
+  renderer = style_renderer.StyleRenderer(
+    stylizing.load(FLAGS.style_workdir or FLAGS.workdir),
+    strength=1.0 if FLAGS.strength is None else FLAGS.strength,
+  )
+  return functools.partial(style_renderer.in_style, renderer, style)
 
 
 def check_prefix(stage, prefix):
@@ -163,4 +191,7 @@ if __name__ == "__main__":
   flags.DEFINE_enum("score", "logit", drawing.SCORES, "What the best have most of.")
   flags.DEFINE_string("init", "", "An image to complete from its first rows.")
   flags.DEFINE_integer("keep_rows", 0, "Rows of codes of --init that are kept.")
+  flags.DEFINE_string("style", "", "Render the images in the style of this one.")
+  flags.DEFINE_string("style_workdir", "", "Where the style stage is; by default in --workdir.")
+  flags.DEFINE_float("strength", None, "Of the style: 0 is none, 1 (the default) all of it.")
   command.run(main, required=("workdir",))

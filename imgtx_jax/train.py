@@ -42,6 +42,7 @@ class Trainer:
     self.title = self.directory.name
     self.inputs, self.training, self.held_out = inputs, training, held_out
     self.restored = restored
+    self.companions = stage.companions()
     self.root, self.best = jax.random.key(config.seed), best or Best()
     self.guard = Guard(config.guard, config.guard_lines, stage.guard)
     self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=config.keep_checkpoints)
@@ -49,7 +50,7 @@ class Trainer:
     self.step_fn = parallel.compile_step(stage.step)
     self.refresh_fn = parallel.compile_refresh(stage.refresh) if stage.refresh else None
     self.pictures_fn = parallel.compile_local(stage.pictures)
-    self.evaluation = HeldOut(stage, config, held_out, parallel)
+    self.evaluation = HeldOut(stage, config, held_out, parallel, self.companions)
     self._start()
 
   def _start(self, rate=1.0):
@@ -69,6 +70,7 @@ class Trainer:
       threads=config.data.threads,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
+      companions=self.companions,
     )
     size = self.config.data.image_size
     shape = (self.stage.batch_size, size, size, 3)
@@ -219,6 +221,7 @@ class Trainer:
         image_size=self.config.data.image_size,
         limit=count,
         threads=self.config.data.threads,
+        companions=self.companions,
       )
     )
     grids = (draw or self.pictures_fn)(self.state, batch, self.root)

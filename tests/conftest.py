@@ -52,7 +52,7 @@ def make_tiny_config():
 
   config = configs.default()
   config.data.image_size = 16
-  for name in ("encoder", "generator", "gpt", "discriminator"):
+  for name in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
     config[name].update(dict(width=32, heads=2, layers=2, hidden=64))
   config.generator.taps = (1,)
   config.generator.head_channels = 8
@@ -64,12 +64,13 @@ def make_tiny_config():
     config[stage].modulation_dim = 16
   config.finetune.bank_rows = 2
   config.finetune.refresh_steps = 3
-  for stage in ("tokenizer", "pretrain", "finetune", "gan"):
+  config.style.update(dict(tokens=4, modulation_dim=16))
+  for stage in ("tokenizer", "pretrain", "finetune", "gan", "style"):
     config[stage].steps = 6
     config[stage].batch_size = 16
     config[stage].optimizer.warmup_steps = 0
   config.finetune.gpt_optimizer.warmup_steps = 0
-  for stage in ("tokenizer", "finetune", "gan"):
+  for stage in ("tokenizer", "finetune", "gan", "style"):
     config[stage].adversary.optimizer.warmup_steps = 0
   config.log_steps = 2
   config.evaluate_steps = 4
@@ -117,6 +118,30 @@ def untrained_workdir():
   return make
 
 
+@pytest.fixture(scope="session")
+def vgg_weights():
+  """Random weights of VGG16's shapes, under which activations keep their scale."""
+  from imgtx_jax.models import vgg
+
+  draw = np.random.default_rng(0)
+  weights, channels = {}, 3
+  for layer in vgg.VGG16_LAYERS:
+    width = 64 * 2 ** min(int(layer[0]) - 1, 3)
+    kernel = draw.standard_normal((3, 3, channels, width), np.float32)
+    kernel *= np.float32((2 / (9 * channels)) ** 0.5)
+    weights[f"conv{layer}"] = {"kernel": kernel, "bias": np.zeros(width, np.float32)}
+    channels = width
+  return weights
+
+
+@pytest.fixture
+def random_vgg(monkeypatch, vgg_weights):
+  """The weights of importers/lpips.py, an extra, are random ones."""
+  from imgtx_jax.importers import lpips
+
+  monkeypatch.setattr(lpips, "load", lambda net="vgg": {net: vgg_weights, "heads": []})
+
+
 @pytest.fixture
 def smooth_images():
   """A function (count, size) → uint8 images [count, size, size, 3] of coloured waves."""
@@ -130,6 +155,44 @@ def smooth_images():
     return ((wave.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
 
   return make
+
+
+@pytest.fixture(scope="session")
+def local_stylizer():
+  """A made-up stylizing.Stylizer that sees 2 pixels far: it blurs the content, shifts its colours
+  towards the style's mean, and pulls them from the mean of the whole content."""
+  import cv2
+
+  from imgtx_jax import stylizing
+
+  class LocalStylizer:
+    multiple = 8
+
+    def __init__(self):
+      self.encoded, self.shapes = 0, []
+
+    def styles(self, images):
+      self.encoded += len(images)
+      assert images.shape[1] % self.multiple == images.shape[2] % self.multiple == 0
+      return stylizing.Style(images.mean((1, 2), keepdims=True)[:, 0], np.ones((len(images), 1)))
+
+    def null(self, batch):
+      return stylizing.Style(np.zeros((batch, 1, 3)), np.zeros((batch, 1)))
+
+    def moments(self, content):
+      return np.asarray(content).mean((1, 2))
+
+    def render(self, content, style, *, hard=False, moments=None):
+      assert content.shape[1] % self.multiple == content.shape[2] % self.multiple == 0
+      self.shapes.append(content.shape)
+      moments = self.moments(content) if moments is None else moments
+      blurred = np.stack([cv2.blur(np.float32(x), (5, 5)) for x in content])
+      if hard:
+        blurred = np.round(2 * blurred) / 2
+      shift = 0.3 * style.tokens - 0.1 * style.modulation[:, None] * moments[:, None]
+      return np.clip(blurred + shift[:, None], -1, 1).astype(np.float32)
+
+  return LocalStylizer
 
 
 @pytest.fixture(scope="session")

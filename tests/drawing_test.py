@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgtx_jax import drawing, judge, parallel, sample, sampling, workdir
+from imgtx_jax import drawing, judge, parallel, sample, sampling, stylizing, workdir
 from imgtx_jax.decode import Decoding
 from imgtx_jax.errors import UserError
 from imgtx_jax.refine import Refinement
@@ -138,6 +138,9 @@ def set_flags(monkeypatch, directory, **values):
     init="",
     keep_rows=0,
     checkpoint="last",
+    style="",
+    style_workdir="",
+    strength=None,
     **dict.fromkeys(sampling.RANGES),
   )
   values = defaults | values
@@ -186,6 +189,9 @@ def test_candidates_and_completion_by_flags(trained, monkeypatch, tmp_path, smoo
     (dict(truncation=1.5), "--truncation=1.5 is outside 0 … 1"),
     (dict(refine_steps=-1), "--refine_steps=-1 is outside 0 … 1000"),
     (dict(labels="bird"), "--labels=bird is no class"),
+    (dict(strength=0.5), "--style_workdir and --strength are about a style"),
+    (dict(style="none.png"), "none.png cannot be read"),
+    (dict(style="a.png"), "has no style stage"),
   ],
 )
 def test_bad_flags(trained, monkeypatch, tmp_path, smooth_images, flags, message):
@@ -194,6 +200,28 @@ def test_bad_flags(trained, monkeypatch, tmp_path, smooth_images, flags, message
   set_flags(monkeypatch, trained[0], **dict(out="grid.png") | flags)
   with pytest.raises(UserError, match=message):
     sample.main()
+
+
+def test_drawn_images_in_a_style(trained, monkeypatch, tmp_path, local_stylizer):
+  directories = []
+  monkeypatch.setattr(
+    stylizing, "load", lambda directory: directories.append(directory) or local_stylizer()
+  )
+  Image.new("RGB", (40, 60), "red").save(tmp_path / "red.png")
+  grids = []
+  for style in (
+    dict(),
+    dict(style=str(tmp_path / "red.png"), strength=0.0),
+    dict(style=str(tmp_path / "red.png"), style_workdir="elsewhere"),
+  ):
+    set_flags(monkeypatch, trained[0], num=3, prefix=0, out=str(tmp_path / "grid.png"), **style)
+    sample.main()
+    grids.append(np.asarray(Image.open(tmp_path / "grid.png")).astype(int))
+  plain, at_zero, red = grids
+  np.testing.assert_array_equal(at_zero, plain)
+  assert red.shape == plain.shape
+  assert np.mean((red - plain) @ [1, -0.5, -0.5]) > 20
+  assert directories == [str(trained[0]), "elsewhere"]
 
 
 @pytest.mark.parametrize("prefix", [0, 5])

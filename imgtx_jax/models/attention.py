@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imgtx_jax.models import windows
 from imgtx_jax.models.layers import Linear, apply_rope, norm
 
 KINDS = ("dot", "l2")
@@ -24,11 +25,13 @@ class Attention(nn.Module):
   (arXiv:2006.04710; in a discriminator ViTGAN, arXiv:2107.04589).
   Returns [B, N, D] and the cache after the tokens were added (None without one). A cache is
   {"k", "v"}: each [B, H, M, K]; token n sees the cached positions up to position + n.
+  window > 0: self-attention within neighbourhoods of the grid context.shape, see windows.py.
   """
 
   heads: int
   cross: bool = False
   kind: str = "dot"
+  window: int = 0
   causal: bool = False
   qk_norm: bool = False
   init_std: float = 0.0
@@ -72,6 +75,8 @@ class Attention(nn.Module):
         for name, new in (("k", k), ("v", v))
       }
       out = _cached_attention(self.kind, q, cache, context.position)
+    elif self.window and not self.cross and max(context.shape) > self.window:
+      out = self._in_windows(q, k, v, context)
     else:
       mask = None if mask is None else mask[:, None, None, :]
       scale, bias = _terms(self.kind, k.swapaxes(1, 2))
@@ -86,6 +91,20 @@ class Attention(nn.Module):
         self.sow("intermediates", "attention", _attention_weights(self.kind, q, k, mask))
     out = linear(width, name="out")(out.reshape(x.shape[:2] + (width,)))
     return out, cache
+
+  def _in_windows(self, q, k, v, context):
+    if self.causal or context.token_mask is not None or self.kind != "dot":
+      raise ValueError(
+        "attention in windows has no causal order, no token mask and kind 'dot' only"
+      )
+    shape, batch = context.shape, len(q)
+    keys, values = (windows.neighbourhoods(t, shape, self.window) for t in (k, v))
+    out = jax.nn.dot_product_attention(
+      *(windows.split(q, shape, self.window), keys, values),
+      mask=windows.mask(shape, self.window, batch),
+      implementation=self.implementation,
+    )
+    return windows.join(out, shape, self.window, batch)
 
 
 def _terms(kind, keys):

@@ -29,7 +29,7 @@ class Encoder(nn.Module):
     x = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(x)
     rope = layers.rope_table(layers.grid_coords(h, w), self.width // self.trunk["heads"])
     x, _ = transformer.Transformer(self.layers, dtype=self.dtype, name="transformer", **self.trunk)(
-      x, transformer.Context(rope=rope)
+      x, transformer.Context(rope=rope, shape=(h, w))
     )
     x = layers.norm("norm", self.dtype)(x)
     return layers.Linear(self.code_dim, use_bias=True, dtype=self.dtype, name="project")(x).astype(

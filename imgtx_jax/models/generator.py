@@ -88,6 +88,7 @@ class Generator(nn.Module):
       memory_mask=memory_mask,
       memory_rope=(None if memory_coords is None else layers.rope_table(memory_coords, head_dim)),
       modulation=modulation,
+      shape=tuple(shape),
     )
     if self.mask_token:
       token = self._mask_tokens(modulation, shape, grid.shape[-1])

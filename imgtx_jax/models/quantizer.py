@@ -3,7 +3,8 @@
 Pure functions of a small parameter dict, with one interface for both kinds:
 
   init(key) → params;  init_usage() → usage [V];  quantize(params, latents, …) → Quantized;
-  dequantize(params, codes) → vectors [..., C];  revive(…) → params, usage, number revived.
+  continuous(latents) → vectors [B, N, C];  dequantize(params, codes) → vectors [..., C];
+  revive(…) → params, usage, number revived.
 
 Statistics over the batch are reduced over `axis` inside, so that pmap and jit agree.
 """
@@ -94,6 +95,10 @@ class VectorQuantizer:
     vectors = z + jax.lax.stop_gradient(codebook[chosen] - z)
     return Quantized(vectors=vectors, codes=codes, losses=losses, counts=counts)
 
+  def continuous(self, latents):
+    """Latents [B, N, C] as vectors like those of codes, without quantisation; [B, N, C]."""
+    return normalize(latents)
+
   def _perturbed(self, codes, similarity, share, keys):
     _, neighbors = jax.lax.top_k(jax.lax.stop_gradient(similarity), self.perturb_neighbors + 1)
 
@@ -166,16 +171,13 @@ class FiniteScalarQuantizer:
   def quantize(self, params, latents, *, axis=None, perturb=0.0, keys=None):
     """Latents [B, N, C] → Quantized; perturbation moves single channels by one level."""
     levels = np.asarray(self.levels)
-    half = (levels - 1) / 2
-    # tanh bounds the channels; even level counts are shifted so that rounding meets them all.
-    shift = np.where(levels % 2 == 0, 0.5, 0.0)
-    bounded = jnp.tanh(latents + np.arctanh(shift / half * 0.999)) * half * 1.001 - shift
+    bounded = self._bounded(latents)
     index = jnp.clip(jnp.round(bounded) + (levels // 2), 0, levels - 1).astype(jnp.int32)
     chosen = index
     if keys is not None:
       chosen = self._perturbed(index, perturb, keys, levels)
     exact = self._values(chosen)
-    soft = (bounded + levels // 2) / half - 1.0
+    soft = self.continuous(latents)
     codes = jnp.sum(index * self._basis, axis=-1).astype(jnp.int32)
     return Quantized(
       vectors=soft + jax.lax.stop_gradient(exact - soft),
@@ -183,6 +185,18 @@ class FiniteScalarQuantizer:
       losses={},
       counts=_shares(codes, self.codebook_size, axis),
     )
+
+  def continuous(self, latents):
+    """Latents [B, N, C] as vectors like those of codes, without quantisation; [B, N, C]."""
+    levels = np.asarray(self.levels)
+    return (self._bounded(latents) + levels // 2) / ((levels - 1) / 2) - 1.0
+
+  def _bounded(self, latents):
+    levels = np.asarray(self.levels)
+    half = (levels - 1) / 2
+    # tanh bounds the channels; even level counts are shifted so that rounding meets them all.
+    shift = np.where(levels % 2 == 0, 0.5, 0.0)
+    return jnp.tanh(latents + np.arctanh(shift / half * 0.999)) * half * 1.001 - shift
 
   def _perturbed(self, index, share, keys, levels):
     def one(key, index):

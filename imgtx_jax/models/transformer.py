@@ -31,7 +31,8 @@ class Context:
   memory_mask: [B, M] bool, False where a memory token must not be seen;
   token_mask: [B, N] bool, the same for self-attention; modulation: [B, S];
   example_index: [B] global index of each example, which makes dropout independent of sharding;
-  position: scalar, where the tokens start in the caches (decoding only).
+  position: scalar, where the tokens start in the caches (decoding only);
+  shape: (h, w) of the tokens' grid, which attention in windows needs.
   """
 
   rope: Any = None
@@ -42,6 +43,7 @@ class Context:
   modulation: Any = None
   example_index: Any = None
   position: Any = None
+  shape: Any = flax.struct.field(pytree_node=False, default=None)
 
 
 class Block(nn.Module):
@@ -51,8 +53,8 @@ class Block(nn.Module):
   identity (zero gate, zero modulation), so that a network which gains them computes what it did.
   layer_scale > 0 multiplies each residual branch by a learned vector of that initial value
   (arXiv:2103.17239). drop_path is the rate of the deepest layer: a layer at depth (0 … 1 of the
-  stack) has drop_path · depth. attention is its kind (see Attention); spectral_norm holds the
-  matrices of attention and SwiGLU at their first spectral norm (see Linear).
+  stack) has drop_path · depth. attention is its kind, window its reach (see Attention);
+  spectral_norm holds the matrices of attention and SwiGLU at their first one (see Linear).
   """
 
   heads: int
@@ -63,6 +65,7 @@ class Block(nn.Module):
   qk_norm: bool = False
   layer_scale: float = 0.0
   attention: str = "dot"
+  window: int = 0
   spectral_norm: bool = False
   residual_dropout: float = 0.0
   ffn_dropout: float = 0.0
@@ -79,6 +82,7 @@ class Block(nn.Module):
       Attention,
       self.heads,
       kind=self.attention,
+      window=self.window,
       qk_norm=self.qk_norm,
       implementation=self.implementation,
       **matrices,
@@ -143,6 +147,7 @@ class Transformer(nn.Module):
   qk_norm: bool = False
   layer_scale: float = 0.0
   attention: str = "dot"
+  window: int = 0
   spectral_norm: bool = False
   residual_dropout: float = 0.0
   ffn_dropout: float = 0.0
@@ -166,6 +171,7 @@ class Transformer(nn.Module):
       qk_norm=self.qk_norm,
       layer_scale=self.layer_scale,
       attention=self.attention,
+      window=self.window,
       spectral_norm=self.spectral_norm,
       residual_dropout=self.residual_dropout,
       ffn_dropout=self.ffn_dropout,

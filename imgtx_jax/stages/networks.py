@@ -8,8 +8,10 @@ from imgtx_jax.models.discriminator import Discriminator
 from imgtx_jax.models.encoder import Encoder
 from imgtx_jax.models.generator import Adapter, Generator, Mapping
 from imgtx_jax.models.gpt import GPT
+from imgtx_jax.models.style_encoder import StyleEncoder
 from imgtx_jax.models.tokenizer import Tokenizer
 from imgtx_jax.stages.renderer import Renderer
+from imgtx_jax.stages.stylist import Stylist
 
 
 def _trunk(options):
@@ -19,6 +21,7 @@ def _trunk(options):
     qk_norm=options.qk_norm,
     layer_scale=options.layer_scale,
     attention=options.attention,
+    window=options.window,
     spectral_norm=options.spectral_norm,
     implementation=options.implementation,
     remat=options.remat,
@@ -49,16 +52,21 @@ def make_tokenizer(config):
   """The tokenizer that config.tokenizer_kind names: encoder, quantizer and decoder."""
   if config.tokenizer_kind == "vqgan":
     return _make_vqgan(config)
-  codes = make_quantizer(config)
-  encoder = Encoder(
+  return Tokenizer(
+    encoder=make_encoder(config), quantizer=make_quantizer(config), decoder=make_generator(config)
+  )
+
+
+def make_encoder(config):
+  """The Transformer encoder of the tokenizer."""
+  return Encoder(
     patch=config.patch,
     width=config.encoder.width,
     layers=config.encoder.layers,
-    code_dim=codes.code_dim,
+    code_dim=make_quantizer(config).code_dim,
     trunk=_trunk(config.encoder),
     dtype=dtype(config),
   )
-  return Tokenizer(encoder=encoder, quantizer=codes, decoder=make_generator(config))
 
 
 def _make_vqgan(config):
@@ -134,6 +142,25 @@ def make_one_step(config, classes):
   generator = make_generator(config, modulated=True, mask_token=True)
   mapping = Mapping(width=config.gan.modulation_dim, classes=classes, dtype=dtype(config))
   return generator, mapping, (configs.num_codes(config), make_quantizer(config).code_dim)
+
+
+def make_stylist(config):
+  """The generator as stylizer, the tokenizer's encoder for contents and one for styles."""
+  style_encoder = StyleEncoder(
+    patch=config.patch,
+    width=config.style_encoder.width,
+    layers=config.style_encoder.layers,
+    tokens=config.style.tokens,
+    modulation_dim=config.style.modulation_dim,
+    trunk=_trunk(config.style_encoder),
+    dtype=dtype(config),
+  )
+  return Stylist(
+    encoder=make_encoder(config),
+    quantizer=make_quantizer(config),
+    generator=make_generator(config, memory=True, modulated=True),
+    style_encoder=style_encoder,
+  )
 
 
 def make_discriminator(config, classes):

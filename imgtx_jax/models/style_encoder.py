@@ -1,0 +1,106 @@
+"""The StyleEncoder: a style image as tokens to attend to and one vector to modulate with."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from imgtx_jax.models import attention, layers, transformer
+
+_VARIANCE = 1e-4  # added to variances: flat images have none
+
+
+class Style(NamedTuple):
+  """tokens [B, M, D], modulation [B, S]. Linear: mixtures and strengths are weighted sums of
+  Styles, for token m of all images speaks through the same slot."""
+
+  tokens: Any
+  modulation: Any
+
+
+class StyleEncoder(nn.Module):
+  """Images [B, H, W, 3] in [-1, 1], H and W multiples of patch, → Style.
+
+  Tokens: a Transformer over the patches, read by `tokens` learned queries with one cross-attention.
+  Modulation: mean, deviation, skew and kurtosis of its features over the positions (as HSI 2025
+  takes of VGG's), so that inference needs no other network.
+  null(batch) is the learned style under which a content comes back as it is.
+
+  trunk holds the keyword hyperparameters of Transformer other than layers and dtype.
+  """
+
+  patch: int
+  width: int
+  layers: int
+  tokens: int
+  modulation_dim: int
+  trunk: Mapping[str, Any]
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.null_tokens = self.param(
+      "null_tokens", nn.initializers.normal(0.02), (self.tokens, self.width)
+    )
+    self.null_modulation = self.param("null_modulation", nn.initializers.zeros, self._modulation())
+    self.queries = self.param("queries", nn.initializers.normal(1.0), (self.tokens, self.width))
+    linear = dict(use_bias=True, dtype=self.dtype)
+    self.embed = layers.Linear(self.width, **linear)
+    self.transformer = transformer.Transformer(self.layers, dtype=self.dtype, **self.trunk)
+    self.read = attention.Attention(self.trunk["heads"], cross=True, dtype=self.dtype)
+    self.feature_norm = layers.norm(None, self.dtype)
+    self.token_norm = layers.norm(None, self.dtype)
+    self.project = layers.Linear(self.width, **linear)
+    self.hidden = layers.Linear(2 * self.modulation_dim, **linear)
+    self.modulate = layers.Linear(self.modulation_dim, **linear)
+
+  def _modulation(self):
+    return (self.modulation_dim,)
+
+  def __call__(self, images):
+    shape = (images.shape[1] // self.patch, images.shape[2] // self.patch)
+    embedded = self.embed(layers.patchify(images, self.patch))  # [B, N, D]
+    rope = layers.rope_table(layers.grid_coords(*shape), self.width // self.trunk["heads"])
+    x, _ = self.transformer(embedded, transformer.Context(rope=rope, shape=shape))
+    x = self.feature_norm(x)
+    queries = jnp.broadcast_to(self.queries, (len(images), *self.queries.shape))
+    tokens, _ = self.read(queries.astype(self.dtype), transformer.Context(memory=x))
+    tokens = self.project(self.token_norm(tokens))
+    # The embedding is linear in the pixels: its moments are those of colours and small textures.
+    moments = jnp.concatenate([statistics(embedded), statistics(x)], axis=-1)
+    modulation = self.modulate(nn.silu(self.hidden(moments)))
+    return Style(tokens.astype(jnp.float32), modulation.astype(jnp.float32))
+
+  def null(self, batch):
+    """The null style, `batch` times."""
+    return Style(
+      jnp.broadcast_to(self.null_tokens, (batch, *self.null_tokens.shape)),
+      jnp.broadcast_to(self.null_modulation, (batch, self.modulation_dim)),
+    )
+
+
+def statistics(features):
+  """Mean, deviation, skew and kurtosis over the positions of features [B, N, D]; float32 [B, 4 D].
+
+  The last two, which have heavy tails, are squashed by asinh.
+  """
+  x = features.astype(jnp.float32)
+  mean = jnp.mean(x, axis=1, keepdims=True)
+  deviation = jnp.sqrt(jnp.mean((x - mean) ** 2, axis=1, keepdims=True) + _VARIANCE)
+  z = (x - mean) / deviation
+  skew = jnp.arcsinh(jnp.mean(z**3, axis=1))
+  kurtosis = jnp.arcsinh(jnp.mean(z**4, axis=1) - 3.0)
+  return jnp.concatenate([mean[:, 0], deviation[:, 0], skew, kurtosis], axis=-1)
+
+
+def mix(styles, weights):
+  """The weighted sum of Styles of one batch; a weight is a number or [B]."""
+
+  def add(*parts):
+    total = 0.0
+    for part, weight in zip(parts, weights, strict=True):
+      weight = jnp.asarray(weight, jnp.float32)
+      total = total + part * weight.reshape(weight.shape + (1,) * (part.ndim - weight.ndim))
+    return total
+
+  return Style(*(add(*parts) for parts in zip(*styles, strict=True)))

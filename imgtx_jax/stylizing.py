@@ -1,0 +1,94 @@
+"""Images in the style of others, by a trained style stage: what the commands call.
+
+stylizer = stylizing.load("runs/style")
+style = stylizing.mix([stylizer.null(1), stylizer.styles(paintings)], [0.3, 0.7])
+images = stylizer.render(contents, style)
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imgtx_jax import workdir
+from imgtx_jax.errors import UserError
+from imgtx_jax.models.style_encoder import Style, mix
+from imgtx_jax.stages import networks, stylist
+
+__all__ = ["Style", "Stylizer", "load", "mix"]
+
+
+class Stylizer:
+  """A trained style stage. Its functions are compiled once for every shape.
+
+  multiple: the sides of images given to it must be multiples of this.
+  """
+
+  def __init__(self, networks: stylist.Stylist, params, tokenizer):
+    """params and tokenizer: the networks' weights."""
+    self.multiple = networks.multiple
+    self._params, self._tokenizer = jax.tree.map(jnp.asarray, (params, tokenizer))
+    self._styles = jax.jit(networks.styles)
+    self._null = jax.jit(networks.null, static_argnums=1)
+    self._moments = jax.jit(networks.moments)
+    self._render = jax.jit(networks.render, static_argnames="hard")
+
+  def styles(self, images) -> Style:
+    """The styles of images [B, H, W, 3], float32 in [-1, 1]."""
+    return self._styles(self._params, self._checked(images))
+
+  def null(self, batch) -> Style:
+    """The style under which content comes back as it is, `batch` times.
+
+    Strength s of a style: mix([null, style], [1 - s, s]).
+    """
+    return self._null(self._params, batch)
+
+  def moments(self, content):
+    """What render measures on content images [B, H, W, 3] as a whole; [B, S']. The tiles of an
+    image agree with each other if render is given those of the image (or of a small copy)."""
+    return self._moments(self._tokenizer, self._checked(content))
+
+  def render(self, content, style, *, hard=False, moments=None):
+    """Content images [B, H, W, 3] in [-1, 1] in their Style (batch B, or 1 for all of them) →
+    images [B, H, W, 3], clipped to [-1, 1]. hard: from the content's codes, not its latents.
+    moments: of the whole images that these are tiles of; by default their own."""
+    content = self._checked(content)
+    if moments is not None:
+      moments = _repeat(moments, len(content))
+    style = Style(*(_repeat(part, len(content)) for part in style))
+    image = self._render(self._params, self._tokenizer, content, style, hard=hard, moments=moments)
+    return jnp.clip(image, -1.0, 1.0)
+
+  def _checked(self, images):
+    height, width = np.shape(images)[1:3]
+    if height % self.multiple or width % self.multiple or not height or not width:
+      raise UserError(
+        f"images of {height}×{width} pixels: both sides must be multiples of {self.multiple}; "
+        "crop, pad or resize them"
+      )
+    return jnp.asarray(images, jnp.float32)
+
+
+def _repeat(part, batch):
+  return jnp.broadcast_to(part, (batch, *part.shape[1:])) if part.shape[0] == 1 else part
+
+
+def load(directory) -> Stylizer:
+  """The Stylizer of a work directory's finished style stage (its averaged weights); UserError, in
+  one line, where there is none."""
+  config, _ = workdir.read(directory)
+  needed = [task for task in workdir.plan(config) if task.stage in ("tokenizer", "style")]
+  if "style" not in config.stages:
+    raise UserError(
+      f"{directory} has no style stage, only {', '.join(config.stages)}; train one: "
+      "python -m imgtx_jax.main --config configs/style_small.py --workdir DIR"
+    )
+  missing = [task for task in needed if not workdir.is_finished(directory, task)]
+  if missing:
+    raise UserError(
+      f"{directory}: the {missing[0].stage} stage is not finished; run the command that trains it "
+      "again, it goes on from its last checkpoint"
+    )
+  results = workdir.results(directory, needed)
+  tokenizer = {name: results["tokenizer"]["ema"][name] for name in ("encoder", "quantizer")}
+  return Stylizer(networks.make_stylist(config), results["style"]["ema"]["stylist"], tokenizer)

@@ -1,0 +1,54 @@
+"""Tiles cover, start at steps, blend without seams, and equal the whole for local functions."""
+
+import cv2
+import numpy as np
+import pytest
+
+from imgtx_jax import tiles
+
+
+@pytest.mark.parametrize("length", [64, 512, 576, 1088, 1100 // 64 * 64, 4096, 16384])
+@pytest.mark.parametrize("largest, overlap", [(512, 128), (1024, 128), (1024, 256)])
+def test_tiles_cover_every_length(length, largest, overlap):
+  starts, side = tiles.plan(length, largest, overlap, 64)
+  assert side <= max(largest, 64) and side % 64 == 0 and all(s % 64 == 0 for s in starts)
+  assert starts[0] == 0 and starts[-1] + side == length
+  assert all(a < b <= a + side - overlap for a, b in zip(starts[:-1], starts[1:], strict=True))
+  assert len(starts) == max(1, -(-(length - overlap) // (largest - overlap)))
+  weights = tiles.ramps(length, starts, side, overlap)
+  total, singly = np.zeros(length), np.zeros(length)
+  for row, start in zip(weights, starts, strict=True):
+    total[start : start + side] += row
+    singly[start : start + side] += 1
+  np.testing.assert_allclose(total, 1, atol=1e-6)
+  assert weights.min() >= 0
+  for row, start in zip(weights, starts, strict=True):
+    assert (row[singly[start : start + side] == 1] == 1).all()
+    # The margins are not used, and nothing jumps.
+    assert start == 0 or (row[: overlap // 4] == 0).all()
+    assert start + side == length or (row[-overlap // 4 :] == 0).all()
+    assert np.abs(np.diff(row)).max(initial=0) < 4 / overlap
+
+
+def test_a_local_function_is_the_same_in_tiles(smooth_images):
+  image = smooth_images(1, 320)[0][:, :256].astype(np.float32)
+  seen = []
+
+  def run(tile):
+    seen.append(tile.shape)
+    return cv2.blur(tile, (9, 9))
+
+  found = tiles.render(run, image, largest=128, overlap=32, step=16)
+  assert len(seen) == 3 * 3 and max(max(shape) for shape in seen) <= 128
+  # 4 pixels far is less than the margin of 8 that is not used.
+  np.testing.assert_allclose(found, cv2.blur(image, (9, 9)), atol=1e-3)
+
+
+def test_tiles_that_disagree_meet_in_a_ramp():
+  count = iter(range(9))
+  image = np.zeros((128, 320, 3), np.float32)
+  found = tiles.render(lambda t: t + next(count), image, largest=128, overlap=64, step=16)
+  row = found[0, :, 0]
+  assert row[0] == 0 and row[-1] == found.max() == 3
+  assert 0 <= np.diff(row).min() and np.diff(row).max() <= 1 / 32 + 1e-6
+  assert (found == row[None, :, None]).all()
