@@ -89,6 +89,6 @@ def load(directory) -> Stylizer:
       f"{directory}: the {missing[0].stage} stage is not finished; run the command that trains it "
       "again, it goes on from its last checkpoint"
     )
-  results = workdir.results(directory, needed)
+  results = workdir.results(directory, needed, config.start_from)
   tokenizer = {name: results["tokenizer"]["ema"][name] for name in ("encoder", "quantizer")}
   return Stylizer(networks.make_stylist(config), results["style"]["ema"]["stylist"], tokenizer)
