@@ -132,20 +132,7 @@ class Evaluator:
     )
 
   def _fill(self, title, images, wanted):
-    title = _TITLES.get(title, title)
-    with StopSignals() as stop, _Progress(title, stop, self.report) as progress:
-      feature_store.fill(
-        images,
-        wanted,
-        batch_size=self.batch_size,
-        report=progress.add,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-      )
-    checksum.gather(b"all shards are written")
-    if jax.process_index() == 0 and jax.process_count() > 1:
-      if absent := [store.folder for store, _ in wanted if store.missing()]:
-        raise UserError(f"{absent[0]} lacks shards of other processes: name a folder all share")
+    fill(_TITLES.get(title, title), images, wanted, self.batch_size, self.report)
 
   def _extractor(self, name, subject):
     """Made once: each compiles a program."""
@@ -217,6 +204,24 @@ class Evaluator:
       print(text, flush=True)
 
 
+def fill(title, images, wanted, batch_size, report=None):
+  """Computes what is missing in stores [(FeatureStore, Extractor)] of one image set, every process
+  its share, and shows the progress; Interrupted where a signal asks to stop."""
+  with StopSignals() as stop, Progress(title, stop, report) as progress:
+    feature_store.fill(
+      images,
+      wanted,
+      batch_size=batch_size,
+      report=progress.add,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+  checksum.gather(b"all shards are written")
+  if jax.process_index() == 0 and jax.process_count() > 1:
+    if absent := [store.folder for store, _ in wanted if store.missing()]:
+      raise UserError(f"{absent[0]} lacks shards of other processes: name a folder all share")
+
+
 def write(path, found):
   """The evaluation as a JSON file."""
   write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False).encode())
@@ -235,7 +240,7 @@ def table(found):
   return [line.rstrip() for line in lines]
 
 
-class _Progress:
+class Progress:
   """Shows the rate of one set, and stops between two batches when a signal asks to."""
 
   def __init__(self, title, stop, report):
