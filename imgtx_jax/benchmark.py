@@ -160,6 +160,8 @@ def batch_shapes(config, stage, inputs):
   """The shapes and types of a stage's global batch: images, or codes where it reads a cache."""
   shape = batch_shape(config, stage)
   batch = {"label": jax.ShapeDtypeStruct(shape[:1], np.int32)}
+  for name in stage.companion_names:
+    batch[name] = jax.ShapeDtypeStruct(shape, np.uint8)
   if inputs is None:
     return batch | {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
   return batch | {"codes": jax.ShapeDtypeStruct((shape[0], inputs.num_codes), np.int32)}
@@ -169,6 +171,7 @@ def random_batches(config, stage, classes, inputs):
   """This process's share of two batches, to be taken in turn."""
   rng = np.random.default_rng(0)
   limits = {"label": classes, "image": 256, "codes": inputs and inputs.codebook_size}
+  limits |= dict.fromkeys(stage.companion_names, 256)
 
   def draw(name, part):
     share = (part.shape[0] // jax.process_count(), *part.shape[1:])

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 IMAGENET_IMAGES = 1_281_167  # of its training split, for steps out of epochs
-STAGES = ("tokenizer", "pretrain", "finetune", "gan")
+STAGES = ("tokenizer", "pretrain", "finetune", "gan", "style")
 MEMORIES = ("states", "class", "none", "untrained")
 
 
@@ -25,6 +25,7 @@ def _trunk(width, layers, heads, **overrides):
     qk_norm=False,
     layer_scale=0.0,
     attention="dot",  # or "l2", by distance
+    window=0,  # of self-attention, in tokens (even; encoders and generator): see models/windows.py
     spectral_norm=False,  # holds matrices at their first spectral norm
     implementation="xla",
     remat="none",
@@ -92,6 +93,34 @@ def _vqgan():
   )
 
 
+def _style():
+  """Options of the style stage; weights are for VGG layers of unit mean, images in [-1, 1]."""
+  values = dict(
+    steps=1000,
+    batch_size=8,
+    tokens=64,  # of a style
+    modulation_dim=128,
+    # Of styles, beside config.data, the contents: any source. Folders named twice count twice.
+    data=dict(source="images", path="", crop="random", min_scale=0.35),
+    jitter_share=0.5,  # of style images whose colours are changed at random
+    partial_share=0.25,  # of the batch with a strength in [0, 1], whose target lies in between
+    content_weight=1.0,
+    style_weight=1.0,
+    null_weight=20.0,  # reconstruction of the content under the null style
+    identity_weight=20.0,  # reconstruction of an image in its own style
+    identity_feature_weight=0.0,  # the same in VGG's features: a third more time
+    gradient_weight=1.0,  # within both reconstructions, beside the squared error's 1
+    total_variation_weight=0.0,
+    adversarial_weight=0.0,  # against a discriminator of style images
+    adversarial_start_steps=0,
+    adversary=_adversary(2e-4),
+    collapse_variety=0.05,  # of the outputs, relative to the contents; see adversary
+    optimizer=_optimizer(5e-4, schedule="cosine", weight_decay=0.0),
+    ema_decay=0.995,
+  )
+  return ml_collections.ConfigDict(values)
+
+
 def default():
   """The full configuration, unlocked."""
   c = ml_collections.ConfigDict()
@@ -113,7 +142,9 @@ def default():
   c.parallel.fsdp = 1
 
   c.data = ml_collections.ConfigDict()
-  c.data.source = "emoji"  # or "folder" (path/train, path/val), or "tfds:NAME"
+  # Or "folder" (path/train, path/val), "tfds:NAME", or "images": those in the folders of path,
+  # separated by commas, without classes.
+  c.data.source = "emoji"
   c.data.path = ""
   c.data.image_size = 32
   c.data.crop = "center"  # or "random": random-resized-crop of at least min_scale of the area
@@ -159,6 +190,8 @@ def default():
   c.tokenizer.tap_weight = 0.25  # of the conditioned images' reconstruction
   c.tokenizer.lpips_weight = 0.0  # needs the extra "perceptual"
   c.tokenizer.perturb = 0.0  # share of codes replaced by neighbours, annealed to 0
+  # Share of images decoded from latents, without quantisation: what the style stage starts from.
+  c.tokenizer.continuous_share = 0.0
   c.tokenizer.adversarial_weight = 0.0
   c.tokenizer.adversarial_start_steps = 0
   # VQGAN: the weight times the ratio of the losses' gradients at the decoder's last layer.
@@ -223,6 +256,9 @@ def default():
   c.gan.optimizer = _optimizer(2e-4, beta1=0.0, beta2=0.99, weight_decay=0.0)
   c.gan.adversary = _adversary(2e-4)
   c.gan.ema_decay = 0.999
+
+  c.style_encoder = _trunk(128, 2, 4)
+  c.style = _style()
 
   # How samples are drawn while training, and by default afterwards.
   c.sample = ml_collections.ConfigDict()

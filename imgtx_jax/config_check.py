@@ -47,7 +47,7 @@ def check(config):
         f"config.data.image_size={config.data.image_size} is not divisible by "
         f"config.{key}={patch}; choose a size that is a multiple of {max(patch, 1)}"
       )
-  for key in ("encoder", "generator", "gpt", "discriminator"):
+  for key in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
     one_of(f"config.{key}.remat", config[key].remat, tuple(transformer.REMAT_POLICIES))
     one_of(f"config.{key}.implementation", config[key].implementation, ("xla", "cudnn"))
     one_of(f"config.{key}.attention", config[key].attention, attention.KINDS)
@@ -58,6 +58,7 @@ def check(config):
       )
     if config[key].layers < 1:
       raise UserError(f"config.{key}.layers={config[key].layers} is under 1; set it to 1 or more")
+    _check_window(key, config[key])
     width, heads = config[key].width, config[key].heads
     if heads < 1 or width % (4 * heads):
       raise UserError(
@@ -80,6 +81,36 @@ def check(config):
   if config.tokenizer_kind == "vqgan":
     _check_vqgan(config)
   _check_stages(config)
+
+
+def _check_window(key, options):
+  window = options.window
+  if window and key in ("gpt", "discriminator"):
+    raise UserError(f"config.{key}.window={window}: the {key} sees all tokens; set it to 0")
+  if window < 0 or window % 2:
+    raise UserError(
+      f"config.{key}.window={window} is no even number of tokens; choose 8, or 0 for no windows"
+    )
+  if window and options.attention != "dot":
+    raise UserError(
+      f"config.{key}.window={window} has no attention {options.attention!r}; set "
+      f"config.{key}.attention to 'dot', or the window to 0"
+    )
+
+
+def _check_style(config):
+  """Raises UserError for what the style stage cannot work with."""
+  if config.tokenizer_kind != "transformer":
+    raise UserError(
+      f"config.tokenizer_kind={config.tokenizer_kind!r} has no decoder that the style stage could "
+      "start from; set it to 'transformer', or leave style out of config.stages"
+    )
+  one_of("config.style.data.crop", config.style.data.crop, ("center", "random"))
+  if config.style.data.source in ("images", "folder") and not config.style.data.path:
+    raise UserError(
+      "config.style.data.path is empty; name the folder of the style images, or several with "
+      "commas: --config.style.data.path=DIR"
+    )
 
 
 def _check_stages(config):
@@ -116,6 +147,8 @@ def _check_stages(config):
           f"config.{stage}.adversary.levels=True shows the discriminator conditioned images, and "
           "config.generator.taps=() makes none; name a depth there, or set it to False"
         )
+  if "style" in config.stages:
+    _check_style(config)
   _check_ranges(config)
   trained = config.finetune.gpt_trained
   if trained not in ("all", "adapter", "none") and not (
@@ -146,6 +179,12 @@ def _check_ranges(config):
     "finetune.null_label_share": (0, 1),
     "gan.null_label_share": (0, 1),
     "guard_lines": (1, None),
+    "tokenizer.continuous_share": (0, 1),
+    "style.tokens": (1, None),
+    "style.modulation_dim": (1, None),
+    "style.jitter_share": (0, 1),
+    "style.partial_share": (0, 1),
+    "style.data.min_scale": (1e-6, 1),
     "gpt.class_dropout": (0, 1),
     "gpt.token_dropout": (0, 0.99),
     "gpt.residual_dropout": (0, 0.99),
@@ -155,7 +194,7 @@ def _check_ranges(config):
     "evaluate_images": (1, None),
   }
   ranges |= {f"sample.{key}": limits[:2] for key, limits in sampling.RANGES.items()}
-  for stage in ("tokenizer", "finetune", "gan"):
+  for stage in ("tokenizer", "finetune", "gan", "style"):
     ranges |= {f"{stage}.adversary.{key}": limits for key, limits in _ADVERSARY.items()}
   flat = configs.flatten(config)
   for key, (least, most) in ranges.items():

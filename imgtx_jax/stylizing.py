@@ -1,8 +1,8 @@
 """Images in the style of others, by a trained style stage: what the commands call.
 
-  stylizer = stylizing.load("runs/style")
-  style = stylizing.mix([stylizer.null(1), stylizer.styles(paintings)], [0.3, 0.7])
-  images = stylizer.render(contents, style)
+stylizer = stylizing.load("runs/style")
+style = stylizing.mix([stylizer.null(1), stylizer.styles(paintings)], [0.3, 0.7])
+images = stylizer.render(contents, style)
 """
 
 import functools
@@ -57,9 +57,7 @@ class Stylizer:
     if moments is not None:
       moments = _repeat(moments, len(content))
     style = Style(*(_repeat(part, len(content)) for part in style))
-    image = self._render(
-      self._params, self._tokenizer, content, style, hard=hard, moments=moments
-    )
+    image = self._render(self._params, self._tokenizer, content, style, hard=hard, moments=moments)
     return jax.numpy.clip(image, -1.0, 1.0)
 
   def _checked(self, images):

@@ -37,6 +37,7 @@ class Trainer:
     self.title = self.directory.name
     self.inputs, self.training, self.held_out = inputs, training, held_out
     self.restored = restored
+    self.companions = stage.companions()
     self.root = jax.random.key(config.seed)
     self.guard = Guard(config.guard, config.guard_lines, stage.guard)
     self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=config.keep_checkpoints)
@@ -66,6 +67,7 @@ class Trainer:
       threads=config.data.threads,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
+      companions=self.companions,
     )
     size = self.config.data.image_size
     shape = (self.stage.batch_size, size, size, 3)
@@ -211,6 +213,7 @@ class Trainer:
       process_count=jax.process_count(),
       limit=limit,
       threads=self.config.data.threads,
+      companions=self.companions,
     )
 
   def _picture(self, done, draw=None):
@@ -222,6 +225,7 @@ class Trainer:
         image_size=self.config.data.image_size,
         limit=count,
         threads=self.config.data.threads,
+        companions=self.companions,
       )
     )
     grids = (draw or self.pictures_fn)(self.state, batch, self.root)

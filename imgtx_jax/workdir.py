@@ -30,6 +30,7 @@ FREE_KEYS = (
   "keep_checkpoints",
   "data.threads",
   "data.path",
+  "style.data.path",
 )
 
 

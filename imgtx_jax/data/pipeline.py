@@ -1,6 +1,7 @@
 """Batches for training and evaluation, on Grain; uint8 [b, S, S, 3] with int32 labels [b].
 
-A source of codes (data/codes.py) gives codes int32 [b, N] in the place of the images.
+A source of codes (data/codes.py) gives codes int32 [b, N] in the place of the images. Companions
+are further sources, each with a stream of its own: their images lie beside the first by name.
 
 The order of training is one infinite stream of all examples, reshuffled every epoch; batch t is
 its rows t * batch_size onwards, and process p of P has the p-th block of each batch. So the
@@ -8,13 +9,25 @@ examples and their crops do not depend on the number of processes, and no epoch 
 example (a corrupt one is skipped, which moves its process's later rows up).
 """
 
+import zlib
+from typing import NamedTuple
+
 import grain
 import numpy as np
 
 from imgtx_jax.data.codes import CodeSource
-from imgtx_jax.data.sources import ArraySource
+from imgtx_jax.data.sources import ArraySource, Source
 from imgtx_jax.data.transforms import CorruptImageError, center_crop, decode, random_resized_crop
 from imgtx_jax.errors import UserError
+
+
+class Companion(NamedTuple):
+  """A second source of images: its training and held-out part, and its crops in training."""
+
+  training: Source
+  held_out: Source
+  crop: str
+  min_scale: float
 
 
 def train_iterator(
@@ -28,6 +41,7 @@ def train_iterator(
   threads,
   process_index=0,
   process_count=1,
+  companions=None,
 ):
   """An infinite Grain iterator of {"image": uint8 [b, S, S, 3], "label": int32 [b]}; of a source of
   codes, {"codes": int32 [b, N], "label"}, the codes of one of the image's crops at random.
@@ -36,10 +50,27 @@ def train_iterator(
   random_resized_crop) or "center"; seed fixes order and crops; threads read and decode (none for
   images in memory, or for 0: the caller's does).
   get_state() and set_state() resume exactly: batches not yet handed out do not count.
+  companions, {name: Companion}: adds {name: uint8 [b, S, S, 3]}, in an order of their own, so that
+  the pairs change from epoch to epoch; one position is that of all streams.
   """
+  rows = _local_rows(batch_size, process_count)
+  companions = companions or {}
+  stream = _stream(source, crop, min_scale, image_size, seed)
+  if companions:
+    others = {
+      name: _stream(c.training, c.crop, c.min_scale, image_size, seed + zlib.crc32(name.encode()))
+      for name, c in companions.items()
+    }
+    stream = _Beside(stream, others)
+  stream = _ProcessRows(stream, batch_size, process_index, process_count)
+  threads = max(_threads(s, threads) for s in (source, *(c.training for c in companions.values())))
+  return iter(_read(stream, threads, rows).batch(rows, drop_remainder=True))
+
+
+def _stream(source, crop, min_scale, image_size, seed):
+  """The infinite MapDataset of a source's examples, None where one is unreadable."""
   if crop not in ("random", "center"):
     raise UserError(f'crop is "{crop}": use "random" or "center"')
-  rows = _local_rows(batch_size, process_count)
 
   def load(index, rng):
     if isinstance(source, CodeSource):
@@ -48,9 +79,8 @@ def train_iterator(
       return _load(source, index, lambda x: center_crop(x, image_size))
     return _load(source, index, lambda x: random_resized_crop(x, image_size, rng, min_scale))
 
-  stream = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat()
-  stream = _ProcessRows(stream.random_map(load), batch_size, process_index, process_count)
-  return iter(_read(stream, _threads(source, threads), rows).batch(rows, drop_remainder=True))
+  order = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat()
+  return order.random_map(load)
 
 
 def eval_batches(
@@ -62,29 +92,39 @@ def eval_batches(
   process_count=1,
   limit=None,
   threads=4,
+  companions=None,
 ):
   """One pass of {"image", "label", "mask": float32 [b]} over centre crops, in the source's order.
 
   limit takes that many examples, spread evenly over the source (whose classes are in order). The
   last batch is padded; padding and corrupt images are zeros with mask 0. Every process yields the
-  same number of batches.
+  same number of batches. companions, {name: Companion}: adds their held-out images, from the first
+  again where there are fewer of them; the mask is of both.
   """
+  companions = companions or {}
   rows = _local_rows(batch_size, process_count)
   count = len(source) if limit is None else min(limit, len(source))
   blank = np.zeros((image_size, image_size, 3), np.uint8)
+
+  def crop(source, index, total=None):
+    return _load(source, index, lambda x: center_crop(x, image_size), total=total)
 
   def load(row):
     example = None
     if row < count:
       index = row * len(source) // count
-      example = _load(source, index, lambda x: center_crop(x, image_size), total=count)
-    intact = example is not None
-    return {**(example or {"image": blank, "label": np.int32(0)}), "mask": np.float32(intact)}
+      example = crop(source, index, total=count)
+    beside = {n: crop(c.held_out, row % len(c.held_out)) for n, c in companions.items()}
+    intact = example is not None and None not in beside.values()
+    images = {name: blank if found is None else found["image"] for name, found in beside.items()}
+    example = example or {"image": blank, "label": np.int32(0)}
+    return {**example, **images, "mask": np.float32(intact)}
 
   padded = -(-count // batch_size) * batch_size
   stream = grain.MapDataset.range(padded).map(load)
   stream = _ProcessRows(stream, batch_size, process_index, process_count)
-  return iter(_read(stream, _threads(source, threads), rows).batch(rows))
+  threads = max(_threads(s, threads) for s in (source, *(c.held_out for c in companions.values())))
+  return iter(_read(stream, threads, rows).batch(rows))
 
 
 def in_order(source, indices, *, crop, threads, ahead):
@@ -106,6 +146,25 @@ def corrupt_images(source):
   """What was unreadable so far, prefetched examples included: {"count", "seen", "names"}."""
   found = source.corrupt
   return {"count": found.count, "seen": found.seen, "names": list(found.names.values())}
+
+
+class _Beside(grain.MapDataset):
+  """Infinite streams of examples side by side: the first one's examples, with the images of the
+  others under their names. None where one of them is."""
+
+  def __init__(self, stream, others):
+    super().__init__([stream, *others.values()])
+    self._stream, self._others = stream, others
+
+  def __len__(self):
+    return len(self._stream)
+
+  def __getitem__(self, index):
+    example = self._stream[index]
+    beside = {name: other[index] for name, other in self._others.items()}
+    if example is None or None in beside.values():
+      return None
+    return example | {name: found["image"] for name, found in beside.items()}
 
 
 class _ProcessRows(grain.MapDataset):

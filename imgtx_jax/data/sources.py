@@ -1,4 +1,5 @@
-"""Where images come from: the embedded emoji, a folder of class folders, or a TFDS data set.
+"""Where images come from: the embedded emoji, a folder of class folders, folders of images without
+classes, or a TFDS data set.
 
 A source is a picklable sequence: source[i] is {"image": encoded bytes or uint8 [H, W, 3],
 "label": int, "name": str}. It also counts what turned out to be unreadable (source.corrupt).
@@ -29,9 +30,10 @@ HELD_OUT = 0.05  # of each class, where a folder or a TFDS data set has no valid
 
 
 def open_source(name, *, split, path="", seed=0):
-  """The source called "emoji", "folder" or "tfds:NAME"; split is "train" or "validation".
+  """The source called "emoji", "folder", "images" or "tfds:NAME"; split is "train" or "validation".
 
-  path is the folder, or TFDS's data_dir; seed chooses the held-out part of a folder without one.
+  path is the folder ("images": or several, with commas), or TFDS's data_dir; seed chooses the
+  held-out part of a folder without one.
   """
   if split not in ("train", "validation"):
     raise ValueError(f'split is "train" or "validation", not {split!r}')
@@ -39,9 +41,11 @@ def open_source(name, *, split, path="", seed=0):
     return _open_emoji(split)
   if name == "folder":
     return _open_folder(path, split, seed)
+  if name == "images":
+    return _open_images(path, split, seed)
   if name.startswith("tfds:"):
     return _open_tfds(name.removeprefix("tfds:"), path, split)
-  raise UserError(f'unknown data source "{name}": use "emoji", "folder" or "tfds:NAME"')
+  raise UserError(f'unknown data source "{name}": use "emoji", "folder", "images" or "tfds:NAME"')
 
 
 def open_files(path):
@@ -50,6 +54,22 @@ def open_files(path):
   if not files:
     raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)}): name a folder of images")
   return FolderSource(path, files, np.zeros(len(files)), [""])
+
+
+def _open_images(path, split, seed):
+  """The images in each of the folders in path and below it, 5 % of each held out; one class. A
+  folder that is named twice counts twice."""
+  folders = [folder.strip() for folder in path.split(",") if folder.strip()]
+  if not folders:
+    raise UserError('the data source "images" needs a path: a folder of images, or several')
+  paths = []
+  for folder in folders:
+    files = open_files(folder).files
+    chosen = _hold_out(files, [0] * len(files), split, seed)
+    paths += [os.path.join(folder, files[i]) for i in chosen]
+  if not paths:
+    raise UserError(f"{path} has one image, none to hold out: add images")
+  return FolderSource("", paths, np.zeros(len(paths)), [""])
 
 
 class Source(abc.ABC):

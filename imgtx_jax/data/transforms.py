@@ -193,6 +193,25 @@ def denormalize(images):
   return np_.clip(np_.round(scaled), 0, 255).astype(np_.uint8)
 
 
+def random_colors(images, keys, share):
+  """Turns the colours of a share of images [B, H, W, 3] in [-1, 1] about the grey axis, each by its
+  own key [B], and changes their saturation, contrast and brightness; clipped."""
+  return jax.vmap(lambda image, key: _recolor(image, key, share))(images, keys)
+
+
+def _recolor(image, key, share):
+  draw = jax.random.uniform(key, (5,))
+  turn = 2.0 * jnp.pi * draw[1]
+  # A rotation about (1, 1, 1): a circulant matrix whose rows sum to 1.
+  row = (1.0 + 2.0 * jnp.cos(turn + 2.0 * jnp.pi / 3.0 * jnp.arange(3))) / 3.0
+  matrix = jnp.stack([jnp.roll(row, i) for i in range(3)])
+  grey = jnp.mean(image, axis=-1, keepdims=True)
+  changed = grey + (image @ matrix - grey) * (0.5 + draw[2])
+  mean = jnp.mean(changed)
+  changed = mean + (changed - mean) * (0.7 + 0.6 * draw[3]) + 0.3 * (2.0 * draw[4] - 1.0)
+  return jnp.where(draw[0] < share, jnp.clip(changed, -1.0, 1.0), image)
+
+
 def random_flip(images, keys):
   """Mirrors each image [B, H, W, 3] left to right with probability 1/2, by its own key [B]."""
   flip = jax.vmap(jax.random.bernoulli)(keys)

@@ -92,10 +92,11 @@ class Attention(nn.Module):
     out = linear(width, name="out")(out.reshape(x.shape[:2] + (width,)))
     return out, cache
 
-
   def _in_windows(self, q, k, v, context):
     if self.causal or context.token_mask is not None or self.kind != "dot":
-      raise ValueError("attention in windows has no causal order, no token mask and kind 'dot' only")
+      raise ValueError(
+        "attention in windows has no causal order, no token mask and kind 'dot' only"
+      )
     shape, batch = context.shape, len(q)
     keys, values = (windows.neighbourhoods(t, shape, self.window) for t in (k, v))
     out = jax.nn.dot_product_attention(

@@ -3,7 +3,8 @@
 Pure functions of a small parameter dict, with one interface for both kinds:
 
   init(key) → params;  init_usage() → usage [V];  quantize(params, latents, …) → Quantized;
-  continuous(latents) → vectors [B, N, C];  dequantize(params, codes) → vectors [..., C];  revive(…) → params, usage, number revived.
+  continuous(latents) → vectors [B, N, C];  dequantize(params, codes) → vectors [..., C];
+  revive(…) → params, usage, number revived.
 
 Statistics over the batch are reduced over `axis` inside, so that pmap and jit agree.
 """

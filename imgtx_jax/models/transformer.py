@@ -53,8 +53,8 @@ class Block(nn.Module):
   identity (zero gate, zero modulation), so that a network which gains them computes what it did.
   layer_scale > 0 multiplies each residual branch by a learned vector of that initial value
   (arXiv:2103.17239). drop_path is the rate of the deepest layer: a layer at depth (0 … 1 of the
-  stack) has drop_path · depth. attention is its kind, window its reach (see Attention); spectral_norm holds the
-  matrices of attention and SwiGLU at their first spectral norm (see Linear).
+  stack) has drop_path · depth. attention is its kind, window its reach (see Attention);
+  spectral_norm holds the matrices of attention and SwiGLU at their first one (see Linear).
   """
 
   heads: int

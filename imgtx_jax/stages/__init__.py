@@ -3,9 +3,10 @@
 from imgtx_jax.stages.finetune import FinetuneStage
 from imgtx_jax.stages.gan import GanStage
 from imgtx_jax.stages.pretrain import PretrainStage
+from imgtx_jax.stages.style import StyleStage
 from imgtx_jax.stages.tokenizer import TokenizerStage
 
-STAGES = {s.name: s for s in (TokenizerStage, PretrainStage, FinetuneStage, GanStage)}
+STAGES = {s.name: s for s in (TokenizerStage, PretrainStage, FinetuneStage, GanStage, StyleStage)}
 
 
 def build(name, config, classes):

@@ -2,6 +2,8 @@
 
 sources                         the earlier stages whose results init takes over
 inputs(restored) → None: its batches hold images; or CodeInputs: codes, from a cache of them
+companions() → {name: Companion}: further sources, whose images its batches hold under those names
+                                (companion_names) beside the first
 steps, batch_size               how long, and the global batch
 init(key, batch_shape, restored) → TrainState
 step(state, batch, key, *, axis) → state, metrics      pure; axis None under jit, a name under pmap
@@ -71,6 +73,7 @@ class Stage:
   final_pictures = None
   draws_with: tuple[str, ...] = ()
   captions: dict[str, list[str]] = {}
+  companion_names: tuple[str, ...] = ()
 
   def __init__(self, config, classes):
     self.config = config
@@ -82,6 +85,10 @@ class Stage:
   def inputs(self, restored):
     """What its batches hold: images (None), or codes of them (CodeInputs)."""
     del restored
+
+  def companions(self):
+    """No source but the first; opening one may raise UserError."""
+    return {}
 
   def guard(self, step, means):
     """No signs of collapse but numbers that are not finite, which train.py sees itself."""

@@ -95,5 +95,3 @@ class Stylist:
   def shape(self, images):
     """(h, w) of the grid of images [B, H, W, 3]."""
     return images.shape[1] // self.multiple, images.shape[2] // self.multiple
-
-

@@ -130,7 +130,12 @@ class TokenizerStage(stage.Stage):
     quantized = self.tokenizer.quantizer.quantize(
       params["quantizer"], latents, axis=axis, **perturb
     )
-    image, taps = self.tokenizer.render(params, quantized.vectors)
+    vectors = quantized.vectors
+    if self.options.continuous_share:
+      draw = rng.uniform(rng.stream(key, "continuous", step), index)[:, None, None]
+      continuous = self.tokenizer.quantizer.continuous(latents)
+      vectors = jnp.where(draw < self.options.continuous_share, continuous, vectors)
+    image, taps = self.tokenizer.render(params, vectors)
     losses = (image, [tap for tap, _ in taps], quantized.losses)
     return losses, (quantized.counts, latents)
 
@@ -213,7 +218,13 @@ class TokenizerStage(stage.Stage):
     images = self.prepare(batch)
     codes = self.tokenizer.encode(state.ema, images)
     decoded = self.tokenizer.decode(state.ema, codes)
-    return self.masked_sums(batch, self.reconstruction_figures(images, decoded)) | {
+    figures = self.reconstruction_figures(images, decoded)
+    if self.options.continuous_share:
+      latents = self.tokenizer.latents(state.ema, images)
+      continuous = self.tokenizer.quantizer.continuous(latents)
+      decoded = self.tokenizer.render(state.ema, continuous)[0]
+      figures["continuous_psnr"] = image_metrics.psnr(images, decoded)
+    return self.masked_sums(batch, figures) | {
       "code_counts": jnp.zeros(self.tokenizer.quantizer.codebook_size)
       .at[codes]
       .add(batch["mask"][:, None])

@@ -1,0 +1,48 @@
+"""Style transfer on a laptop: a tokenizer and a stylizer from two folders of images, in an hour.
+
+  python -m imgtx_jax.main --config configs/style_small.py:PHOTOS,PAINTINGS --workdir runs/style
+  python -m imgtx_jax.main --config configs/style_small.py --workdir runs/style \\
+    --config.data.path=PHOTOS --config.style.data.path=PAINTINGS,PAINTINGS,PHOTOS
+
+Images of any size in folders and their subfolders, at least a few hundred of each. A path may be
+several folders with commas, and one that is named twice counts twice: photos are styles too, where
+paintings are few. Needs the extra "perceptual" (VGG16's weights).
+"""
+
+from imgtx_jax import config as defaults
+
+
+def get_config(folders=""):
+  """folders: CONTENTS,STYLES, a folder each."""
+  config = defaults.default()
+  config.stages = ("tokenizer", "style")
+  contents, _, styles = folders.partition(",")
+  config.data.update(dict(source="images", path=contents, image_size=96, crop="random"))
+  config.data.min_scale = 0.15  # of a photo's square: crops from its own scale up
+  config.data.flip = True
+  config.style.data.path = styles
+
+  # Patches of 8 pixels and windows of 8 patches: 512×512 pixels are 4,096 tokens, and should take
+  # half a second on two cores.
+  config.patch = 8
+  config.encoder.update(dict(width=192, layers=1, heads=6, window=8))
+  config.generator.update(dict(width=192, layers=5, heads=6, window=8, taps=()))
+  config.style_encoder.update(dict(width=192, layers=2, heads=6, window=8))
+  for network in ("encoder", "generator", "style_encoder"):
+    config[network].remat = "full"
+  config.discriminator.update(dict(patch=16, overlap=8, layers=3))
+  # Latents that hold nearly all of a patch: the stylizer takes them before quantisation.
+  config.quantizer.update(dict(code_dim=64, codebook_size=1024))
+  config.tokenizer.continuous_share = 0.9
+  config.tokenizer.gradient_weight = 1.0
+  config.tokenizer.update(dict(steps=600, batch_size=16))
+  config.tokenizer.optimizer.learning_rate = 2e-3
+
+  config.style.update(dict(steps=1000, batch_size=6))
+  config.log_steps = 20
+  config.evaluate_steps = 200
+  config.evaluate_images = 48
+  config.picture_steps = 100
+  config.pictures = 8
+  config.checkpoint_steps = 100
+  return config.lock()

@@ -1,0 +1,253 @@
+"""Stage "style": the generator as stylizer, and the encoder that tells it the style.
+
+Trains them on VGG16's content and style losses (StyTr2, arXiv:2105.14576), on reconstruction under
+the null style and in an image's own style, and if asked against a discriminator of style images.
+Contents are the data's images; styles are a second stream, batch["style"].
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from imgtx_jax import optim, parallel, rng
+from imgtx_jax.data import pipeline, sources, transforms
+from imgtx_jax.importers import lpips as vgg_weights
+from imgtx_jax.losses import pixels
+from imgtx_jax.losses import style as losses
+from imgtx_jax.metrics import image as image_metrics
+from imgtx_jax.models.style_encoder import Style, mix
+from imgtx_jax.stages import adversary, networks, stage
+from imgtx_jax.state import TrainState, update_ema
+
+_PICTURED = (4, 7)  # styles and contents of a picture
+
+
+class StyleStage(stage.Stage):
+  """See the module's docstring; the contract is stage.Stage.
+
+  Players: "stylist" (generator and style encoder; see Stylist) and, with an adversary,
+  "discriminator".
+  """
+
+  name = "style"
+  sources = ("tokenizer",)
+  companion_names = ("style",)
+
+  def __init__(self, config, classes):
+    super().__init__(config, classes)
+    self.options = config.style
+    self.stylist = networks.make_stylist(config)
+    self.tx = optim.make(self.options.optimizer, self.steps, config.generator.width)
+    self.adversary = None
+    if self.options.adversarial_weight:
+      self.adversary = adversary.make_adversary(
+        self.options.adversary,
+        networks.make_discriminator(config, classes),
+        self.steps,
+        class_weight=0.0,
+      )
+    styles = min(_PICTURED[0], config.pictures)
+    self.captions = {"styles": ["content", "null style", *["style"] * styles]}
+
+  def companions(self):
+    options = self.options.data
+    training, held_out = (
+      sources.open_source(options.source, split=split, path=options.path)
+      for split in ("train", "validation")
+    )
+    return {"style": pipeline.Companion(training, held_out, options.crop, options.min_scale)}
+
+  def init(self, key, batch_shape, restored):
+    tokenizer = restored["tokenizer"]["ema"]
+    params = {"stylist": self.stylist.init(key, tokenizer["generator"])}
+    opt_state = {"stylist": self.tx.init(params["stylist"])}
+    ema = jax.tree.map(jnp.copy, params)
+    if self.adversary:
+      player, player_state = self.adversary.init(
+        rng.stream(key, "init_adversary", 0), jnp.zeros((1, *batch_shape[1:]))
+      )
+      params["discriminator"], opt_state["discriminator"] = player, player_state
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=opt_state,
+      ema=ema,
+      variables={},
+      frozen={
+        "tokenizer": {name: tokenizer[name] for name in ("encoder", "quantizer")},
+        "vgg": vgg_weights.load()["vgg"],
+      },
+    )
+
+  def step(self, state, batch, key, *, axis):
+    index = parallel.example_index(len(batch["image"]), axis)
+    contents = self.prepare(batch, key, state.step, index)
+    styles = self._prepare_styles(batch, key, state.step, index)
+    strength = self._strength(key, state.step, index)
+    params = dict(state.params)
+    opt_state = dict(state.opt_state)
+
+    # One forward of the stylist serves both players: D steps first, the stylist meets the new D.
+    def forward(params):
+      return self._draw(params, state.frozen, contents, styles, strength)
+
+    images, pull = jax.vjp(forward, params["stylist"])
+    metrics = {}
+    if self.adversary:
+      labels = jnp.full(len(styles), self.classes, jnp.int32)
+      params["discriminator"], opt_state["discriminator"], metrics = self.adversary.update(
+        *(params["discriminator"], opt_state["discriminator"]),
+        *(styles, images["styled"], labels, key, index, state, axis),
+      )
+    targets = self._targets(state.frozen, contents, styles, strength)
+
+    def loss_fn(images):
+      total, parts = self._loss(state.frozen, images, contents, styles, targets)
+      if self.adversary:
+        draws = adversary.make_draws(key, state.step, index)
+        against, _, more = self.adversary.generator_loss(
+          params["discriminator"], styles, images["styled"], labels, draws
+        )
+        started = state.step >= self.options.adversarial_start_steps
+        total += jnp.where(started, self.options.adversarial_weight, 0.0) * against
+        parts |= {"generator_loss": more["generator_loss"]}
+      return total, parts | {"loss": total}
+
+    cotangents, parts = jax.grad(loss_fn, has_aux=True)(images)
+    (grads,) = pull(cotangents)
+    grads, parts = parallel.pmean((grads, parts), axis)
+    params["stylist"], opt_state["stylist"] = optim.update(
+      self.tx, grads, opt_state["stylist"], params["stylist"], state.rate
+    )
+    average = {"stylist": params["stylist"]}
+    parts["variety"] = adversary.variety(contents, images["styled"], jnp.ones(len(contents)), axis)
+    return state.replace(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      ema=update_ema(state.ema, average, self.options.ema_decay, state.step),
+    ), metrics | parts | {"gradient_norm": optax.tree.norm(grads)}
+
+  def _prepare_styles(self, batch, key=None, step=None, index=None):
+    """uint8 style images of a batch as float32 [B, H, W, 3]; with a key, flipped and recoloured."""
+    images = transforms.normalize(batch["style"])
+    if key is None:
+      return images
+    if self.flip:
+      flips = rng.example_keys(rng.stream(key, "style_flip", step), index)
+      images = transforms.random_flip(images, flips)
+    colors = rng.example_keys(rng.stream(key, "style_colors", step), index)
+    return transforms.random_colors(images, colors, self.options.jitter_share)
+
+  def _strength(self, key, step, index):
+    """Strengths [B]: 1, and for a share of the examples anything below."""
+    draws = rng.uniform(rng.stream(key, "strength", step), index, (2,))
+    return jnp.where(draws[:, 0] < self.options.partial_share, draws[:, 1], 1.0)
+
+  def _draw(self, params, frozen, contents, styles, strength):
+    """The images that the losses look at, each [B, H, W, 3]: "styled"; "null", the contents under
+    the null style; "own", the style images in their own style."""
+    batch, shape = len(contents), self.stylist.shape(contents)
+    grid = self.stylist.content(frozen["tokenizer"], jnp.concatenate([contents, styles]))
+    content, of_style = jnp.split(grid, 2)
+    style, null = self.stylist.styles(params, styles), self.stylist.null(params, batch)
+    partial = mix([null, style], [1.0 - strength, strength])
+    images = self.stylist.draw(
+      params,
+      jnp.concatenate([content, content, of_style]),
+      Style(*(jnp.concatenate(parts) for parts in zip(partial, null, style, strict=True))),
+      shape,
+    )
+    return dict(zip(("styled", "null", "own"), jnp.split(images, 3), strict=True))
+
+  def _targets(self, frozen, contents, styles, strength):
+    """What VGG16 says of contents and styles: features of both, and the moments asked for."""
+    found = losses.features(frozen["vgg"], jnp.concatenate([contents, styles]))
+    content, style = (
+      {name: x[part] for name, x in found.items()}
+      for part in (slice(len(contents)), slice(len(contents), None))
+    )
+    moments = losses.blend(losses.moments(content), losses.moments(style), strength)
+    return {"content": content, "style": style, "moments": moments}
+
+  def _loss(self, frozen, images, contents, styles, targets):
+    """All but the adversarial part; (total, metrics)."""
+    options = self.options
+    found = losses.features(frozen["vgg"], images["styled"])
+    parts = {
+      "content": losses.content(found, targets["content"]).mean(),
+      "style": losses.style(losses.moments(found), targets["moments"]).mean(),
+      "null": self._distance(images["null"], contents),
+      "identity": self._distance(images["own"], styles),
+    }
+    if options.identity_feature_weight:
+      own = losses.features(frozen["vgg"], images["own"])
+      parts["identity_feature"] = losses.identity(own, targets["style"]).mean()
+    if options.total_variation_weight:
+      parts["total_variation"] = losses.total_variation(images["styled"]).mean()
+    return sum(options[f"{name}_weight"] * value for name, value in parts.items()), parts
+
+  def _distance(self, x, y):
+    """Squared error of pixels and, by its weight, of their differences; scalar."""
+    distance = pixels.squared_error(x, y)
+    if self.options.gradient_weight:
+      distance += self.options.gradient_weight * pixels.gradient_difference(x, y)
+    return distance.mean()
+
+  def guard(self, step, means):
+    if self.adversary and step > self.options.adversarial_start_steps:
+      return self.adversary.guard(means)
+    if means["variety"] < self.options.collapse_variety:
+      return (
+        f"stylized images are all alike: they differ {means['variety']:.2g} times as much as the "
+        f"contents, under config.style.collapse_variety={self.options.collapse_variety:g}"
+      )
+    return None
+
+  # -- Figures and pictures ------------------------------------------------------------------------
+
+  def evaluators(self):
+    return {"validation": stage.Evaluator(self._sums, self._figures)}
+
+  def _sums(self, state, batch, key, *, axis):
+    contents, styles = self.prepare(batch), self._prepare_styles(batch)
+    full = jnp.ones(len(contents))
+    images = self._draw(state.ema["stylist"], state.frozen, contents, styles, full)
+    targets = self._targets(state.frozen, contents, styles, full)
+    found = losses.features(state.frozen["vgg"], images["styled"])
+    of_content = losses.moments(targets["content"])
+    figures = {
+      "content": losses.content(found, targets["content"]),
+      "style": losses.style(losses.moments(found), targets["moments"]),
+      "style_of_content": losses.style(of_content, targets["moments"]),
+      "ssim": image_metrics.ssim(contents, images["styled"]),
+      "null_psnr": image_metrics.psnr(contents, images["null"]),
+      "own_psnr": image_metrics.psnr(styles, images["own"]),
+    }
+    figures |= self.grid_figures(contents, images["styled"])
+    return self.masked_sums(batch, figures)
+
+  def _figures(self, sums):
+    """style_left: the share of the way from content to style that is still to go."""
+    figures = self.with_grid_ratio(self.means(sums))
+    return figures | {"style_left": figures["style"] / max(figures["style_of_content"], 1e-6)}
+
+  def pictures(self, state, batch, key):
+    """Contents, the same under the null style, and a row for each style, which stands before it."""
+    rows, columns = (min(len(batch["image"]), most) for most in _PICTURED)
+    contents, styles = self.prepare(batch)[:columns], self._prepare_styles(batch)[:rows]
+    params = state.ema["stylist"]
+    encoded = self.stylist.styles(params, styles)
+    null = self.stylist.null(params, 1)
+    grid = self.stylist.content(state.frozen["tokenizer"], contents)
+    every = Style(*(jnp.concatenate(parts) for parts in zip(null, encoded, strict=True)))
+    drawn = self.stylist.draw(
+      params,
+      jnp.tile(grid, (rows + 1, 1, 1)),
+      Style(*(jnp.repeat(part, columns, axis=0) for part in every)),
+      self.stylist.shape(contents),
+    )
+    blank = jnp.ones_like(styles[:1])
+    first = jnp.concatenate([blank, blank, styles])[:, None]
+    drawn = jnp.concatenate([contents, drawn]).reshape(rows + 2, columns, *contents.shape[1:])
+    return {"styles": jnp.concatenate([first, drawn], axis=1)}
