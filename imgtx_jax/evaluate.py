@@ -26,10 +26,18 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from imgtx_jax import audit, command, features, sample, sampling, stylizing, workdir
+from imgtx_jax import audit, command, features, sample, sampling, workdir
 from imgtx_jax.errors import UserError
-from imgtx_jax.evaluation import evaluation, image_sets, reference, style, subject, sweep
-from imgtx_jax.evaluation import style_pairs as pairs_of
+from imgtx_jax.evaluation import (
+  evaluation,
+  image_sets,
+  reference,
+  style,
+  style_methods,
+  style_pairs,
+  subject,
+  sweep,
+)
 from imgtx_jax.evaluation.figures import Settings
 from imgtx_jax.importers import inception
 
@@ -70,16 +78,7 @@ def main():
 
 def check_flags():
   """UserError for flags that cannot go together, before anything is loaded."""
-  for name, least in (
-    ("num", 1),
-    ("batch_size", 1),
-    ("reference_num", 0),
-    ("kid_subset_size", 2),
-    ("splits", 1),
-    ("image_size", 0),
-  ):
-    if FLAGS[name].value < least:
-      raise UserError(f"--{name}={FLAGS[name].value} is under {least}; ask for {least} or more")
+  check_least(num=1, batch_size=1, reference_num=0, kid_subset_size=2, splits=1, image_size=0)
   if FLAGS.content or FLAGS.style or FLAGS.outputs:
     raise UserError("--content, --style and --outputs are for --metrics=style; give it too")
   if not (FLAGS.workdir or FLAGS.samples):
@@ -116,22 +115,11 @@ def run_style(asked):
   """Style transfer over the pairs of two folders: the table, and style.json."""
   check_style_flags(asked)
   size = FLAGS.image_size or STYLE_SIZE
-  pairs = pairs_of.Pairs(FLAGS.content, FLAGS.style, size=size, limit=FLAGS.num)
   batch_size = FLAGS.batch_size if FLAGS["batch_size"].present else style.default_batch(size)
-  methods = [pairs_of.Identity(), pairs_of.StyleCopy(), pairs_of.ColorTransfer()]
-  if FLAGS.workdir:
-    config, _ = workdir.read(FLAGS.workdir)
-    stylizer = stylizing.load(FLAGS.workdir)
-    if size % stylizer.multiple:
-      raise UserError(
-        f"--image_size={size} is no multiple of {stylizer.multiple}, which {FLAGS.workdir} needs"
-      )
-    methods.insert(0, pairs_of.Model(stylizer, config, batch_size))
-  for text in FLAGS.outputs:
-    name, _, path = text.partition("=")
-    if not name or not path or name in [method.name for method in methods]:
-      raise UserError(f"--outputs={text}: give NAME=FOLDER, each NAME once")
-    methods.append(pairs_of.Files(name, path, pairs))
+  pairs = style_pairs.Pairs(FLAGS.content, FLAGS.style, size=size, limit=FLAGS.num)
+  methods = style_methods.open_methods(
+    pairs, directory=FLAGS.workdir, outputs=FLAGS.outputs, batch_size=batch_size
+  )
   result = style.run(
     pairs,
     methods,
@@ -154,12 +142,16 @@ def check_style_flags(asked):
   for name in ("samples", "reference", "network", "sweep", "audit", "save_npz", "save_stats"):
     if FLAGS[name].value:
       raise UserError(f"--{name} has no use with --metrics=style; leave it out")
-  side = style_measures.LEAST_SIDE
-  for name, least in (("num", 1), ("batch_size", 1), ("leak_pairs", 0), ("leak_rounds", 1)):
+  check_least(num=1, batch_size=1, leak_pairs=0, leak_rounds=1, image_size=0)
+  if 0 < FLAGS.image_size < style.LEAST_SIDE:
+    raise UserError(f"--image_size={FLAGS.image_size} is under {style.LEAST_SIDE}: ask for more")
+
+
+def check_least(**limits):
+  """UserError for a flag below its least value."""
+  for name, least in limits.items():
     if FLAGS[name].value < least:
       raise UserError(f"--{name}={FLAGS[name].value} is under {least}; ask for {least} or more")
-  if FLAGS.image_size and FLAGS.image_size < side:
-    raise UserError(f"--image_size={FLAGS.image_size} is under {side}, the networks' least")
 
 
 def default_network():

@@ -14,9 +14,11 @@ from imgtx_jax import checksum
 from imgtx_jax.evaluation import evaluation
 from imgtx_jax.evaluation.feature_store import FeatureStore
 from imgtx_jax.evaluation.style_measures import CONTENT, METRICS, Measures, describe
-from imgtx_jax.evaluation.style_pairs import Model, Outputs, RepeatedOutputs
+from imgtx_jax.evaluation.style_methods import Model
+from imgtx_jax.evaluation.style_pairs import Outputs, RepeatedOutputs
 from imgtx_jax.train import peak_memory_bytes
 
+LEAST_SIDE = 32  # of images: AlexNet's, rounded up
 SHARD = 32  # pairs: what a kill loses
 _REPEATS = 5  # of which the median time counts
 
@@ -36,7 +38,8 @@ def run(pairs, methods, *, out, batch_size, leak_pairs, leak_rounds, report=None
   """
   timing = {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
   # Before the judging networks are in memory: the model's own peak.
-  timing["methods"] = {m.name: time_method(m, pairs) for m in methods if m.repeats}
+  timed = sorted((m for m in methods if m.repeats), key=lambda m: not isinstance(m, Model))
+  timing["methods"] = {m.name: time_method(m, pairs) for m in timed}
   measures = Measures(pairs, batch_size)
   options = dict(out=Path(out) / "features", batch_size=batch_size, report=report)
   stores = {m.name: _fill(Outputs(m, pairs), measures.extractor(), **options) for m in methods}
@@ -149,6 +152,9 @@ def table(found):
 def _aligned(rows):
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
-    "  ".join([f"{row[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))])
+    "  ".join(
+      cell.rjust(width) if place else cell.ljust(width)
+      for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
     for row in rows
   ]

@@ -17,7 +17,6 @@ from imgtx_jax.losses import style as style_losses
 from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.metrics import style as style_metrics
 
-LEAST_SIDE = 32  # AlexNet's, rounded up
 CONTENT_LAYER = "relu3_1"
 # name: what the table calls it, which way is better, its definition for the protocol
 CONTENT = {
@@ -99,7 +98,7 @@ def _stack(trees):
   return jax.tree.map(lambda *x: np.concatenate(x), *trees)
 
 
-# -- Pure functions of params {"vgg", "alex"} and a batch --------------------------------------------
+# -- Pure functions of params {"vgg", "alex"} and a batch ------------------------------------------
 
 
 def describe_content(params, batch):
