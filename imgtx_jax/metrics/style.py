@@ -34,7 +34,8 @@ def cfsd(output, content):
   images and one network alone; the paper's are of VGG19 at 512². Similarities that are nearly
   uniform give a small distance: read it as an order, beside LPIPS.
   """
-  return jax.lax.map(lambda pair: _structure_distance(*pair), (output, content))
+  found = jax.lax.map(lambda pair: _structure_distance(*pair), (output, content))
+  return jnp.maximum(found, 0.0)  # rounding goes below
 
 
 def _structure_distance(output, content):
