@@ -99,12 +99,19 @@ def test_baselines(measure, pairs):
   assert copy["ssim"] < color["ssim"] < 1
   assert set(found["timing"]["methods"]) == {"colour mean-std"}
   assert found["protocol"]["pairs"]["count"] == 6 and found["leak"] == {}
-  lines = style.table(found)
-  assert lines[0].split()[:2] == ["SSIM", "↑"] and lines[1].split()[:2] == ["identity", "1"]
-  assert (
-    len({line.index(end) + len(end) for line, end in zip(lines[:2], ("SSIM ↑", " 1"), strict=True)})
-    == 1
-  )
+
+
+def test_the_table_by_hand():
+  figures = {name: {"value": 0.25} for name in style_measures.METRICS}
+  timing = {"methods": {"one": {"seconds_a_pair": 0.125}}}
+  leak = {"one": {"1": figures, "20": figures}}
+  lines = style.table({"rows": {"one": figures, "two": figures}, "leak": leak, "timing": timing})
+  heads, one, two, blank, applied, once, last = lines
+  assert heads.startswith("     SSIM ↑  LPIPS ↓  LPIPS gray ↓") and heads.endswith("  s a pair")
+  assert one.split() == ["one", *["0.25"] * 8, "0.125"] and len(one) == len(heads)
+  assert two.split() == ["two", *["0.25"] * 8] and blank == ""
+  assert applied.startswith("one, applied") and "style" not in applied
+  assert [line.split()[:3] for line in (once, last)] == [["1", "×", "0.25"], ["20", "×", "0.25"]]
 
 
 def test_content_measures_order_blurred_outputs(measure, pairs, tmp_path):
