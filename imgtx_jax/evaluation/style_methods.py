@@ -111,7 +111,7 @@ class Files(Method):
     if missing:
       raise UserError(
         f"--outputs={name}={folder} lacks {len(missing)} of {pairs.count} outputs, such as "
-        f"{pairs.name(missing[0])}.png (the names of content and style): add them, or lower --num"
+        f"{pairs.name(missing[0])}.png (the names of content and style): add them, or leave it out"
       )
     self.files = [os.path.join(folder, found[pairs.name(row)]) for row in range(pairs.count)]
 
