@@ -277,7 +277,7 @@ if __name__ == "__main__":
   flags.DEFINE_enum("network", "", ("", *features.NETWORKS), "Empty: inception if it is here.")
   flags.DEFINE_integer("image_size", 0, "Crop and resize images to it; 0: as they are; style: 256.")
   flags.DEFINE_integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
-  sample.define_decoding_flags()
+  sample.define_option_flags()
   flags.DEFINE_enum("labels", "", ("", *subject.LABELS), "Classes in turn, or as often as in data.")
   flags.DEFINE_integer("seed", 0, "Image i depends on the seed, i and its label.")
   flags.DEFINE_integer("batch_size", 64, "Images at a time; figures do not depend on it.")
