@@ -22,12 +22,12 @@ def get_config(folders=""):
   config.data.flip = True
   config.style.data.path = styles
 
-  # Patches of 8 pixels and windows of 8 patches: 512×512 pixels are 4,096 tokens, and should take
+  # Patches of 8 pixels and windows of 4 patches: 512×512 pixels are 4,096 tokens, and should take
   # half a second on two cores.
   config.patch = 8
-  config.encoder.update(dict(width=192, layers=1, heads=6, window=8))
-  config.generator.update(dict(width=192, layers=5, heads=6, window=8, taps=()))
-  config.style_encoder.update(dict(width=192, layers=2, heads=6, window=8))
+  config.encoder.update(dict(width=192, layers=1, heads=3, window=4))
+  config.generator.update(dict(width=192, layers=5, heads=3, window=4, taps=()))
+  config.style_encoder.update(dict(width=192, layers=2, heads=3, window=4))
   for network in ("encoder", "generator", "style_encoder"):
     config[network].remat = "full"
   config.discriminator.update(dict(patch=16, overlap=8, layers=3))
@@ -35,14 +35,15 @@ def get_config(folders=""):
   config.quantizer.update(dict(code_dim=64, codebook_size=1024))
   config.tokenizer.continuous_share = 0.9
   config.tokenizer.gradient_weight = 1.0
-  config.tokenizer.update(dict(steps=600, batch_size=16))
+  config.tokenizer.update(dict(steps=420, batch_size=8))
   config.tokenizer.optimizer.learning_rate = 2e-3
 
-  config.style.update(dict(steps=1000, batch_size=6))
+  config.style.update(dict(steps=700, batch_size=4))
+  config.style.optimizer.update(dict(learning_rate=1e-3, warmup_steps=50))
   config.log_steps = 20
-  config.evaluate_steps = 200
+  config.evaluate_steps = 350
   config.evaluate_images = 48
   config.picture_steps = 100
   config.pictures = 8
-  config.checkpoint_steps = 100
+  config.checkpoint_steps = 50
   return config.lock()

@@ -5,9 +5,8 @@ style = stylizing.mix([stylizer.null(1), stylizer.styles(paintings)], [0.3, 0.7]
 images = stylizer.render(contents, style)
 """
 
-import functools
-
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax import workdir
@@ -27,7 +26,7 @@ class Stylizer:
   def __init__(self, networks: stylist.Stylist, params, tokenizer):
     """params and tokenizer: the networks' weights."""
     self.multiple = networks.multiple
-    self._params, self._tokenizer = jax.tree.map(jax.numpy.asarray, (params, tokenizer))
+    self._params, self._tokenizer = jax.tree.map(jnp.asarray, (params, tokenizer))
     self._styles = jax.jit(networks.styles)
     self._null = jax.jit(networks.null, static_argnums=1)
     self._moments = jax.jit(networks.moments)
@@ -63,7 +62,7 @@ class Stylizer:
       moments = _repeat(moments, len(content))
     style = Style(*(_repeat(part, len(content)) for part in style))
     image = self._render(self._params, self._tokenizer, content, style, hard=hard, moments=moments)
-    return jax.numpy.clip(image, -1.0, 1.0)
+    return jnp.clip(image, -1.0, 1.0)
 
   def _checked(self, images):
     height, width = np.shape(images)[1:3]
@@ -72,14 +71,13 @@ class Stylizer:
         f"images of {height}×{width} pixels: both sides must be multiples of {self.multiple}; "
         "crop, pad or resize them"
       )
-    return jax.numpy.asarray(images, jax.numpy.float32)
+    return jnp.asarray(images, jnp.float32)
 
 
 def _repeat(part, batch):
-  return jax.numpy.broadcast_to(part, (batch, *part.shape[1:])) if part.shape[0] == 1 else part
+  return jnp.broadcast_to(part, (batch, *part.shape[1:])) if part.shape[0] == 1 else part
 
 
-@functools.cache
 def load(directory) -> Stylizer:
   """The Stylizer of a work directory's finished style stage (its averaged weights); UserError, in
   one line, where there is none."""

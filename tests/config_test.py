@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.name for path in ROOT.glob("configs/*.py"))
 ARGUMENTS = {
   "imagenet256.py": ["b", "l", "xl", "xxl", "3b"],
+  "style_small.py": ["photos,paintings"],
   "tiny_imagenet.py": ["small", "base"],
   "folder.py": ["64", "256"],
   "gan_gat.py": ["imagenet256", "small"],
@@ -73,7 +74,36 @@ BAD = [
   ({"guard_lines": 0}, "0"),
   ({"finetune.adversary.updates": 0}, "0"),
   ({"tokenizer.adversary.penalty_every": 0}, "0"),
+  ({"tokenizer.continuous_share": 1.5}, "1.5"),
+  ({"encoder.window": 3}, "3"),
+  ({"generator.window": -2}, "-2"),
+  ({"gpt.window": 8}, "8"),
+  ({"discriminator.window": 8}, "8"),
+  ({"style_encoder.heads": 5}, "heads"),
 ]
+
+STYLE = [
+  ({"style.data.path": ""}, "empty"),
+  ({"style.data.crop": "middle"}, "'middle'"),
+  ({"style.data.min_scale": 0.0}, "0"),
+  ({"style.batch_size": 0}, "0"),
+  ({"style.tokens": 0}, "0"),
+  ({"style.partial_share": -0.1}, "-0.1"),
+  ({"tokenizer_kind": "vqgan", "patch": 16}, "'vqgan'"),
+]
+
+
+@pytest.mark.parametrize("changes, value", STYLE, ids=[str(changes) for changes, _ in STYLE])
+def test_a_bad_value_of_the_style_stage_is_named(changes, value):
+  config = configs.default()
+  config.stages = ("tokenizer", "style")
+  config.style.data.path = "paintings"
+  config_check.check(config)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError) as caught:
+    config_check.check(config)
+  message, key = str(caught.value), next(iter(changes))
+  assert "\n" not in message and f"config.{key}" in message and value in message
 
 
 @pytest.mark.parametrize("changes, value", BAD, ids=[str(changes) for changes, _ in BAD])
@@ -202,9 +232,9 @@ def describe(tree):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_config_traces_all_its_stages(file, load):
+def test_every_config_traces_all_its_stages(file, load, random_vgg):
   """With its first argument: larger variants are the same program, and take long to trace."""
-  config = load(file)
+  config = load(next(spec for spec in SPECS if spec.startswith(file)))
   key = jax.eval_shape(lambda: jax.random.key(0))
   size, restored = config.data.image_size, {}
   for task in workdir.plan(config):
@@ -220,6 +250,7 @@ def test_every_config_traces_all_its_stages(file, load):
       "image": jax.ShapeDtypeStruct(shape, np.uint8),
       "label": jax.ShapeDtypeStruct(shape[:1], np.int32),
     }
+    batch |= {name: batch["image"] for name in stage.companion_names}
     after, metrics = jax.eval_shape(functools.partial(stage.step, axis=None), state, batch, key)
     assert describe(after) == describe(state)
     assert "loss" in metrics and all(m.shape == () for m in metrics.values())

@@ -52,7 +52,7 @@ def make_tiny_config():
 
   config = configs.default()
   config.data.image_size = 16
-  for name in ("encoder", "generator", "gpt", "discriminator"):
+  for name in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
     config[name].update(dict(width=32, heads=2, layers=2, hidden=64))
   config.generator.taps = (1,)
   config.generator.head_channels = 8
@@ -64,12 +64,13 @@ def make_tiny_config():
     config[stage].modulation_dim = 16
   config.finetune.bank_rows = 2
   config.finetune.refresh_steps = 3
-  for stage in ("tokenizer", "pretrain", "finetune", "gan"):
+  config.style.update(dict(tokens=4, modulation_dim=16))
+  for stage in ("tokenizer", "pretrain", "finetune", "gan", "style"):
     config[stage].steps = 6
     config[stage].batch_size = 16
     config[stage].optimizer.warmup_steps = 0
   config.finetune.gpt_optimizer.warmup_steps = 0
-  for stage in ("tokenizer", "finetune", "gan"):
+  for stage in ("tokenizer", "finetune", "gan", "style"):
     config[stage].adversary.optimizer.warmup_steps = 0
   config.log_steps = 2
   config.evaluate_steps = 4
@@ -115,6 +116,30 @@ def untrained_workdir():
       (directory / task.name / "summary.json").write_text("{}")
 
   return make
+
+
+@pytest.fixture(scope="session")
+def vgg_weights():
+  """Random weights of VGG16's shapes, under which activations keep their scale."""
+  from imgtx_jax.models import vgg
+
+  draw = np.random.default_rng(0)
+  weights, channels = {}, 3
+  for layer in vgg.VGG16_LAYERS:
+    width = 64 * 2 ** min(int(layer[0]) - 1, 3)
+    kernel = draw.standard_normal((3, 3, channels, width), np.float32)
+    kernel *= np.float32((2 / (9 * channels)) ** 0.5)
+    weights[f"conv{layer}"] = {"kernel": kernel, "bias": np.zeros(width, np.float32)}
+    channels = width
+  return weights
+
+
+@pytest.fixture
+def random_vgg(monkeypatch, vgg_weights):
+  """The weights of importers/lpips.py, an extra, are random ones."""
+  from imgtx_jax.importers import lpips
+
+  monkeypatch.setattr(lpips, "load", lambda net="vgg": {net: vgg_weights, "heads": []})
 
 
 @pytest.fixture

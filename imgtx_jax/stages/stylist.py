@@ -44,7 +44,7 @@ class Stylist:
       rng.stream(key, "init_generator", 0),
       content,
       style.tokens,
-      self._modulation(style, statistics(content)),
+      self._modulation(style, _moments(content)),
     )["params"]
     return {"generator": copy_by_name(fresh, decoder), "style_encoder": encoder["params"]}
 
@@ -70,7 +70,7 @@ class Stylist:
 
     moments [B, 4 C]: of the image that the grid is a part of, by default the grid's own.
     """
-    moments = statistics(content) if moments is None else moments
+    moments = _moments(content) if moments is None else moments
     image, _ = self.generator.apply(
       {"params": params["generator"]},
       content,
@@ -85,7 +85,7 @@ class Stylist:
 
   def moments(self, tokenizer, images):
     """The moments [B, 4 C] of the latents of images [B, H, W, 3]."""
-    return statistics(self.content(tokenizer, images))
+    return _moments(self.content(tokenizer, images))
 
   def render(self, params, tokenizer, images, style, *, hard=False, moments=None):
     """Content images [B, H, W, 3] in a Style → images [B, H, W, 3]; moments as in draw."""
@@ -95,3 +95,8 @@ class Stylist:
   def shape(self, images):
     """(h, w) of the grid of images [B, H, W, 3]."""
     return images.shape[1] // self.multiple, images.shape[2] // self.multiple
+
+
+def _moments(content):
+  """[B, 4 C] of a content grid [B, N, C]. Its vectors are of unit length: here of unit channels."""
+  return statistics(content * content.shape[-1] ** 0.5)

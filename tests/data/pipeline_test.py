@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imgtx_jax.data.corrupt import CorruptImages
-from imgtx_jax.data.pipeline import corrupt_images, eval_batches, train_iterator
+from imgtx_jax.data.pipeline import Companion, corrupt_images, eval_batches, train_iterator
 from imgtx_jax.data.sources import ArraySource, open_source
 from imgtx_jax.errors import UserError
 
@@ -244,3 +244,51 @@ def test_evaluation_stops_above_the_limit_too(tmp_path):
   source = numbered_folder(tmp_path, 30, corrupt=[1, 2, 3])
   with pytest.raises(UserError, match="3 unreadable"):
     evaluate(source)
+
+
+# -- Companions ------------------------------------------------------------------------------------
+
+
+def companions(source, held_out=None):
+  return {"style": Companion(source, held_out or source, "random", 0.3)}
+
+
+def test_companions_have_an_order_of_their_own_and_one_position(tmp_path):
+  first, second = numbered_source(12), numbered_folder(tmp_path, 20, corrupt=[7])
+  options = {"companions": companions(second)}
+  whole = take(iterate(first, **options), 30)
+  beside = np.concatenate([b["style"][:, 0, 0, 0] for b in whole])
+  assert whole[0]["style"].shape == (4, 4, 4, 3)
+  assert set(numbers(whole)) == set(range(12)) and len(set(beside)) == 19  # without the broken one
+  pairs = set(zip(numbers(whole).tolist(), beside.tolist(), strict=True))
+  assert len(pairs) > 60  # of 120: new pairs in every epoch
+  for stop in (0, 3, 11):
+    iterator = iterate(first, **options)
+    take(iterator, stop)
+    resumed = iterate(first, **options)
+    next(resumed)
+    resumed.set_state(json.loads(json.dumps(iterator.get_state())))
+    assert_same(take(resumed, 30 - stop), whole[stop:])
+
+
+def test_two_processes_share_pairs_too():
+  options = {"companions": companions(numbered_source(7))}
+  alone = take(iterate(numbered_source(12), **options), 9)
+  parts = [
+    take(iterate(numbered_source(12), **options, process_index=p, process_count=2), 9)
+    for p in (0, 1)
+  ]
+  joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)]
+  assert_same(joined, alone)
+
+
+def test_evaluation_repeats_companions_and_masks_both(tmp_path):
+  few = numbered_folder(tmp_path, 3, corrupt=[1])
+  batches = evaluate(numbered_source(7), companions=companions(numbered_source(2), few))
+  bad = few.files.index("b/001.png")
+  mask = np.concatenate([b["mask"] for b in batches])
+  assert mask.tolist() == [float(i < 7 and i % 3 != bad) for i in range(len(mask))]
+  assert batches[0]["style"].shape == (4, 4, 4, 3)
+  intact = [few[i]["name"] for i in range(3) if i != bad]
+  seen = np.concatenate([b["style"][:, 0, 0, 0] for b in batches])[:7]
+  assert set(seen[mask[:7] > 0]) == {int(name[2:5]) for name in intact}

@@ -222,3 +222,21 @@ def test_sources_survive_pickling(kind, tmp_path, tfds_folder):
   copy = pickle.loads(pickle.dumps(source))
   assert len(copy) == len(source) and copy.class_names == source.class_names
   np.testing.assert_equal(copy[1], source[1])
+
+
+def test_images_of_several_folders_without_classes(tmp_path):
+  for folder, count in (("a", 40), ("b/deep", 20)):
+    for i in range(count):
+      write_image(tmp_path / folder / f"{i:02}.png", i)
+  path = f"{tmp_path}/a, {tmp_path}/b,{tmp_path}/b"
+  train, held_out = (open_source("images", split=s, path=path) for s in ("train", "validation"))
+  assert (len(train), len(held_out)) == (38 + 2 * 19, 2 + 2 * 1)  # b counts twice
+  assert not set(names(train)) & set(names(held_out)) and train.num_classes == 1
+  assert {str(tmp_path / "b" / "deep") in name for name in names(train)} == {True, False}
+  assert decode(train[0]["image"]).shape == (8, 8, 3) and train[0]["label"] == 0
+
+
+@pytest.mark.parametrize("path, wanted", [("", "needs a path"), ("none", "holds no image")])
+def test_images_of_nowhere(tmp_path, path, wanted):
+  with pytest.raises(UserError, match=wanted):
+    open_source("images", split="train", path=path and f"{tmp_path}/{path}")

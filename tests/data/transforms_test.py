@@ -187,3 +187,19 @@ def test_random_flip_depends_on_each_key_alone():
   assert (mirrored ^ kept).all() and 16 < mirrored.sum() < 48
   alone = transforms.random_flip(images[10:20], keys[10:20])
   np.testing.assert_array_equal(flipped[10:20], alone)
+
+
+def test_random_colors_turn_hues_of_a_share_and_keep_grey_grey():
+  draw = np.random.default_rng(0)
+  images = draw.uniform(-0.3, 0.3, (64, 4, 4, 3)).astype(np.float32)
+  keys = jax.random.split(jax.random.key(0), 64)
+  changed = np.asarray(jax.jit(transforms.random_colors)(images, keys, 0.5))
+  kept = (changed == images).all((1, 2, 3))
+  assert 16 < kept.sum() < 48 and np.abs(changed).max() <= 1
+  assert len({tuple(np.argsort(x[0, 0])) for x in changed[~kept]}) > 3
+  grey = np.repeat(images[..., :1], 3, axis=-1)
+  still = np.asarray(transforms.random_colors(grey, keys, 1.0))
+  np.testing.assert_allclose(still, np.repeat(still[..., :1], 3, axis=-1), atol=1e-5)
+  np.testing.assert_array_equal(
+    transforms.random_colors(images[9:11], keys[9:11], 0.5), changed[9:11]
+  )

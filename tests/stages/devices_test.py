@@ -41,23 +41,25 @@ def small_shards(monkeypatch):
   monkeypatch.setattr(parallel, "MIN_SHARDED_SIZE", 64)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "pretrain", "finetune", "gan"])
-def test_all_modes_agree(name, tiny_config, smooth_images, small_shards):
+@pytest.mark.parametrize("name", STAGES)
+def test_all_modes_agree(name, tiny_config, smooth_images, small_shards, random_vgg):
   tiny_config.data.flip = True
   tiny_config.generator.taps = ()
-  for network in ("encoder", "generator", "gpt", "discriminator"):
+  for network in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
     tiny_config[network].layers = 1
   tiny_config.gpt.drop_path = 0.1
   tiny_config.quantizer.entropy = 0.01
-  tiny_config.tokenizer.adversarial_weight = 0.1
+  tiny_config.tokenizer.adversarial_weight = tiny_config.style.adversarial_weight = 0.1
+  tiny_config.tokenizer.continuous_share = 0.5
+  tiny_config.style.partial_share = 0.5
   if name == "gan":
     tiny_config.discriminator.update(dict(attention="l2", spectral_norm=True))
   tiny_config.tokenizer.adversarial_adaptive = True
   tiny_config.finetune.adversary.update(dict(updates=2, penalty_every=2, consistency_weight=0.1))
   # Adam divides by the gradient's size: a large epsilon keeps it from blowing up the last digits.
   for options in (
-    *(tiny_config[stage].optimizer for stage in ("tokenizer", "pretrain", "finetune", "gan")),
-    *(tiny_config[stage].adversary.optimizer for stage in ("tokenizer", "finetune", "gan")),
+    *(tiny_config[stage].optimizer for stage in STAGES),
+    *(tiny_config[s].adversary.optimizer for s in STAGES if "adversary" in tiny_config[s]),
     tiny_config.finetune.gpt_optimizer,
   ):
     options.epsilon = 1e-3
@@ -71,6 +73,8 @@ def test_all_modes_agree(name, tiny_config, smooth_images, small_shards):
     {"image": smooth_images(16, 16, seed), "label": np.arange(16, dtype=np.int32) % 3}
     for seed in range(2)
   ]
+  for seed, batch in enumerate(batches):
+    batch |= {other: smooth_images(16, 16, seed + 2) for other in stage.companion_names}
   expected = run(stage, state, batches, **MODES["one"])
   for mode in ("pmap", "fsdp"):
     found = run(stage, state, batches, **MODES[mode])

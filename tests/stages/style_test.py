@@ -1,0 +1,173 @@
+"""The style stage: starts as the decoder, learns styles, and goes on exactly where it stopped."""
+
+import functools
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgtx_jax import checkpoint, command, main, stylizing, workdir
+from imgtx_jax.data import pipeline
+from imgtx_jax.errors import UserError
+from imgtx_jax.stages import build
+
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.usefixtures("random_vgg")]
+
+CLASSES = 3
+
+
+@pytest.fixture
+def config(tiny_config):
+  tiny_config.stages = ("tokenizer", "style")
+  tiny_config.generator.taps = ()
+  for network in ("encoder", "generator", "style_encoder"):
+    tiny_config[network].update(dict(layers=1, window=2))
+  return tiny_config
+
+
+def start(config, batch=8, size=16, seed=0):
+  """(stage, its first state, the tokenizer stage and its weights)."""
+  key, shape = jax.random.key(seed), (batch, size, size, 3)
+  tokenizer = build("tokenizer", config, CLASSES)
+  weights = tokenizer.init(key, shape, {}).ema
+  stage = build("style", config, CLASSES)
+  return stage, stage.init(key, shape, {"tokenizer": {"ema": weights}}), tokenizer, weights
+
+
+def test_at_the_start_every_style_renders_what_the_decoder_does(config):
+  stage, state, tokenizer, weights = start(config)
+  draw = np.random.default_rng(0)
+  images = draw.uniform(-1, 1, (2, 24, 8, 3)).astype(np.float32)
+  styles = stage.stylist.styles(state.params["stylist"], images[:, ::-1])
+  quantizer = tokenizer.tokenizer.quantizer
+  latents = tokenizer.tokenizer.latents(weights, images)
+  for hard in (False, True):
+    vectors = quantizer.continuous(latents)
+    if hard:
+      vectors = quantizer.quantize(weights["quantizer"], latents).vectors
+    expected, _ = tokenizer.tokenizer.decoder.apply(
+      {"params": weights["generator"]}, vectors, shape=(6, 2)
+    )
+    for style in (styles, stage.stylist.null(state.params["stylist"], 2)):
+      found = stage.stylist.render(
+        state.params["stylist"], state.frozen["tokenizer"], images, style, hard=hard
+      )
+      np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_style_loss_falls_by_half(config, smooth_images):
+  config.style.update(dict(batch_size=4, partial_share=0.0, jitter_share=0.0, steps=60))
+  config.style.update(dict(content_weight=0.1, null_weight=1.0, identity_weight=1.0))
+  config.style.optimizer.update(dict(learning_rate=5e-3, warmup_steps=5, schedule="constant"))
+  stage, state, *_ = start(config, batch=4)
+  batch = {
+    "image": smooth_images(4, 16),
+    "style": smooth_images(4, 16, seed=1) // 2,
+    "label": np.zeros(4, np.int32),
+  }
+  step = jax.jit(functools.partial(stage.step, axis=None))
+  losses = []
+  for _ in range(config.style.steps):
+    state, metrics = step(state, batch, jax.random.key(0))
+    losses.append(float(metrics["style"]))
+  assert losses[-1] < 0.5 * losses[0], losses[:: len(losses) // 6]
+  masked = batch | {"mask": np.ones(4, np.float32)}
+  evaluator = stage.evaluators()["validation"]
+  sums = jax.jit(functools.partial(evaluator.sums, axis=None))(state, masked, jax.random.key(0))
+  figures = evaluator.figures(jax.device_get(sums))
+  assert 0 < figures["style_left"] < 1 and figures["null_psnr"] > 5
+  pictures = jax.jit(stage.pictures)(state, batch, jax.random.key(0))["styles"]
+  assert pictures.shape == (6, 5, 16, 16, 3) and len(stage.captions["styles"]) == 6
+  np.testing.assert_allclose(pictures[2, 0] * 127.5 + 127.5, batch["style"][0], atol=0.01)
+
+
+def test_strength_is_partial_for_a_share(config):
+  config.style.partial_share = 0.5
+  stage, *_ = start(config)
+  strength = np.asarray(stage._strength(jax.random.key(0), 3, np.arange(200)))
+  assert 0.35 < np.mean(strength < 1) < 0.65 and strength.min() >= 0
+
+
+def test_the_guard_names_outputs_that_are_all_alike(config):
+  stage, *_ = start(config)
+  assert stage.guard(10, {"variety": 0.5}) is None
+  assert "collapse_variety=0.05" in stage.guard(10, {"variety": 0.01})
+
+
+# -- Whole runs ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(config, tmp_path, smooth_images):
+  """The config with a folder of contents and two of styles."""
+  for seed, name in enumerate(("contents", "styles", "more")):
+    folder = tmp_path / name
+    folder.mkdir()
+    for i, image in enumerate(smooth_images(24 + seed, 20, seed=seed)):
+      Image.fromarray(image).save(folder / f"{i:02}.png")
+  config.data.update(dict(source="images", path=str(tmp_path / "contents"), crop="random"))
+  config.style.data.path = f"{tmp_path}/styles,{tmp_path}/more"
+  config.update(dict(evaluate_steps=0, picture_steps=0, pictures=4))
+  for name in config.stages:
+    config[name].update(dict(steps=4, batch_size=4))
+  config.checkpoint_steps = 3
+  return config
+
+
+def terminate_before(monkeypatch, batch):
+  """SIGTERM comes before that batch (from 0) of every training iterator."""
+  make = pipeline.train_iterator
+
+  class Watched:
+    def __init__(self, *args, **options):
+      self.inner, self.left = make(*args, **options), batch
+      self.get_state, self.set_state = self.inner.get_state, self.inner.set_state
+
+    def __next__(self):
+      if self.left == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+      self.left -= 1
+      return next(self.inner)
+
+  monkeypatch.setattr(pipeline, "train_iterator", Watched)
+
+
+def final_state(directory):
+  return checkpoint.load(directory / "1-style" / "checkpoints")[0]
+
+
+def test_resumed_equals_uninterrupted_and_the_result_loads(folders, tmp_path, monkeypatch):
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  folders.parallel.mode = "jit"
+  main.run(folders, whole)
+  main.run(folders, broken, only="tokenizer")
+  with pytest.raises(UserError, match="the style stage is not finished"):
+    stylizing.load(broken)
+  with monkeypatch.context() as patch:
+    terminate_before(patch, 1)
+    with pytest.raises(command.Interrupted, match="step 2 of 4"):
+      main.run(folders, broken)
+  main.run(folders, broken)
+  jax.tree.map(np.testing.assert_array_equal, final_state(broken), final_state(whole))
+
+  stylizer = stylizing.load(whole)
+  images = np.random.default_rng(0).uniform(-1, 1, (2, 24, 12, 3)).astype(np.float32)
+  style = stylizing.mix([stylizer.null(1), stylizer.styles(images[:1])], [0.5, 0.5])
+  out = stylizer.render(images, style)
+  assert out.shape == images.shape and np.abs(out).max() <= 1
+  again = stylizer.render(images, style, moments=stylizer.moments(images))
+  np.testing.assert_allclose(again, out, atol=1e-5)
+  assert np.abs(stylizer.render(images, style, hard=True) - out).max() > 1e-3
+  with pytest.raises(UserError, match="24×10 pixels.*multiples of 4"):
+    stylizer.render(images[:, :, :10], style)
+
+
+def test_load_needs_a_style_stage(tmp_path, tiny_config):
+  with pytest.raises(UserError, match="no config.json"):
+    stylizing.load(tmp_path / "nothing")
+  workdir.claim(tiny_config.lock(), tmp_path, ["a"])
+  with pytest.raises(UserError, match="has no style stage, only tokenizer, pretrain, finetune"):
+    stylizing.load(tmp_path)
