@@ -29,10 +29,10 @@ def cfsd(output, content):
   output, content: relu3_1 of VGG, [B, h, w, C], not scaled: the softmax minds the scale.
   Of each image, S is the [h·w, h·w] map of self-similarity: row i is the softmax over j of
   f_i · f_j / C², where f_i [C] are the features of position i. The distance is the sum over rows of
-  KL(S of the content ‖ S of the output), in nats: the sum and not the mean, as the paper's published
-  code has it. It grows with h·w and depends on the network: figures compare within one size of
-  images alone, and not with the paper's, which are of VGG19 at 512². The division by C² leaves S
-  nearly uniform: read the distance as an order, beside LPIPS.
+  KL(S of the content ‖ S of the output), in nats: the sum and not the mean, as the paper's code
+  has it. It grows with h·w and depends on the network: figures compare within one size of images
+  alone, and not with the paper's, which are of VGG19 at 512². The division by C² leaves S nearly
+  uniform: read the distance as an order, beside LPIPS.
   """
   found = jax.lax.map(lambda pair: _structure_distance(*pair), (output, content))
   return jnp.maximum(found, 0.0)  # rounding goes below
