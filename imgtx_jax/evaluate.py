@@ -11,6 +11,10 @@ published InceptionV3 weights alone. --sweep=cfg_scale=1,1.5,2 repeats it all fo
 --audit writes audit.html instead: classes done badly, favoured or dropped, and what the
 discriminator judges by.
 
+--metrics=style --content DIR --style DIR measures style transfer over their pairs and writes
+style.json: a row each for the content as it is, the style image, colours alone, the style stage of
+--workdir, and every --outputs=NAME=FOLDER of another method, named CONTENT--STYLE.png.
+
 Features are kept beside the results: the same command after a kill goes on where it was, and gives
 the same figures. References' are shared through $IMGTX_CACHE, where it is set. Several processes
 (jax.distributed) share the work through those folders, which all must see; the first one computes.
@@ -25,16 +29,30 @@ from absl import flags
 
 from imgtx_jax import audit, checksum, command, features, sample, sampling, workdir
 from imgtx_jax.errors import UserError
-from imgtx_jax.evaluation import evaluation, image_sets, reference, subject, sweep
+from imgtx_jax.evaluation import (
+  evaluation,
+  image_sets,
+  reference,
+  style,
+  style_methods,
+  style_pairs,
+  subject,
+  sweep,
+)
 from imgtx_jax.evaluation.figures import Settings
 from imgtx_jax.importers import inception
 
 FLAGS = flags.FLAGS
+STYLE_SIZE = 256  # pixels a side
 AUDIT_NUM = 2000  # samples with a label, and as many without
 
 
 def main():
   """Evaluates what the flags ask for and writes it."""
+  asked = [name.strip() for name in FLAGS.metrics.split(",") if name.strip()]
+  if "style" in asked:
+    run_style(asked)
+    return
   check_flags()
   if FLAGS.audit:
     try:
@@ -52,7 +70,6 @@ def main():
     shared=shared_folder(),
     batch_size=FLAGS.batch_size,
   )
-  asked = [name.strip() for name in FLAGS.metrics.split(",") if name.strip()]
   if FLAGS.sweep:
     run_sweep(evaluator, found, asked)
     return
@@ -66,16 +83,9 @@ def main():
 
 def check_flags():
   """UserError for flags that cannot go together, before anything is loaded."""
-  for name, least in (
-    ("num", 1),
-    ("batch_size", 1),
-    ("reference_num", 0),
-    ("kid_subset_size", 2),
-    ("splits", 1),
-    ("image_size", 0),
-  ):
-    if FLAGS[name].value < least:
-      raise UserError(f"--{name}={FLAGS[name].value} is under {least}; ask for {least} or more")
+  check_least(num=1, batch_size=1, reference_num=0, kid_subset_size=2, splits=1, image_size=0)
+  if FLAGS.content or FLAGS.style or FLAGS.outputs:
+    raise UserError("--content, --style and --outputs are for --metrics=style; give it too")
   if not (FLAGS.workdir or FLAGS.samples):
     raise UserError("nothing to evaluate: give --workdir, or --samples with --reference")
   if FLAGS.audit and (FLAGS.sweep or FLAGS.samples or FLAGS.stage or not FLAGS.workdir):
@@ -105,6 +115,49 @@ def run_audit():
   worst = ", ".join(row["name"] for row in found["worst"])
   lines = [f"worst classes by {found['ranked_by']}: {worst}", *found["biases"]]
   print("\n".join([*lines, f"audit: {found['page']}, {found['figures']}"]))
+
+
+def run_style(asked):
+  """Style transfer over the pairs of two folders: the table, and style.json."""
+  check_style_flags(asked)
+  size = FLAGS.image_size or STYLE_SIZE
+  batch_size = FLAGS.batch_size if FLAGS["batch_size"].present else style.default_batch(size)
+  pairs = style_pairs.Pairs(FLAGS.content, FLAGS.style, size=size, limit=FLAGS.num)
+  methods = style_methods.open_methods(
+    pairs, directory=FLAGS.workdir, outputs=FLAGS.outputs, batch_size=batch_size
+  )
+  result = style.run(
+    pairs,
+    methods,
+    out=folder(),
+    batch_size=batch_size,
+    leak_pairs=FLAGS.leak_pairs,
+    leak_rounds=FLAGS.leak_rounds,
+  )
+  if result:
+    evaluation.write(folder() / "style.json", result)
+    print("\n".join([*style.table(result), f"protocol: {folder()}/style.json"]))
+
+
+def check_style_flags(asked):
+  """UserError for flags that do not go with --metrics=style."""
+  if asked != ["style"]:
+    raise UserError("--metrics=style is measured alone; leave the other metrics out")
+  if not (FLAGS.content and FLAGS.style):
+    raise UserError("--metrics=style needs two folders of images: give --content and --style")
+  for name in ("samples", "reference", "network", "sweep", "audit", "save_npz", "save_stats"):
+    if FLAGS[name].value:
+      raise UserError(f"--{name} has no use with --metrics=style; leave it out")
+  check_least(num=1, batch_size=1, leak_pairs=0, leak_rounds=1, image_size=0)
+  if 0 < FLAGS.image_size < style.LEAST_SIDE:
+    raise UserError(f"--image_size={FLAGS.image_size} is under {style.LEAST_SIDE}: ask for more")
+
+
+def check_least(**limits):
+  """UserError for a flag below its least value."""
+  for name, least in limits.items():
+    if FLAGS[name].value < least:
+      raise UserError(f"--{name}={FLAGS[name].value} is under {least}; ask for {least} or more")
 
 
 def default_network():
@@ -231,7 +284,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer("reference_num", 0, "At most so many reference images; 0: all.")
   flags.DEFINE_string("samples", "", "A folder or .npz of images to measure; empty: draw them.")
   flags.DEFINE_enum("network", "", ("", *features.NETWORKS), "Empty: inception if it is here.")
-  flags.DEFINE_integer("image_size", 0, "Crop and resize folders' images to it; 0: as they are.")
+  flags.DEFINE_integer("image_size", 0, "Crop and resize images to it; 0: as they are; style: 256.")
   flags.DEFINE_integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
   sample.define_option_flags()
   command.define_checkpoint_flag()
@@ -244,6 +297,11 @@ if __name__ == "__main__":
   flags.DEFINE_string("save_npz", "", "Write the samples as ADM's evaluator reads them.")
   flags.DEFINE_string("save_stats", "", "Write mean and covariance of the samples' features.")
   flags.DEFINE_bool("audit", False, "Look for bias instead: audit.html; --num is 2000 by default.")
+  flags.DEFINE_string("content", "", "Style: a folder of content images.")
+  flags.DEFINE_string("style", "", "Style: a folder of style images.")
+  flags.DEFINE_multi_string("outputs", [], "Style: NAME=FOLDER of outputs, CONTENT--STYLE.png.")
+  flags.DEFINE_integer("leak_pairs", 100, "Style: apply repeatedly on so many pairs; 0: none.")
+  flags.DEFINE_integer("leak_rounds", 20, "Style: how often.")
   flags.DEFINE_string("sweep", "", "OPTION=VALUE,VALUE,…; prefix, cfg_scale, temperature …")
   jax.config.parse_flags_with_absl()
   command.run(main)

@@ -32,6 +32,11 @@ class Stylizer:
     self._moments = jax.jit(networks.moments)
     self._render = jax.jit(networks.render, static_argnames="hard")
 
+  @property
+  def weights(self):
+    """All arrays that decide its images, as a tree."""
+    return {"stylist": self._params, "tokenizer": self._tokenizer}
+
   def styles(self, images) -> Style:
     """The styles of images [B, H, W, 3], float32 in [-1, 1]."""
     return self._styles(self._params, self._checked(images))

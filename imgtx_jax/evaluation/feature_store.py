@@ -38,15 +38,18 @@ class Extractor(NamedTuple):
 
 class FeatureStore:
   """The parts of `count` images that one Extractor gives. Raises UserError where the folder is of
-  something else."""
+  something else. shard_size: SHARD by default."""
 
-  def __init__(self, folder, extractor, images_fingerprint, versions, count):
+  def __init__(self, folder, extractor, images_fingerprint, versions, count, shard_size=None):
+    self.shard_size = shard_size or SHARD
     fingerprint = {
       "format": 1,
       "images": images_fingerprint,
       "extractor": {"name": extractor.name, **extractor.fingerprint},
       "versions": versions,
     }
+    if shard_size:
+      fingerprint["shard_size"] = shard_size
     text = json.dumps(fingerprint, sort_keys=True, indent=1)
     self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     self.folder = Path(folder) / f"{extractor.name}-{self.digest}"
@@ -62,11 +65,11 @@ class FeatureStore:
   @property
   def shards(self):
     """How many there are."""
-    return -(-self.count // SHARD)
+    return -(-self.count // self.shard_size)
 
   def span(self, shard):
     """The images of a shard, a range."""
-    return range(shard * SHARD, min((shard + 1) * SHARD, self.count))
+    return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
 
   def missing(self, process_index=0, process_count=1):
     """The shards of one process (p, p + P, …) that are absent or damaged; reads all their bytes."""

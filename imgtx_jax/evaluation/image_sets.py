@@ -56,7 +56,7 @@ class SourceImages(ImageSet):
         held.append(example)
         places.append(row)
       if held and (len(held) == batch_size or row == rows[-1]):
-        yield _batch([e["image"] for e in held], [e["label"] for e in held], places)
+        yield batch([e["image"] for e in held], [e["label"] for e in held], places)
         held, places = [], []
 
   def _examples(self, rows, ahead):
@@ -115,7 +115,7 @@ class NpzImages(ImageSet):
         data = self._read(member, n * row_bytes)
         images = np.frombuffer(data, np.uint8).reshape(n, *self.size, 3)
         labels = self.labels[start : start + n] if self.labelled else np.zeros(n)
-        yield _batch(images, labels, np.arange(start, start + n))
+        yield batch(images, labels, np.arange(start, start + n))
 
   def _open(self):
     try:
@@ -182,7 +182,7 @@ class DrawnImages(ImageSet):
       # The first batch compiles: its time says nothing.
       seconds = (time.monotonic() - began) / len(padded) if self._compiled else 0.0
       self._compiled = True
-      yield _batch(images[: len(index)], self.labels[index], index, seconds)
+      yield batch(images[: len(index)], self.labels[index], index, seconds)
 
 
 def open_files(path, *, size=None, limit=0):
@@ -190,7 +190,7 @@ def open_files(path, *, size=None, limit=0):
   path = Path(path)
   if path.is_dir():
     source = sources.open_files(path)
-    return SourceImages(source, _folder_fingerprint(source), size=size, limit=limit)
+    return SourceImages(source, folder_fingerprint(source), size=size, limit=limit)
   if path.suffix == ".npz" and path.is_file():
     return NpzImages(path, limit=limit)
   raise UserError(f"{path} is no folder of images and no .npz file; name one that is there")
@@ -224,7 +224,7 @@ def hash_file(path):
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder_fingerprint(source):
+def folder_fingerprint(source):
   """Names, sizes and times of change stand for the content, which is not read for it."""
   listed = hashlib.sha256()
   for file in source.files:
@@ -233,7 +233,8 @@ def _folder_fingerprint(source):
   return {"kind": "folder", "path": str(Path(source.root).resolve()), "files": listed.hexdigest()}
 
 
-def _batch(images, labels, rows, seconds=0.0):
+def batch(images, labels, rows, seconds=0.0):
+  """What ImageSet.batches yields; images: a list or an array."""
   return {
     "image": np.stack(images) if isinstance(images, list) else images,
     "label": np.asarray(labels, np.int32),
