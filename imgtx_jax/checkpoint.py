@@ -45,15 +45,24 @@ class _Damaged(Exception):
   """A step directory that cannot be trusted; says why."""
 
 
+class _Manager(ocp.CheckpointManager):
+  """Leaves preemption to the training loop (processes.should_stop): Orbax would ask jax's service
+  about it with step numbers, in other threads too, and the processes would miss each other."""
+
+  def reached_preemption(self, step):
+    return False
+
+
 class Checkpoints:
-  """The checkpoints of one stage, in `directory`; the newest `keep` of them stay.
+  """The checkpoints of one stage, in `directory`: the newest `keep` of them stay, and those whose
+  step is a multiple of `keep_every` (0: none).
 
   All processes of a run make the same calls in the same order.
   """
 
-  def __init__(self, directory, *, keep=2):
+  def __init__(self, directory, *, keep=2, keep_every=0):
     self.directory = epath.Path(directory).expanduser().absolute()
-    self._keep = keep
+    self._keep, self._keep_every = keep, keep_every
     self._manager = None  # made by the first save: reading never writes
     self._current = None  # the step that this object saved or restored last
 
@@ -150,8 +159,10 @@ class Checkpoints:
         (self.directory / name).rmtree(missing_ok=True)
     removed = json.loads(checksum.gather(json.dumps(removed).encode())[0])
     if self._manager is None:
-      options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=False)
-      self._manager = ocp.CheckpointManager(self.directory, options=options)
+      options = ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep, keep_period=self._keep_every or None, create=False
+      )
+      self._manager = _Manager(self.directory, options=options)
     elif removed:
       self._manager.reload()
 

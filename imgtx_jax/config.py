@@ -246,7 +246,8 @@ def default():
   c.picture_steps = 200
   c.pictures = 32
   c.checkpoint_steps = 100
-  c.keep_checkpoints = 2
+  c.keep_checkpoints = 2  # the newest, and those of every so many steps; 0: no others
+  c.keep_every_steps = 0
   return c
 
 

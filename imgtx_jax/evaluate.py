@@ -236,4 +236,4 @@ if __name__ == "__main__":
   flags.DEFINE_bool("audit", False, "Look for bias instead: audit.html; --num is 2000 by default.")
   flags.DEFINE_string("sweep", "", "OPTION=VALUE,VALUE,…; prefix, cfg_scale, temperature …")
   jax.config.parse_flags_with_absl()
-  command.run(main)
+  command.run(main, processes_may="share")

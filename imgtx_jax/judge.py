@@ -111,9 +111,7 @@ class Judge:
     return transforms.denormalize(image)
 
   def _look_of(self, params, image, label):
-    found = heat.look(
-      self.network, params, image, label, repeat=self.stage.adversary.repeat
-    )
+    found = heat.look(self.network, params, image, label, repeat=self.stage.adversary.repeat)
     return found["attention"][0], found["logit"][0]
 
 
