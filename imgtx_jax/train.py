@@ -1,5 +1,6 @@
 """The only training loop: input → step → log → evaluate → checkpoint. It never names a stage."""
 
+import json
 import resource
 import signal
 import time
@@ -263,8 +264,9 @@ class Trainer:
     self._save(total)
     seconds = self.clock()
     self._close()
-    corrupt = pipeline.corrupt_images(self.inputs)["count"]  # of those that this process has read
-    corrupt = sum(int(count) for count in checksum.gather(str(corrupt).encode()))
+    # Of the images that each process has read, all of which may meet the same ones.
+    names = json.dumps(pipeline.corrupt_images(self.inputs)["names"])
+    corrupt = {name for part in checksum.gather(names.encode()) for name in json.loads(part)}
     summary = {
       "stage": self.stage.name,
       "round": int(self.title.split("-")[0]),
@@ -273,7 +275,7 @@ class Trainer:
       "compile_seconds": self.compile_seconds,
       "images_per_second": self.trained_images / max(self.train_seconds, 1e-9),
       "peak_memory_bytes": peak_memory_bytes(),
-      "corrupt_images": corrupt,
+      "corrupt_images": len(corrupt),
       "collapses": self.guard.collapses,
       "figures": figures,
     }

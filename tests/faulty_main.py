@@ -5,19 +5,24 @@ takes main's flags. Before the process's batch of that number (from 0, since its
   term       gets a SIGTERM
   save       gets a SIGTERM in the middle of its next save
   evaluate   gets a SIGTERM in the middle of its next evaluation
-SLOW=SECONDS waits before every batch from there on.
+and in "nan" the step of that number leaves weights that are not finite, unless its rates were
+lowered. SLOW=SECONDS waits before every batch from there on; CLOCK=SECONDS and HOST=NAME are what
+the process takes for the time and its host's name.
 """
 
 import os
 import signal
+import socket
 import time
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
 from imgtx_jax import checkpoint, command, main, train
 from imgtx_jax.data import pipeline
+from imgtx_jax.stages.tokenizer import TokenizerStage
 
 KIND, PROCESS, BATCH = (os.environ.get("FAULT") or "none:0:0").split(":")
 
@@ -66,6 +71,17 @@ def wrap(owner, name):
   setattr(owner, name, call)
 
 
+def step_with_nan(self, state, batch, key, *, axis, plain=TokenizerStage.step):
+  after, metrics = plain(self, state, batch, key, axis=axis)
+  ill = (state.step == int(BATCH)) & (state.rate > 0.75)
+  params = jax.tree.map(lambda x: jnp.where(ill, jnp.nan, x), after.params)
+  return after.replace(params=params), metrics
+
+
+def shift_clock(seconds, plain=time.time):
+  time.time = lambda: plain() + seconds
+
+
 def terminate():
   os.kill(os.getpid(), signal.SIGTERM)
 
@@ -75,6 +91,12 @@ if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "As of imgtx_jax.main.")
   FLAGS = flags.FLAGS
   train.pipeline.train_iterator = Watched
+  if KIND == "nan":
+    TokenizerStage.step = step_with_nan
+  if "CLOCK" in os.environ:
+    shift_clock(float(os.environ["CLOCK"]))
+  if "HOST" in os.environ:
+    socket.gethostname = lambda: os.environ["HOST"]
   command.run(
     lambda: main.run(FLAGS.config, FLAGS.workdir),
     required=("config", "workdir"),

@@ -6,13 +6,14 @@ bash launch/local_processes.sh 2 python tests/process_steps.py OUT MODE:FSDP:STA
 import argparse
 import importlib.util
 import pathlib
+import time
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from imgtx_jax import parallel, processes
-from imgtx_jax.stages import STAGES, build
+from imgtx_jax.stages import build
 
 STEPS, BATCH, CLASSES = 5, 16, 3
 
@@ -53,10 +54,12 @@ def train(names, mode, fsdp, devices=None):
   config, key, restored, found = make_config(), jax.random.key(0), {}, {}
   run = parallel.make_parallel(mode, fsdp=fsdp, devices=devices)
   for name in names:
-    for earlier in (*STAGES[name].sources, name):
-      stage = build(earlier, config, CLASSES)
-      state = stage.init(key, (BATCH, 16, 16, 3), restored)
-      restored[earlier] = {"params": state.params, "ema": state.ema, "variables": state.variables}
+    print(name, time.process_time())
+    stage = build(name, config, CLASSES)
+    init = jax.jit(lambda key, restored, stage=stage: stage.init(key, (BATCH, 16, 16, 3), restored))
+    before = {earlier: restored[earlier] for earlier in stage.sources}
+    state = jax.tree.map(np.asarray, init(key, before))
+    restored[name] = {"params": state.params, "ema": state.ema, "variables": state.variables}
     step, state = run.compile_step(stage.step), run.put_state(state)
     for number in range(STEPS):
       batch = make_batch(number)

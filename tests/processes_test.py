@@ -113,8 +113,8 @@ def test_every_stage_as_by_one_process(tmp_path):
 
 
 def test_a_lost_process_a_notice_and_another_number_of_processes(tmp_path):
-  """One of two is killed: the other ends and says so. Both again, one gets SIGTERM: both save at one
-  step. One process (of four devices) goes on, and ends as if it had been alone all the time."""
+  """One of two is killed: the other ends and says so. Both again, one gets SIGTERM: both save at
+  one step. One process (of four devices) goes on, and ends as if it had been alone all the time."""
   config = load_module("tiny_config").get_config().unlock()
   config.tokenizer.steps, config.checkpoint_steps, config.evaluate_steps = 40, 4, 0
   directory = tmp_path / "work"
