@@ -21,6 +21,7 @@ from imgtx_jax import (
   train,
   workdir,
 )
+from imgtx_jax import config as configs
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
@@ -43,7 +44,9 @@ def run(config, directory, only=""):
   workdir.claim(config, directory, training.class_names)
   if config.finetune_from:
     adopt.adopt(config, directory, training.class_names)
-  devices = parallel.make_parallel(config.parallel.mode, fsdp=config.parallel.fsdp)
+  devices = parallel.make_parallel(
+    config.parallel.mode, fsdp=config.parallel.fsdp, rules=configs.sharding_rules(config)
+  )
   for task in tasks:
     if workdir.is_finished(directory, task):
       print(f"{task.name}: finished before, nothing to do", flush=True)

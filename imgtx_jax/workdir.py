@@ -29,6 +29,10 @@ FREE_KEYS = (
   "checkpoint_steps",
   "keep_checkpoints",
   "keep_every_steps",
+  "parallel.mode",
+  "parallel.fsdp",
+  "parallel.rules",
+  "pretrain.accumulate",
   "data.threads",
   "data.path",
 )
