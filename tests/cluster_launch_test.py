@@ -72,7 +72,8 @@ def test_slurm_requeues_what_can_go_on(tmp_path, status, restarts, requeued):
 
 
 def test_slurm_hands_a_notice_to_the_step_and_waits_for_it(tmp_path):
-  srun = "echo $$ >srun.pid; trap 'sleep 0.3; exit 143' TERM; kill -USR1 $PPID; sleep 20 & wait"
+  srun = "echo $$ >srun.pid; trap 'sleep 0.3; exit 143' TERM; kill -USR1 $PPID"
+  srun += "; sleep 20 >&- 2>&- & wait"
   status, said, _ = run("slurm.sbatch", "python", "x.py", **make_slurm(tmp_path, srun))
   calls = (tmp_path / "calls").read_text().splitlines()
   assert status == 143 and calls[1:] == ["scancel --signal=TERM 7", "scontrol requeue 7"], said
