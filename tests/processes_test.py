@@ -6,13 +6,12 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
-from imgtx_jax import checkpoint, main, metric_log, processes
+from imgtx_jax import processes
 from imgtx_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).parent
@@ -88,95 +87,61 @@ def test_half_an_address_is_refused(given, words):
 # -- Two processes ---------------------------------------------------------------------------------
 
 
-def test_every_stage_as_by_one_process(tmp_path):
-  """Five steps of every stage, parameters split over the two, and one under pmap."""
-  status, logs = launch(
-    tmp_path / "logs",
-    HERE / "process_steps.py",
-    tmp_path / "two",
-    "jit:2:tokenizer,pretrain,finetune,gan",
-    "pmap:1:tokenizer",
-  )
-  assert status == 0, logs
-  steps = load_module("process_steps")
-  names = ("tokenizer", "pretrain", "finetune", "gan")
-  expected = steps.train(names, "jit", 1, devices=jax.devices()[:1])
-  for mode, stages in (("jit", names), ("pmap", names[:1])):
-    with np.load(tmp_path / f"two-{mode}.npz") as found:
-      mine = {name for name in expected if name.split("/")[0] in stages}
-      assert set(found) == mine and len(mine) > 50
-      for name in mine:
-        scale = max(1.0, float(np.abs(expected[name]).max(initial=0)))
-        np.testing.assert_allclose(
-          found[name], expected[name], rtol=1e-5, atol=1e-5 * scale, err_msg=f"{mode} {name}"
-        )
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, quick_compilation):
+  """(folder, status, logs) of process_steps.py by two processes."""
+  out = tmp_path_factory.mktemp("two")
+  runs = os.environ.get("PROCESS_RUNS", "jit:2:tokenizer,pmap:1:pretrain")
+  command = (HERE / "process_steps.py", f"--out={out}", f"--runs={runs}")
+  return out, *launch(out / "logs", *command)
 
 
-def test_a_lost_process_a_notice_and_another_number_of_processes(tmp_path):
-  """One of two is killed: the other ends and says so. Both again, one gets SIGTERM: both save at
-  one step. One process (of four devices) goes on, and ends as if it had been alone all the time."""
-  config = load_module("tiny_config").get_config().unlock()
-  config.tokenizer.steps, config.checkpoint_steps, config.evaluate_steps = 40, 4, 0
-  directory = tmp_path / "work"
-  settings = [
-    f"--config.{key}={value}"
-    for key, value in (("tokenizer.steps", 40), ("checkpoint_steps", 4), ("evaluate_steps", 0))
-  ]
-  command = (
-    HERE / "faulty_main.py",
-    f"--config={HERE / 'tiny_config.py'}:tokenizer",
-    f"--workdir={directory}",
-    *settings,
-  )
-  began = time.monotonic()
-  status, logs = launch(tmp_path / "killed", *command, FAULT="kill:1:6")
-  assert time.monotonic() - began < 100
-  assert status == 137 or status == processes.LOST, logs
-  assert "another process of this run is gone" in logs[0] or "another task died" in logs[0], logs
-  assert checkpoint.Checkpoints(directory / "1-tokenizer" / "checkpoints").latest() == 4
-
-  status, logs = launch(tmp_path / "term", *command, FAULT="term:1:2", SLOW="0.2")
-  assert status == 143, logs
-  (said,) = {log.splitlines()[-1] for log in logs}  # the same step in both
-  assert "stopped by SIGTERM and saved at step" in said
-  assert "going on from step 4" in logs[0] and "going on" not in logs[1]
-  step = int(said.split("at step ")[1].split()[0])
-  assert 6 < step < 40
-
-  main.run(config.lock(), directory)
-  main.run(config, tmp_path / "whole")
-  ours, theirs = (
-    checkpoint.load(d / "1-tokenizer" / "checkpoints")[0] for d in (directory, tmp_path / "whole")
-  )
-  assert int(ours["step"]) == 40
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours["ema"], theirs["ema"]
-  )
-  lines = [
-    [
-      line["train/loss"]
-      for line in metric_log.read_metrics(d / "1-tokenizer")
-      if "train/loss" in line
-    ]
-    for d in (directory, tmp_path / "whole")
-  ]
-  np.testing.assert_allclose(*lines, rtol=1e-5)
-  assert len(lines[0]) == 20
-  summary = json.loads((directory / "1-tokenizer" / "summary.json").read_text())
-  assert summary["corrupt_images"] == 0
+@pytest.fixture(scope="module")
+def alone(quick_compilation):
+  """Run of process_steps.py in this process, on one device."""
+  return load_module("process_steps").Run("jit", 1, devices=jax.devices()[:1])
 
 
-def test_two_processes_draw_what_one_draws(tmp_path, untrained_workdir, monkeypatch):
-  config = load_module("tiny_config").get_config("gan").unlock()
-  directory = tmp_path / "work"
-  untrained_workdir(config, directory, ["a", "b", "c"])
-  command = ("-m", "imgtx_jax.sample", "--workdir", directory, "--num=7", "--labels=a,c,b")
-  files = {}
-  for count in (1, 2):
-    out = tmp_path / str(count)
-    options = (f"--out={out}/grid.png", f"--save_images={out}/single")
-    status, logs = launch(tmp_path / f"logs-{count}", *command, *options, count=count)
-    assert status == 0, logs
-    assert "7 images" in logs[0] and not any("images" in log for log in logs[1:])
-    files[count] = {p.relative_to(out): p.read_bytes() for p in out.rglob("*.png")}
-  assert len(files[1]) == 8 and files[1] == files[2]
+def assert_close(found, expected, where):
+  scale = max(1.0, float(np.abs(expected).max(initial=0)))
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * scale, err_msg=where)
+
+
+def test_their_steps_are_those_of_one_process(together, alone):
+  """Metrics of five steps and parameters. PROCESS_RUNS chooses stages and modes: all of them take
+  minutes."""
+  out, _, logs = together
+  files = sorted(out.glob("*.npz"))
+  assert files, logs
+  for file in files:
+    with np.load(file) as found:
+      for name in sorted({key.split("/")[0] for key in found}):
+        expected = alone.train(name)
+        assert expected.keys() == {key for key in found if key.split("/")[0] == name}
+        for key, value in expected.items():
+          assert_close(found[key], value, f"{file.stem} {key}")
+
+
+def test_one_process_goes_on_from_the_checkpoint_of_two(together, alone):
+  out, _, logs = together
+  assert (out / "checkpoints" / "3").is_dir(), logs
+  name = "tokenizer"
+  whole, rest = alone.train(name), alone.train(name, out / "checkpoints", resume=True)
+  assert f"{name}/3/loss" in rest and f"{name}/2/loss" not in rest
+  for key, value in rest.items():
+    assert_close(value, whole[key], key)
+
+
+def test_a_notice_to_one_stops_both_at_one_step(together):
+  out, _, logs = together
+  first, second = json.loads((out / "stops.json").read_text())
+  assert first == second and 3 <= first < 199, logs
+
+
+def test_the_death_of_one_ends_the_other_with_one_line(together):
+  out, status, logs = together
+  assert status in (137, processes.LOST), logs
+  lines = [line for line in logs[0].splitlines() if "error" in line]
+  assert len(lines) == 1 and "process 0: error: another process of this run is gone" in lines[0]
+  assert "same command again" in lines[0] and "Traceback" not in logs[0]
+  assert "of this process" in logs[0] and "of this process" not in logs[1]  # the first speaks
