@@ -215,7 +215,7 @@ fault("manifest", "a missing manifest")(by_damage("commit"))
 def disk(runs):
   directory = runs.broken("disk")
   shutil.rmtree(directory / TASK / "checkpoints" / "8")
-  status, said = runs.run(directory, limit=2**14)
+  status, said = runs.run(directory, limit=2**15)
   assert status == 2, said
   said = said_of(said, "error: cannot write a checkpoint")
   assert checkpoint.Checkpoints(directory / TASK / "checkpoints").latest() == 4

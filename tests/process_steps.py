@@ -1,7 +1,7 @@
 """What two processes do together, in one start: steps of the stages that --runs names, a checkpoint
 after the third step of the first run, a SIGTERM to one of them, and at last the death of one.
 
-  bash launch/local_processes.sh 2 python tests/process_steps.py --out=DIR --runs=jit:2:tokenizer+gan
+  bash launch/local_processes.sh 2 python tests/process_steps.py --out=DIR --runs=jit:1:gan
 
 --last=stop ends before the death. tests/processes_test.py compares what is left in DIR with one
 process.
