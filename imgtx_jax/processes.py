@@ -123,7 +123,7 @@ def is_loss(error):
 
 
 def name():
-  """ "process 3: " where there are several, for messages; else nothing."""
+  """What a message begins with: "process 3: " where there are several, else nothing."""
   return f"process {jax.process_index()}: " if _are_several() else ""
 
 

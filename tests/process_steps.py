@@ -1,5 +1,5 @@
 """What two processes do together, in one start: steps of the stages that --runs names, a checkpoint
-after the third step of the first run, a SIGTERM to one of them, and at last the death of one.
+after the third of them, a SIGTERM to one of them, and at last the death of one.
 
   bash launch/local_processes.sh 2 python tests/process_steps.py --out=DIR --runs=jit:1:gan
 
@@ -122,12 +122,12 @@ def agree():
 
 def main():
   out = pathlib.Path(flags.FLAGS.out)
-  for count, text in enumerate(flags.FLAGS.runs):
+  for text in flags.FLAGS.runs:
     mode, fsdp, names = text.split(":")
     run, found = Run(mode, int(fsdp)), {}
     for name in names.split("+"):
       began = time.process_time()
-      found |= run.train(name, None if count else out / "checkpoints")
+      found |= run.train(name, out / f"{mode}-{name}")
       print(f"{mode} {name}: {time.process_time() - began:.0f} s of this process", flush=True)
     if processes.is_first():
       np.savez(out / f"{mode}.npz", **found)
