@@ -68,7 +68,6 @@ class Run:
   """Steps of stages under one mode."""
 
   def __init__(self, mode, fsdp, devices=None):
-    parallel.MIN_SHARDED_SIZE = 64  # splits even these arrays
     self.mode = mode
     self.devices = parallel.make_parallel(mode, fsdp=fsdp, devices=devices)
     self.config, self.key, self.restored = make_config(), jax.random.key(0), {}
@@ -78,7 +77,8 @@ class Run:
     for earlier in (*STAGES[name].sources, name):
       if earlier not in self.restored or earlier == name:
         stage = build(earlier, self.config, CLASSES)
-        state = stage.init(self.key, (BATCH, 16, 16, 3), self.restored)
+        before = {source: self.restored[source] for source in stage.sources}
+        state = stage.init(self.key, (BATCH, 16, 16, 3), before)
         kept = {"params": state.params, "ema": state.ema, "variables": state.variables}
         self.restored[earlier] = kept
     return stage, state
@@ -122,6 +122,7 @@ def agree():
 
 def main():
   out = pathlib.Path(flags.FLAGS.out)
+  parallel.MIN_SHARDED_SIZE = 64  # fsdp splits even these arrays
   for text in flags.FLAGS.runs:
     mode, fsdp, names = text.split(":")
     run, found = Run(mode, int(fsdp)), {}
