@@ -187,6 +187,19 @@ def process(runs):
   return f"the other ended within {seconds:.0f} s of the start: {lost[0][:60]}…; {resumed(logs[0])}"
 
 
+@fault("notice", "SIGTERM to one of two processes")
+def notice(runs):
+  directory = runs.folder / "notice"
+  status, logs = runs.launch(directory, "notice", FAULT="term:1:2", SLOW="0.3")
+  assert status == 143, logs
+  first, second = (said_of(log, "stopped by SIGTERM and saved") for log in logs)
+  assert first == second, (first, second)
+  status, said = runs.run(directory)
+  assert status == 0, said
+  runs.compare(directory, tolerance=1e-5)
+  return f"both {first.split(': ')[1].split(';')[0]}; one alone {resumed(said)}"
+
+
 def damages():
   spec = importlib.util.spec_from_file_location("checkpoint_test", HERE / "checkpoint_test.py")
   module = importlib.util.module_from_spec(spec)
