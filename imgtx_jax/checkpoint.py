@@ -46,27 +46,40 @@ class _Damaged(Exception):
 
 
 class _Kept:
-  """Orbax's preservation policy: the newest `keep` steps, and the best one beside them."""
+  """Orbax's preservation policy: the newest `keep` steps, those whose step is a multiple of
+  `keep_every` (0: none), and the best one."""
 
-  def __init__(self, keep):
-    self.keep, self.best = keep, None
+  def __init__(self, keep, keep_every):
+    self.keep, self.every, self.best = keep, keep_every, None
 
   def should_preserve(self, checkpoints, *, context):
     """Of each checkpoint, oldest first, whether it stays."""
     del context
     newest = len(checkpoints) - self.keep
-    return [i >= newest or c.step == self.best for i, c in enumerate(checkpoints)]
+    return [
+      i >= newest or c.step == self.best or bool(self.every and c.step % self.every == 0)
+      for i, c in enumerate(checkpoints)
+    ]
+
+
+class _Manager(ocp.CheckpointManager):
+  """Leaves preemption to the training loop (processes.should_stop): Orbax would ask jax's service
+  about it with step numbers, in other threads too, and the processes would miss each other."""
+
+  def reached_preemption(self, step):
+    return False
 
 
 class Checkpoints:
-  """The checkpoints of one stage, in `directory`; the newest `keep` of them stay, and the best.
+  """The checkpoints of one stage, in `directory`: the newest `keep` of them stay, those whose step
+  is a multiple of `keep_every` (0: none), and the best.
 
   All processes of a run make the same calls in the same order.
   """
 
-  def __init__(self, directory, *, keep=2):
+  def __init__(self, directory, *, keep=2, keep_every=0):
     self.directory = epath.Path(directory).expanduser().absolute()
-    self._kept = _Kept(keep)
+    self._kept = _Kept(keep, keep_every)
     self._manager = None  # made by the first save: reading never writes
     self._current = None  # the step that this object saved or restored last
 
@@ -170,7 +183,7 @@ class Checkpoints:
     removed = json.loads(checksum.gather(json.dumps(removed).encode())[0])
     if self._manager is None:
       options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=False)
-      self._manager = ocp.CheckpointManager(self.directory, options=options)
+      self._manager = _Manager(self.directory, options=options)
     elif removed:
       self._manager.reload()
 

@@ -1,17 +1,19 @@
 """How every command starts: flags, one line for what the user can mend, exit codes.
 
-Exit codes: 0 done, 2 bad input (one line, no traceback), 128 + n stopped by signal n after saving.
-Unexpected failures keep their traceback and exit with 1.
+Exit codes: 0 done, 2 bad input (one line, no traceback), 128 + n stopped by signal n after saving,
+75 another process of the run was lost (the same command goes on). Unexpected failures keep their
+traceback and exit with 1.
 """
 
 import logging as python_logging
 import os
 import sys
+import traceback
 import warnings
 
 from absl import app, flags, logging
 
-from imgtx_jax import config_flag
+from imgtx_jax import config_flag, processes
 from imgtx_jax.errors import UserError
 
 
@@ -23,12 +25,17 @@ class Interrupted(Exception):
     self.signal_number = signal_number
 
 
-def run(main, *, required=(), accepts=""):
+def run(main, *, required=(), accepts="", processes_may=""):
   """Parses the flags and runs main(); required: names of flags that must be given.
 
   accepts: what arguments beside the flags are ("image files"); main then takes a list of them, at
-  least one.
+  least one. processes_may: whether several processes can run it together: "share" the work, or
+  "train", which SIGTERM stops at one step in all of them; "" is one process alone.
   """
+  if processes_may:
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process, of several.")
+    flags.DEFINE_integer("num_processes", None, "How many processes run this command together.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
   def guarded(argv):
     arguments = argv[1:]
@@ -40,11 +47,17 @@ def run(main, *, required=(), accepts=""):
       for name in required:
         if flags.FLAGS[name].value is None:
           raise UserError(f"--{name} is missing; run with --help to see all flags")
+      if processes_may:
+        _connect(agree=processes_may == "train")
       main(*([arguments] if accepts else []))
+      processes.wait_for_all("all are done")
     except UserError as error:
-      _leave(f"error: {error}", 2)
+      _leave(f"{processes.name()}error: {error}", 2)
     except Interrupted as stop:
-      _leave(str(stop), 128 + stop.signal_number)
+      _leave(str(stop), 128 + stop.signal_number, together=processes.agreeing())
+    except Exception as error:
+      _leave_broken(error)
+      raise
 
   _quiet()
   app.run(guarded, flags_parser=_parse)
@@ -60,10 +73,29 @@ def define_checkpoint_flag():
   )
 
 
-def _leave(line, code):
+def _connect(agree):
+  values = flags.FLAGS
+  processes.start(values.coordinator_address, values.num_processes, values.process_id, agree=agree)
+
+
+def _leave(line, code, together=False):
   sys.stdout.flush()
   print(" ".join(line.split()), file=sys.stderr, flush=True)
-  sys.exit(code)
+  processes.leave(code, together=together)
+
+
+def _leave_broken(error):
+  """Of an exception that nobody expected; returns in a process alone."""
+  if processes.is_loss(error):
+    _leave(
+      f"{processes.name()}error: another process of this run is gone "
+      f"({processes.first_line(error)}): see its log, then run the same command again; it goes on "
+      "from the last checkpoint",
+      processes.LOST,
+    )
+  if processes.name():
+    traceback.print_exc()
+    processes.leave(1)
 
 
 def _parse(argv):

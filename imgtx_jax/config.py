@@ -6,9 +6,12 @@ otherwise. What a user may set is checked by config_check.py.
 """
 
 import math
+import re
 
 import jax
 import ml_collections
+
+from imgtx_jax.errors import UserError
 
 IMAGENET_IMAGES = 1_281_167  # of its training split, for steps out of epochs
 STAGES = ("tokenizer", "pretrain", "finetune", "gan", "style")
@@ -145,6 +148,9 @@ def default():
   c.parallel = ml_collections.ConfigDict()
   c.parallel.mode = "pmap"  # or "jit", over a mesh data × fsdp
   c.parallel.fsdp = 1
+  # Which axis of which arrays fsdp splits, where their size should not decide: "REGEX=AXIS" or
+  # "REGEX=none", searched in paths such as params/gpt/layers/mlp/kernel; the first match counts.
+  c.parallel.rules = ()
 
   c.data = ml_collections.ConfigDict()
   # Or "folder" (path/train, path/val), "tfds:NAME", or "images": those in the folders of path,
@@ -206,6 +212,7 @@ def default():
   c.pretrain = ml_collections.ConfigDict()
   c.pretrain.steps = 1000
   c.pretrain.batch_size = 64
+  c.pretrain.accumulate = 1  # parts of a batch, one after the other: saves memory, changes nothing
   c.pretrain.optimizer = _optimizer(1e-3, schedule="cosine")
   c.pretrain.ema_decay = 0.999
   # RAR (arXiv:2411.00776): every example in a random order for so many steps, then a share of them
@@ -302,7 +309,8 @@ def default():
   c.picture_steps = 200
   c.pictures = 32
   c.checkpoint_steps = 100
-  c.keep_checkpoints = 2
+  c.keep_checkpoints = 2  # the newest, and those of every so many steps; 0: no others
+  c.keep_every_steps = 0
   return c
 
 
@@ -310,6 +318,24 @@ def last_layers(trained):
   """L of finetune.gpt_trained = "last:L", or 0."""
   kind, _, count = trained.partition(":")
   return int(count) if kind == "last" and count.isdecimal() else 0
+
+
+def sharding_rules(config):
+  """config.parallel.rules as parallel.make_parallel takes them: (regex, axis or None) pairs."""
+  rules = []
+  for text in config.parallel.rules:
+    pattern, _, axis = text.rpartition("=")
+    try:
+      re.compile(pattern)
+      rules.append((pattern, None if axis == "none" else int(axis)))
+      if not pattern or (axis != "none" and int(axis) < 0):
+        raise ValueError("no regex, or an axis under 0")
+    except (re.error, ValueError) as error:
+      raise UserError(
+        f"config.parallel.rules has {text!r}, which is no REGEX=AXIS ({error}); write for example "
+        "'codebook=none' or 'head/kernel=1'"
+      ) from error
+  return rules
 
 
 def compute_dtype(config):

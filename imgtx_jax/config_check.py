@@ -30,6 +30,7 @@ def check(config):
     one_of("config.stages", stage, configs.STAGES)
   one_of("config.dtype", config.dtype, ("auto", "float32", "bfloat16"))
   one_of("config.parallel.mode", config.parallel.mode, ("pmap", "jit"))
+  configs.sharding_rules(config)
   one_of("config.data.crop", config.data.crop, ("center", "random"))
   one_of("config.tokenizer_kind", config.tokenizer_kind, ("transformer", "vqgan"))
   one_of("config.quantizer.kind", config.quantizer.kind, ("vq", "fsq"))
@@ -129,6 +130,13 @@ def _check_stages(config):
       raise UserError(
         f"config.{stage}.batch_size={options.batch_size} is not divisible by the {devices} "
         f"devices; choose a multiple of {devices}"
+      )
+    parts = options.get("accumulate", 1)
+    if parts < 1 or options.batch_size % (devices * parts):
+      raise UserError(
+        f"config.{stage}.accumulate={parts} does not divide config.{stage}.batch_size="
+        f"{options.batch_size} on {devices} devices; choose a divisor of "
+        f"{options.batch_size // devices}"
       )
     for key in [k for k in options if k.endswith("optimizer")]:
       one_of(f"config.{stage}.{key}.schedule", options[key].schedule, optim.SCHEDULES)

@@ -97,14 +97,16 @@ class Drawer:
       batch["given"] = np.broadcast_to(given, (len(labels), given.shape[-1])).astype(np.int32)
     return self._in_batches(self._run, batch)
 
-  def draw_best(self, labels, *, candidates, keep, score, given=None):
+  def draw_best(self, labels, *, candidates, keep, score, first=0, given=None):
     """Rejection sampling: of `candidates` images of a label each time, the `keep` with the highest
     score ("logit": the discriminator's; "class": the log-probability of the label).
 
-    labels int [groups]. Returns images [groups · keep, …], codes and scores float [groups · keep],
-    the best of a group first. Logits compare only within a label, which a group has one of.
+    labels int [groups]; first: the number of the first group. Returns images [groups · keep, …],
+    codes and scores float [groups · keep], the best of a group first. Logits compare only within a
+    label, which a group has one of.
     """
-    images, codes = self.draw(np.repeat(labels, candidates), given=given)
+    index = first * candidates + np.arange(len(labels) * candidates)
+    images, codes = self.draw(np.repeat(labels, candidates), index, given=given)
     scores = self.scores(images, np.repeat(labels, candidates), score)
     order = np.argsort(-scores.reshape(-1, candidates), axis=1, kind="stable")[:, :keep]
     chosen = (order + candidates * np.arange(len(labels))[:, None]).reshape(-1)

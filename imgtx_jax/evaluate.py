@@ -304,4 +304,4 @@ if __name__ == "__main__":
   flags.DEFINE_integer("leak_rounds", 20, "Style: how often.")
   flags.DEFINE_string("sweep", "", "OPTION=VALUE,VALUE,…; prefix, cfg_scale, temperature …")
   jax.config.parse_flags_with_absl()
-  command.run(main)
+  command.run(main, processes_may="share")

@@ -1,7 +1,9 @@
 """Trains an experiment: python -m imgtx_jax.main --config configs/X.py[:arg] --workdir DIR
 
 Runs the stages of the config in order; a finished one is skipped, a broken-off one goes on from
-its last checkpoint. Single keys are set by --config.key=value.
+its last checkpoint. Single keys are set by --config.key=value. Several processes train together
+on Cloud TPUs, SLURM and GKE, or by --coordinator_address, --num_processes and --process_id; see
+launch/.
 """
 
 import jax
@@ -15,10 +17,12 @@ from imgtx_jax import (
   command,
   config_check,
   parallel,
+  processes,
   report,
   train,
   workdir,
 )
+from imgtx_jax import config as configs
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
@@ -43,13 +47,16 @@ def run(config, directory, only=""):
   workdir.claim(config, directory, training.class_names)
   if config.finetune_from:
     adopt.adopt(config, directory, training.class_names)
-  devices = parallel.make_parallel(config.parallel.mode, fsdp=config.parallel.fsdp)
+  devices = parallel.make_parallel(
+    config.parallel.mode, fsdp=config.parallel.fsdp, rules=configs.sharding_rules(config)
+  )
   for task in tasks:
     if workdir.is_finished(directory, task):
       print(f"{task.name}: finished before, nothing to do", flush=True)
       continue
     run_task(task, config, directory, training, held_out, devices, bests[task.stage])
-    report.write(directory)
+    if processes.is_first():
+      report.write(directory)
   print(f"report: {directory}/report.html", flush=True)
 
 
@@ -87,4 +94,8 @@ if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, pictures and the report go.")
   flags.DEFINE_string("stage", "", "Run this stage only.")
   jax.config.parse_flags_with_absl()
-  command.run(lambda: run(FLAGS.config, FLAGS.workdir, FLAGS.stage), required=("config", "workdir"))
+  command.run(
+    lambda: run(FLAGS.config, FLAGS.workdir, FLAGS.stage),
+    required=("config", "workdir"),
+    processes_may="train",
+  )

@@ -12,19 +12,25 @@ _FILE = "metrics.jsonl"
 
 
 class MetricLog:
-  """Appends to a stage's metrics; survives kills and goes on after a resume."""
+  """Appends to a stage's metrics; survives kills and goes on after a resume.
 
-  def __init__(self, directory):
-    self._directory = Path(directory)
-    self._directory.mkdir(parents=True, exist_ok=True)
+  writes: False for the processes of a run that leave writing to the first.
+  """
+
+  def __init__(self, directory, *, writes=True):
+    self._directory, self._writes = Path(directory), writes
+    if writes:
+      self._directory.mkdir(parents=True, exist_ok=True)
     self._path = self._directory / _FILE
     self._events = None
     self._first_step = 0
-    if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+    if writes and self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
       self._keep(lambda record: True)  # a kill or a full disk left half a line
 
   def write(self, step, seconds, metrics):
     """One line: the step, seconds since the stage's first start, and {name: scalar}."""
+    if not self._writes:
+      return
     values = {name: float(f"{float(value):.9g}") for name, value in metrics.items()}
     record = {"step": int(step), "seconds": round(float(seconds), 3)}
     # JSON knows no NaN; read_metrics gives it back.
@@ -42,7 +48,7 @@ class MetricLog:
     """Forgets every line after step, here and in TensorBoard: training goes on from step."""
     self.close()
     self._first_step = int(step) + 1
-    if self._path.exists():
+    if self._writes and self._path.exists():
       self._keep(lambda record: record["step"] <= step)
 
   def close(self):

@@ -143,10 +143,11 @@ class PmapParallel(Parallel):
   """Replicated data parallelism: every array has a leading axis of local devices."""
 
   def __init__(self, devices):
-    super().__init__(devices)
+    # A process's rows of a batch are one block (data/pipeline.py), so its devices must be too.
+    super().__init__(sorted(devices, key=lambda d: (d.process_index, d.id)))
     mesh = jax.sharding.Mesh(np.array(self.local_devices), (AXIS,))
     self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    self._pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)
+    self._pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=self.devices)
 
   def put_state(self, state):
     n = len(self.local_devices)

@@ -50,15 +50,23 @@ def check_structure(path, record, like, empty):
 
 
 def set_position(iterator, positions):
-  """Sets this process's data iterator to where the saved state's was."""
-  if len(positions) != jax.process_count() or positions[jax.process_index()] is None:
+  """Sets this process's data iterator to where the saved state's was.
+
+  Another number of processes shares out what all of them had read: rows of one order, in blocks of
+  each batch (data/pipeline.py). Where corrupt images were skipped, a few examples come again or not
+  at all.
+  """
+  count = jax.process_count()
+  if all(p is not None for p in positions) and len(positions) == count:
+    iterator.set_state(positions[jax.process_index()])
+  elif positions and all(isinstance(p, dict) and p.keys() == {"next_index"} for p in positions):
+    iterator.set_state({"next_index": sum(p["next_index"] for p in positions) // count})
+  else:
     logging.warning(
       "the data's position was saved by %d processes, %d run now: its order starts anew",
       sum(p is not None for p in positions),
-      jax.process_count(),
+      count,
     )
-    return
-  iterator.set_state(positions[jax.process_index()])
 
 
 def flatten(state):

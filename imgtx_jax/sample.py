@@ -10,6 +10,9 @@ its number alone, not on how many are drawn at once or on how many devices.
 condition vectors uphill on what the discriminator says of it: see sampling.py.
 --style b.jpg renders the images in the style of another, by the style stage of the same work
 directory or of --style_workdir; --strength from 0 to 1.
+
+Several processes (see main) draw an equal share each, the same images as one would; each writes its
+single images, and the first one the grid and the codes of all.
 """
 
 import functools
@@ -17,14 +20,17 @@ import io
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
 from imgtx_jax import (
+  checksum,
   command,
   decode,
   drawing,
   image_files,
+  processes,
   sampling,
   style_renderer,
   stylizing,
@@ -67,21 +73,30 @@ def main():
     stage, results, options, prefix=prefix, seed=FLAGS.seed, batch_size=FLAGS.batch_size
   )
   began = time.monotonic()
-  if FLAGS.candidates:
-    choice = dict(candidates=FLAGS.candidates, keep=FLAGS.keep, score=FLAGS.score)
-    images, codes, _ = (
-      part[: FLAGS.num] for part in drawer.draw_best(labels, given=given, **choice)
-    )
-    labels = np.repeat(labels, FLAGS.keep)[: FLAGS.num]
-  else:
-    images, codes = drawer.draw(labels, given=given)
-  images = stylize(images)
+  first, images, codes = draw_share(drawer, labels, given)
+  if len(images):
+    images = stylize(images)
+  labels = np.repeat(labels, FLAGS.keep if FLAGS.candidates else 1)[: FLAGS.num]
+  save_images(first, images, labels, class_names)
+  write(images, codes, labels, [] if blanked is None else [initial, blanked])
   seconds = time.monotonic() - began
-  write(images, codes, labels, class_names, [] if blanked is None else [initial, blanked])
   print(
-    f"{len(images)} images at k = {prefix} of {stage.num_codes} in {seconds:.1f} s, compiling "
+    f"{FLAGS.num} images at k = {prefix} of {stage.num_codes} in {seconds:.1f} s, compiling "
     f"included ({stage.name} stage, seed {FLAGS.seed})"
   )
+
+
+def draw_share(drawer, labels, given):
+  """(the number of the first, images, codes) of what this process draws: a block of the groups."""
+  mine = np.array_split(np.arange(len(labels)), jax.process_count())[jax.process_index()]
+  if not len(mine):
+    return 0, np.zeros(0, np.uint8), np.zeros(0, np.int32)
+  if not FLAGS.candidates:
+    return mine[0], *drawer.draw(labels[mine], mine, given=given)
+  choice = dict(candidates=FLAGS.candidates, keep=FLAGS.keep, score=FLAGS.score)
+  images, codes, _ = drawer.draw_best(labels[mine], first=mine[0], given=given, **choice)
+  first = mine[0] * FLAGS.keep
+  return first, images[: FLAGS.num - first], codes[: FLAGS.num - first]
 
 
 def check_flags():
@@ -139,22 +154,38 @@ def choose_options(config):
   return sampling.make_sampling(values)
 
 
-def write(images, codes, labels, class_names, given):
-  """The grid, the single images and the codes, as the flags ask. given: images that the drawn ones
-  were completed from, first in the grid."""
-  if FLAGS.out:
-    columns = len(set(labels)) if 1 < len(set(labels)) <= 16 and not given else None
-    shown = np.concatenate([np.stack(given), images]) if given else images
-    save_grid(shown, FLAGS.out, columns=columns, scale=max(1, 64 // images.shape[1]))
+def save_images(first, images, labels, class_names):
+  """The single images, if the flags ask for them; first: the number of the first one."""
   if FLAGS.save_images:
     names = [*class_names, "none"]
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-      name = "".join(c if c.isalnum() else "_" for c in names[label])
+    for i, image in enumerate(images, first):
+      name = "".join(c if c.isalnum() else "_" for c in names[labels[i]])
       save_grid(image[None], Path(FLAGS.save_images) / f"{i:06d}-{name}.png", gutter=0)
+
+
+def write(images, codes, labels, given):
+  """The grid and the codes of all processes, as the flags ask. given: images that the drawn ones
+  were completed from, first in the grid."""
+  if FLAGS.out:
+    images = gather_rows(images)
+    if processes.is_first():
+      columns = len(set(labels)) if 1 < len(set(labels)) <= 16 and not given else None
+      shown = np.concatenate([np.stack(given), images]) if given else images
+      save_grid(shown, FLAGS.out, columns=columns, scale=max(1, 64 // images.shape[1]))
   if FLAGS.save_codes:
-    data = io.BytesIO()
-    np.save(data, codes)
-    write_atomically(FLAGS.save_codes, data.getvalue())
+    codes = gather_rows(codes)
+    if processes.is_first():
+      data = io.BytesIO()
+      np.save(data, codes)
+      write_atomically(FLAGS.save_codes, data.getvalue())
+
+
+def gather_rows(rows):
+  """The rows [n, …] of all processes, in their order, in the first one; None in the others."""
+  parts = checksum.gather(rows.tobytes())
+  if processes.is_first():
+    data = np.frombuffer(b"".join(parts), rows.dtype)
+    return data.reshape(-1, *rows.shape[1:])
 
 
 def define_option_flags():
@@ -194,4 +225,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("style", "", "Render the images in the style of this one.")
   flags.DEFINE_string("style_workdir", "", "Where the style stage is; by default in --workdir.")
   flags.DEFINE_float("strength", None, "Of the style: 0 is none, 1 (the default) all of it.")
-  command.run(main, required=("workdir",))
+  command.run(main, required=("workdir",), processes_may="share")

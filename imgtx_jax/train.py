@@ -11,12 +11,12 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 
+from imgtx_jax import checksum, processes, workdir
 from imgtx_jax.best import Best
 from imgtx_jax.checkpoint import Checkpoints
 from imgtx_jax.command import Interrupted
 from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
-from imgtx_jax.files import write_atomically
 from imgtx_jax.guard import RATE, Collapse, Guard
 from imgtx_jax.held_out import HeldOut
 from imgtx_jax.metric_log import MetricLog
@@ -45,8 +45,12 @@ class Trainer:
     self.companions = stage.companions()
     self.root, self.best = jax.random.key(config.seed), best or Best()
     self.guard = Guard(config.guard, config.guard_lines, stage.guard)
-    self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=config.keep_checkpoints)
-    self.log = MetricLog(self.directory)
+    self.checkpoints = Checkpoints(
+      self.directory / "checkpoints",
+      keep=config.keep_checkpoints,
+      keep_every=config.keep_every_steps,
+    )
+    self.log = MetricLog(self.directory, writes=processes.is_first())
     self.step_fn = parallel.compile_step(stage.step)
     self.refresh_fn = parallel.compile_refresh(stage.refresh) if stage.refresh else None
     self.pictures_fn = parallel.compile_local(stage.pictures)
@@ -149,7 +153,7 @@ class Trainer:
         "pictures": _due(done, self.config.picture_steps) or done == total,
         "save": _due(done, self.config.checkpoint_steps) or done == total,
       }
-      if any(wants.values()) or stop.number:
+      if stop.agreed() or any(wants.values()):
         self._collect(pending, mark)
         self._attend(done, wants, stop)
         pending, mark = [], time.monotonic()
@@ -226,7 +230,7 @@ class Trainer:
     )
     grids = (draw or self.pictures_fn)(self.state, batch, self.root)
     self.pictured = True
-    if jax.process_index() == 0:
+    if processes.is_first():
       for name, images in grids.items():
         path = self.directory / "pictures" / f"{name}-{done:07d}.png"
         save_grid(
@@ -264,7 +268,9 @@ class Trainer:
     self._save(total)
     seconds = self.clock()
     self._close()
-    corrupt = pipeline.corrupt_images(self.inputs)
+    # Of the images that each process has read, all of which may meet the same ones.
+    names = json.dumps(pipeline.corrupt_images(self.inputs)["names"])
+    corrupt = {name for part in checksum.gather(names.encode()) for name in json.loads(part)}
     summary = {
       "stage": self.stage.name,
       "round": int(self.title.split("-")[0]),
@@ -273,14 +279,12 @@ class Trainer:
       "compile_seconds": self.compile_seconds,
       "images_per_second": self.trained_images / max(self.train_seconds, 1e-9),
       "peak_memory_bytes": peak_memory_bytes(),
-      "corrupt_images": corrupt["count"],
+      "corrupt_images": len(corrupt),
       "collapses": self.guard.collapses,
       "best": self.best.meta(),
       "figures": figures,
     }
-    if jax.process_index() == 0:
-      text = json.dumps(summary, indent=1)
-      write_atomically(self.directory / "summary.json", text.encode())
+    workdir.write_summary(self.directory, summary)
 
   def _images(self, source):
     """Up to BASELINE_IMAGES of a source, uint8 [n, H, W, 3]."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from imgtx_jax import checkpoint
+from imgtx_jax import checkpoint, processes
 from imgtx_jax import config as configs
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import write_atomically
@@ -28,6 +28,11 @@ FREE_KEYS = (
   "pictures",
   "checkpoint_steps",
   "keep_checkpoints",
+  "keep_every_steps",
+  "parallel.mode",
+  "parallel.fsdp",
+  "parallel.rules",
+  "pretrain.accumulate",
   "data.threads",
   "data.path",
   "style.data.path",
@@ -72,9 +77,14 @@ def claim(config, workdir, class_names):
           f"{workdir} belongs to another config: {key} is {theirs!r} there and {ours!r} here; "
           "use another --workdir, or set it back"
         )
-  write_atomically(path, json.dumps(flat, indent=1, ensure_ascii=False).encode())
-  names = json.dumps(list(class_names), indent=0, ensure_ascii=False)
-  write_atomically(workdir / "classes.json", names.encode())
+  processes.wait_for_all("the old config is read")
+  if processes.is_first():
+    write_atomically(path, json.dumps(flat, indent=1, ensure_ascii=False).encode())
+    names = json.dumps(list(class_names), indent=0, ensure_ascii=False)
+    write_atomically(workdir / "classes.json", names.encode())
+  processes.wait_for_all("the config is written")
+  if not path.exists():
+    raise UserError(f"{path} of the first process is not here: name a --workdir that all share")
 
 
 def read(workdir):
@@ -125,8 +135,15 @@ def write_finished(workdir, stage, ema, variables, origin):
     "corrupt_images": 0,
     "figures": {"parameters": sum(x.size for x in jax.tree.leaves(ema))},
   }
-  text = json.dumps(summary | origin, indent=1, ensure_ascii=False)
-  write_atomically(folder / "summary.json", text.encode())
+  write_summary(folder, summary | origin)
+
+
+def write_summary(folder, summary):
+  """Marks a stage as finished, for all processes: the first one writes summary.json."""
+  if processes.is_first():
+    text = json.dumps(summary, indent=1, ensure_ascii=False)
+    write_atomically(Path(folder) / "summary.json", text.encode())
+  processes.wait_for_all("the summary is written")
 
 
 def results(workdir, tasks, start_from="last", chosen=()) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import numpy as np
 import optax
 import pytest
 
-from imgtx_jax import checkpoint, checksum
+from imgtx_jax import checkpoint, checksum, record
 from imgtx_jax.checkpoint import Checkpoints, load
+from imgtx_jax.data import pipeline, sources
 from imgtx_jax.errors import UserError
 from imgtx_jax.parallel import make_parallel
 from imgtx_jax.state import TrainState
@@ -197,6 +198,40 @@ def test_the_best_is_kept_beside_the_newest(tmp_path):
     checkpoints.save(7, make_state(7), best=7, wait=True)
     checkpoints.save(8, make_state(8), best=7, wait=True)
   assert kept() == [7, 8] and int(load(tmp_path, step=7)[0]["step"]) == 7
+
+
+def test_keeps_those_of_every_so_many_steps_too(tmp_path):
+  with closing(Checkpoints(tmp_path, keep=1, keep_every=4)) as checkpoints:
+    for step in (2, 4, 6, 8, 10):
+      checkpoints.save(step, make_state(step))
+  assert sorted(int(p.name) for p in tmp_path.iterdir() if p.is_dir()) == [4, 8, 10]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 2)])
+def test_another_number_of_processes_goes_on_in_the_same_order(before, after, monkeypatch):
+  """What each of `after` processes reads next, after each of `before` has read three batches."""
+  source = sources.ArraySource(np.zeros((23, 4, 4, 3), np.uint8), np.arange(23), "a" * 23, "a" * 23)
+
+  def start(index, count):
+    options = dict(batch_size=8, image_size=4, crop="center", min_scale=1.0, seed=1, threads=0)
+    return pipeline.train_iterator(source, **options, process_index=index, process_count=count)
+
+  positions = []
+  for index in range(before):
+    iterator = start(index, before)
+    for _ in range(3):
+      next(iterator)
+    positions.append(json.loads(json.dumps(iterator.get_state())))
+  whole = start(0, 1)
+  expected = [next(whole)["label"] for _ in range(5)][3:]
+  monkeypatch.setattr(jax, "process_count", lambda: after)
+  found = []
+  for index in range(after):
+    monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+    iterator = start(index, after)
+    record.set_position(iterator, positions)
+    found.append([next(iterator)["label"] for _ in range(2)])
+  np.testing.assert_array_equal(np.concatenate(found, axis=1), expected)
 
 
 def test_what_changes_after_a_save_is_saved_as_it_was(tmp_path):

@@ -35,6 +35,11 @@ BAD = [
   ({"rounds": 0}, "0"),
   ({"dtype": "float16"}, "'float16'"),
   ({"parallel.mode": "gpu"}, "'gpu'"),
+  ({"parallel.rules": ("codebook=none", "head")}, "'head'"),
+  ({"parallel.rules": ("(=1",)}, "'(=1'"),
+  ({"parallel.rules": ("head=-1",)}, "'head=-1'"),
+  ({"pretrain.accumulate": 0}, "0"),
+  ({"pretrain.accumulate": 3}, "3"),
   ({"data.crop": "middle"}, "'middle'"),
   ({"quantizer.kind": "rq"}, "'rq'"),
   ({"gpt.order": "zigzag"}, "'zigzag'"),
@@ -145,6 +150,12 @@ def test_a_bad_value_of_the_convolutional_tokenizer_is_named_if_it_is_chosen(cha
     config_check.check(config)
   message, (key,) = str(caught.value), changes
   assert "\n" not in message and f"config.{key}" in message and value in message
+
+
+def test_sharding_rules_are_pairs():
+  config = configs.default()
+  config.parallel.rules = ("codebook=none", "head/(a|b)=1")
+  assert configs.sharding_rules(config) == [("codebook", None), ("head/(a|b)", 1)]
 
 
 def test_the_defaults_are_fine():

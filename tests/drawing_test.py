@@ -89,6 +89,9 @@ def test_the_best_of_candidates_are_kept(trained, score):
   np.testing.assert_allclose(scores.reshape(2, 2), -np.sort(-all_scores, axis=1)[:, :2], rtol=1e-4)
   np.testing.assert_allclose(drawer.scores(images, np.repeat(labels, 2), score), scores, rtol=1e-4)
   assert len(np.unique(all_scores)) > 4
+  # Another process's share: the second group is the same by itself.
+  second, _, _ = drawer.draw_best(labels[1:], candidates=4, keep=2, score=score, first=1)
+  np.testing.assert_array_equal(second, images[2:])
 
 
 def test_class_scores_are_probabilities(trained):
@@ -171,6 +174,35 @@ def test_candidates_and_completion_by_flags(trained, monkeypatch, tmp_path, smoo
   codes = np.load(tmp_path / "codes.npy")
   assert codes.shape == (3, 16) and len(np.unique(codes[:, :4], axis=0)) == 1
   assert (tmp_path / "grid.png").exists()
+
+
+class Numbered:
+  """Draws images that are their number, of 1 x 1 pixels."""
+
+  def draw(self, labels, index, given=None):
+    return np.asarray(index, np.uint8).reshape(-1, 1, 1, 1), np.asarray(labels)[:, None]
+
+  def draw_best(self, labels, *, candidates, keep, score, first, given=None):
+    index = first * keep + np.arange(len(labels) * keep)
+    return *self.draw(np.repeat(labels, keep), index), None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("keep", [0, 2])
+def test_every_process_draws_its_share(keep, count, monkeypatch):
+  set_flags(monkeypatch, "", num=5, candidates=4 * bool(keep), keep=max(keep, 1))
+  labels = np.arange(5 if not keep else 3)
+  monkeypatch.setattr(jax, "process_count", lambda: count)
+  parts = []
+  for index in range(count):
+    monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+    first, images, codes = sample.draw_share(Numbered(), labels, None)
+    assert len(images) == len(codes) and (not len(images) or images[0] == first)
+    parts.append((images.tobytes(), codes.astype(np.uint8).tobytes()))
+  images, codes = (b"".join(part) for part in zip(*parts, strict=True))
+  assert list(images) == list(range(5))
+  assert list(codes) == list(np.repeat(labels, max(keep, 1))[:5])
+  assert len(parts[0][0])  # the first one has some, and so knows their shape
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from imgtx_jax import accumulate, decode, optim, parallel, rng
 from imgtx_jax import config as configs
-from imgtx_jax import decode, optim, parallel, rng
 from imgtx_jax.data import transforms
 from imgtx_jax.losses import codes as code_losses
 from imgtx_jax.stages import distance, networks, stage
@@ -91,7 +91,8 @@ class PretrainStage(stage.Stage):
     orders = self.draw_orders(key, state.step, index)
     targets = jnp.take_along_axis(codes, orders, axis=1)
 
-    def loss_fn(params):
+    def loss_fn(params, part):
+      codes, labels, orders, targets, index = part
       logits, _ = self.gpt.apply(
         {"params": params["gpt"]},
         codes,
@@ -107,7 +108,11 @@ class PretrainStage(stage.Stage):
         "accuracy": code_losses.accuracy(logits, targets).mean(),
       }
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, metrics = accumulate.mean_over_parts(
+      lambda part: jax.grad(loss_fn, has_aux=True)(state.params, part),
+      (codes, labels, orders, targets, index),
+      self.options.accumulate,
+    )
     shares = jnp.zeros(self.gpt.codebook_size).at[codes.reshape(-1)].add(1.0 / codes.size)
     grads, metrics, shares = parallel.pmean((grads, metrics, shares), axis)
     params, opt_state = optim.update(

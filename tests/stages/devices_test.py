@@ -48,6 +48,7 @@ def test_all_modes_agree(name, tiny_config, smooth_images, small_shards, random_
   for network in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
     tiny_config[network].layers = 1
   tiny_config.gpt.drop_path = 0.1
+  tiny_config.pretrain.accumulate = 2
   tiny_config.quantizer.entropy = 0.01
   tiny_config.tokenizer.adversarial_weight = tiny_config.style.adversarial_weight = 0.1
   tiny_config.tokenizer.continuous_share = 0.5
