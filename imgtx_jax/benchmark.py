@@ -46,8 +46,8 @@ from imgtx_jax import (
 from imgtx_jax import config as configs
 from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
+from imgtx_jax.memory import peak_memory_bytes
 from imgtx_jax.stages import STAGES, build
-from imgtx_jax.train import peak_memory_bytes
 
 FLAGS = flags.FLAGS
 

@@ -20,10 +20,10 @@ import numpy as np
 
 from imgtx_jax import config as configs
 from imgtx_jax import config_check, decode, rng
+from imgtx_jax.memory import peak_memory_bytes
 from imgtx_jax.models.transformer import unstack_layers
 from imgtx_jax.stages import networks
 from imgtx_jax.stages.stage import decoding
-from imgtx_jax.train import peak_memory_bytes
 
 READ_BYTES = 2**29  # of the array that the measured rate is of: far more than any cache holds
 

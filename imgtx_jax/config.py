@@ -2,7 +2,8 @@
 
 A config file defines get_config(arg) and starts from default(). Keys that a config does not name
 keep the value they have here. Durations end in _steps; 0 switches an option off unless it says
-otherwise. What a user may set is checked by config_check.py.
+otherwise. Groups of keys that occur more than once are in config_groups.py; what a user may set is
+checked by config_check.py.
 """
 
 import math
@@ -11,6 +12,7 @@ import re
 import jax
 import ml_collections
 
+from imgtx_jax import config_groups as groups
 from imgtx_jax.errors import UserError
 
 IMAGENET_IMAGES = 1_281_167  # of its training split, for steps out of epochs
@@ -18,115 +20,6 @@ STAGES = ("tokenizer", "pretrain", "finetune", "gan", "style")
 # What changes how a network runs, not what it computes.
 RUNNING = ("remat", "unroll", "implementation")
 MEMORIES = ("states", "class", "none", "untrained")
-
-
-def _trunk(width, layers, heads, **overrides):
-  """Hyperparameters of one Transformer. hidden 0 means 8/3 of the width."""
-  values = dict(
-    width=width,
-    layers=layers,
-    heads=heads,
-    hidden=0,
-    qk_norm=False,
-    layer_scale=0.0,
-    attention="dot",  # or "l2", by distance
-    window=0,  # of self-attention, in tokens (even; encoders and generator): see models/windows.py
-    spectral_norm=False,  # holds matrices at their first spectral norm
-    implementation="xla",
-    remat="none",
-    unroll=1,  # layers in one turn of the scan: more run faster and take longer to compile
-  )
-  return ml_collections.ConfigDict(values | overrides)
-
-
-def _optimizer(learning_rate, **overrides):
-  """Options of optim.make."""
-  values = dict(
-    learning_rate=learning_rate,
-    schedule="constant",
-    warmup_steps=100,
-    final_share=0.0,
-    inverse_rate=1e-5,
-    width_base=0,
-    beta1=0.9,
-    beta2=0.95,
-    epsilon=1e-8,
-    weight_decay=0.05,
-    clip_norm=1.0,
-    freeze="",
-  )
-  return ml_collections.ConfigDict(values | overrides)
-
-
-def _adversary(learning_rate, **overrides):
-  """Options of a player against a discriminator, shared by the stages that have one."""
-  values = dict(
-    loss="relativistic",
-    class_weight=1.0,  # of its class layer's loss on real images; the generator has its own
-    updates=1,  # of the discriminator for one of the generator, on the same images
-    # R1 and R2: "exact", or "difference" (finite differences over a share of the batch).
-    penalty="difference",
-    penalty_weight=0.1,
-    # It goes to penalty_weight_end by half a cosine over a share of the steps; 0: it stays.
-    penalty_weight_end=0.0,
-    penalty_anneal_share=0.0,
-    penalty_every=1,  # the discriminator's steps from one penalty to the next; they weigh as much
-    penalty_sigma=0.01,
-    penalty_share=0.25,
-    augment=("color", "translation"),
-    consistency_weight=0.0,  # balanced consistency: of logits with and without augmentation
-    # Whether it sees the conditioned images beside the image, and the noise on the first of them.
-    levels=False,
-    level_sigma=0.5,
-    # What config.guard takes for a collapse; 0 is no limit. The discriminator's margin
-    # D(x) − D(G), with next to no loss; the generated images' deviation from each other, relative
-    # to the real ones'.
-    collapse_margin=20.0,
-    collapse_variety=0.01,
-    optimizer=_optimizer(learning_rate, beta1=0.0, beta2=0.99, weight_decay=0.0),
-  )
-  return values | overrides
-
-
-def _vqgan():
-  """Hyperparameters of the convolutional tokenizer; the defaults are LlamaGen's VQ-16."""
-  return ml_collections.ConfigDict(
-    dict(
-      channels=128,
-      multipliers=(1, 1, 2, 2, 4),  # of channels, a level; the image halves between two levels
-      z_channels=256,
-      encoder_blocks=2,
-      decoder_blocks=3,
-    )
-  )
-
-
-def _style():
-  """Options of the style stage; weights are for VGG layers of unit mean, images in [-1, 1]."""
-  values = dict(
-    steps=1000,
-    batch_size=8,
-    tokens=64,  # of a style
-    modulation_dim=128,
-    # Of styles, beside config.data, the contents: any source. Folders named twice count twice.
-    data=dict(source="images", path="", crop="random", min_scale=0.35),
-    jitter_share=0.5,  # of style images whose colours are changed at random
-    partial_share=0.25,  # of the batch with a strength in [0, 1], whose target lies in between
-    content_weight=1.0,
-    style_weight=1.0,
-    null_weight=40.0,  # reconstruction of the content under the null style
-    identity_weight=20.0,  # reconstruction of an image in its own style
-    identity_feature_weight=0.0,  # the same in VGG's features: a third more time
-    gradient_weight=1.0,  # within both reconstructions, beside the squared error's 1
-    total_variation_weight=0.0,
-    adversarial_weight=0.0,  # against a discriminator of style images
-    adversarial_start_steps=0,
-    adversary=_adversary(2e-4),
-    collapse_variety=0.05,  # of the outputs, relative to the contents; see adversary
-    optimizer=_optimizer(5e-4, schedule="cosine", weight_decay=0.0),
-    ema_decay=0.995,
-  )
-  return ml_collections.ConfigDict(values)
 
 
 def default():
@@ -165,8 +58,8 @@ def default():
 
   c.patch = 4  # pixels a code, for the tokenizer and the generator
   c.tokenizer_kind = "transformer"  # encoder and generator; or "vqgan", the convolutional one
-  c.vqgan = _vqgan()
-  c.encoder = _trunk(128, 2, 4)
+  c.vqgan = groups.vqgan()
+  c.encoder = groups.trunk(128, 2, 4)
   c.quantizer = ml_collections.ConfigDict()
   c.quantizer.kind = "vq"  # or "fsq"
   c.quantizer.codebook_size = 512
@@ -175,10 +68,10 @@ def default():
   c.quantizer.commitment = 0.25
   c.quantizer.entropy = 0.0
   c.quantizer.revive_below = 0.05
-  c.generator = _trunk(128, 4, 4)
+  c.generator = groups.trunk(128, 4, 4)
   c.generator.taps = (2,)
   c.generator.head_channels = 16
-  c.gpt = _trunk(192, 6, 6)
+  c.gpt = groups.trunk(192, 6, 6)
   c.gpt.order = "raster"  # or "spread"
   c.gpt.target_position = False
   c.gpt.token_dropout = 0.1
@@ -186,14 +79,14 @@ def default():
   c.gpt.ffn_dropout = 0.1
   c.gpt.drop_path = 0.0  # of the deepest layer; the others in proportion to their depth
   c.gpt.class_dropout = 0.1
-  c.discriminator = _trunk(128, 4, 4, qk_norm=True, layer_scale=0.1)
+  c.discriminator = groups.trunk(128, 4, 4, qk_norm=True, layer_scale=0.1)
   c.discriminator.patch = 4
   c.discriminator.overlap = 2
 
   c.tokenizer = ml_collections.ConfigDict()
   c.tokenizer.steps = 1000
   c.tokenizer.batch_size = 64
-  c.tokenizer.optimizer = _optimizer(1e-3, schedule="cosine")
+  c.tokenizer.optimizer = groups.optimizer(1e-3, schedule="cosine")
   c.tokenizer.ema_decay = 0.999
   c.tokenizer.l1_weight = 0.0
   c.tokenizer.l2_weight = 1.0
@@ -207,13 +100,13 @@ def default():
   c.tokenizer.adversarial_start_steps = 0
   # VQGAN: the weight times the ratio of the losses' gradients at the decoder's last layer.
   c.tokenizer.adversarial_adaptive = False
-  c.tokenizer.adversary = _adversary(2e-4, class_weight=0.0)
+  c.tokenizer.adversary = groups.adversary(2e-4, class_weight=0.0)
 
   c.pretrain = ml_collections.ConfigDict()
   c.pretrain.steps = 1000
   c.pretrain.batch_size = 64
   c.pretrain.accumulate = 1  # parts of a batch, one after the other: saves memory, changes nothing
-  c.pretrain.optimizer = _optimizer(1e-3, schedule="cosine")
+  c.pretrain.optimizer = groups.optimizer(1e-3, schedule="cosine")
   c.pretrain.ema_decay = 0.999
   # RAR (arXiv:2411.00776): every example in a random order for so many steps, then a share of them
   # that falls to none over the anneal steps; the rest in gpt.order. 0 and 0: never.
@@ -254,9 +147,9 @@ def default():
   c.finetune.bank_share = 0.25  # of the batch rendered from codes that the GPT sampled
   c.finetune.bank_rows = 8  # per class
   c.finetune.refresh_steps = 200  # between refills of the bank
-  c.finetune.optimizer = _optimizer(2e-4, beta1=0.0, beta2=0.99, weight_decay=0.0)
-  c.finetune.gpt_optimizer = _optimizer(2e-5)
-  c.finetune.adversary = _adversary(2e-4)
+  c.finetune.optimizer = groups.optimizer(2e-4, beta1=0.0, beta2=0.99, weight_decay=0.0)
+  c.finetune.gpt_optimizer = groups.optimizer(2e-5)
+  c.finetune.adversary = groups.adversary(2e-4)
   c.finetune.ema_decay = 0.995
 
   # The generator from noise and class alone: no tokenizer, no GPT. Its grid of mask tokens is of
@@ -268,12 +161,12 @@ def default():
   c.gan.modulation_dim = 128
   c.gan.null_label_share = 0.1
   c.gan.class_weight = 0.02
-  c.gan.optimizer = _optimizer(2e-4, beta1=0.0, beta2=0.99, weight_decay=0.0)
-  c.gan.adversary = _adversary(2e-4, class_weight=0.02)
+  c.gan.optimizer = groups.optimizer(2e-4, beta1=0.0, beta2=0.99, weight_decay=0.0)
+  c.gan.adversary = groups.adversary(2e-4, class_weight=0.02)
   c.gan.ema_decay = 0.999
 
-  c.style_encoder = _trunk(128, 2, 4)
-  c.style = _style()
+  c.style_encoder = groups.trunk(128, 2, 4)
+  c.style = groups.style()
 
   # How samples are drawn while training, and by default afterwards.
   c.sample = ml_collections.ConfigDict()

@@ -1,7 +1,6 @@
 """The only training loop: input → step → log → evaluate → checkpoint. It never names a stage."""
 
 import json
-import resource
 import signal
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
 from imgtx_jax.guard import RATE, Collapse, Guard
 from imgtx_jax.held_out import HeldOut
+from imgtx_jax.memory import peak_memory_bytes
 from imgtx_jax.metric_log import MetricLog
 from imgtx_jax.pictures import save_grid
 from imgtx_jax.progress import Display
@@ -311,11 +311,3 @@ def _headline(means):
   """The metrics that the progress line shows."""
   order = ("train/loss", "train/bits_per_code", "train/reconstruction", "train/logit_margin")
   return [name for name in order if name in means][:3]
-
-
-def peak_memory_bytes():
-  """The most memory used so far: of the first accelerator, or of this process on a CPU."""
-  stats = jax.local_devices()[0].memory_stats()
-  if stats and "peak_bytes_in_use" in stats:
-    return int(stats["peak_bytes_in_use"])
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -15,7 +15,7 @@ from imgtx_jax.evaluation.feature_store import FeatureStore
 from imgtx_jax.evaluation.style_measures import CONTENT, METRICS, Measures, describe
 from imgtx_jax.evaluation.style_methods import Model
 from imgtx_jax.evaluation.style_pairs import Outputs, RepeatedOutputs
-from imgtx_jax.train import peak_memory_bytes
+from imgtx_jax.memory import peak_memory_bytes
 
 LEAST_SIDE = 32  # of images: AlexNet's, rounded up
 SHARD = 32  # pairs: what a kill loses
