@@ -42,9 +42,9 @@ def get_config(folders=""):
   config.style.update(dict(steps=2000, batch_size=4))
   # At first the style loss wants sharper textures from everything, and its gradient is a hundred
   # times the others'. A head that gives in paints the patch grid over all images.
-  config.style.update(dict(content_weight=0.3, style_weight=0.3))
-  config.style.optimizer.update(dict(learning_rate=5e-4, warmup_steps=50))
-  config.style.optimizer.freeze = "generator/head"
+  config.style.update(dict(content_weight=0.3, style_weight=0.5))
+  config.style.optimizer.update(dict(learning_rate=1e-3, warmup_steps=50))
+  config.style.optimizer.freeze = "generator/head/(norm|project|conv|rgb)"
   config.log_steps = 20
   config.evaluate_steps = 350
   config.evaluate_images = 48

@@ -25,16 +25,24 @@ class PatchHead(nn.Module):
   """Tokens [B, h·w, D] → image [B, h·p, w·p, 3]: linear per patch, then two light convolutions.
 
   The convolutions run over the rendered features across patch borders: a bare linear head leaves
-  a visible grid.
+  a visible grid. modulated: modulation [B, S] shifts and scales the normed tokens, by nothing at
+  the start (the last layer of DiT, arXiv:2212.09748): a direct way to the colours of an image.
   """
 
   patch: int
   channels: int
+  modulated: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, shape):
+  def __call__(self, x, shape, modulation=None):
     x = layers.norm("norm", self.dtype)(x)
+    if self.modulated:
+      table = layers.Linear(
+        2 * x.shape[-1], use_bias=True, init_std=layers.ZEROS, dtype=self.dtype, name="modulation"
+      )(nn.silu(modulation))
+      shift, scale = jnp.split(table[:, None], 2, axis=-1)
+      x = x * (1.0 + scale) + shift
     x = layers.Linear(
       self.patch**2 * self.channels, use_bias=True, dtype=self.dtype, name="project"
     )(x)
@@ -65,6 +73,7 @@ class Generator(nn.Module):
   head_channels: int = 16
   memory: bool = False
   modulated: bool = False
+  head_modulated: bool = False
   mask_token: bool = False
   dtype: Any = jnp.float32
 
@@ -98,9 +107,9 @@ class Generator(nn.Module):
     taps = []
     for i, (start, end) in enumerate(zip((0, *self.taps), (*self.taps, self.layers), strict=True)):
       if i:
-        conditioned = PatchHead(self.patch, self.head_channels, self.dtype, name=f"tap_head_{i}")(
-          x, shape
-        )
+        conditioned = PatchHead(
+          self.patch, self.head_channels, dtype=self.dtype, name=f"tap_head_{i}"
+        )(x, shape)
         vectors = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name=f"tap_embed_{i}")(
           layers.patchify(conditioned, self.patch)
         )
@@ -115,7 +124,9 @@ class Generator(nn.Module):
         name=f"segment_{i}",
         **self.trunk,
       )(x, context)
-    image = PatchHead(self.patch, self.head_channels, self.dtype, name="head")(x, shape)
+    image = PatchHead(
+      self.patch, self.head_channels, self.head_modulated, dtype=self.dtype, name="head"
+    )(x, shape, modulation)
     return image, tuple(taps)
 
   def _mask_tokens(self, modulation, shape, channels):

@@ -158,7 +158,7 @@ def make_stylist(config):
   return Stylist(
     encoder=make_encoder(config),
     quantizer=make_quantizer(config),
-    generator=make_generator(config, memory=True, modulated=True),
+    generator=make_generator(config, memory=True, modulated=True, head_modulated=True),
     style_encoder=style_encoder,
   )
 

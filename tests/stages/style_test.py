@@ -87,13 +87,13 @@ def test_style_loss_falls_by_half(config, smooth_images):
 
 def test_strength_is_partial_for_a_share(config):
   config.style.partial_share = 0.5
-  stage, *_ = start(config)
+  stage = build("style", config, CLASSES)
   strength = np.asarray(stage._strength(jax.random.key(0), 3, np.arange(200)))
   assert 0.35 < np.mean(strength < 1) < 0.65 and strength.min() >= 0
 
 
 def test_the_guard_names_outputs_that_are_all_alike(config):
-  stage, *_ = start(config)
+  stage = build("style", config, CLASSES)
   assert stage.guard(10, {"variety": 0.5}) is None
   assert "collapse_variety=0.05" in stage.guard(10, {"variety": 0.01})
 
