@@ -28,28 +28,26 @@ def get_config():
   config.pretrain.ema_decay = 0.99
   # Larger patches than the generator's: cheaper, and no grid of its own that coincides with it.
   config.discriminator.update(dict(layers=3, patch=8, overlap=4))
-  config.finetune.steps = 200
+  config.finetune.steps = 300
   config.finetune.batch_size = 24
-  config.finetune.prefix_none_share = 0.2
-  config.finetune.prefix_full_share = 0.65
-  config.finetune.reconstruction_weight = 20.0
-  config.finetune.adversarial_weight = 0.03
-  config.finetune.class_weight = 0.02
-  config.finetune.optimizer.learning_rate = 5e-5
+  config.finetune.prefix_none_share = 0.3
+  config.finetune.prefix_full_share = 0.4
+  # The first half learns the mean image of what is known, the second leaves it for a sharp one.
+  config.finetune.reconstruct_all_steps = 150
+  config.finetune.adversarial_weight = 0.1
+  config.finetune.class_weight = 0.05
+  config.finetune.optimizer.learning_rate = 1e-3
   config.finetune.optimizer.beta1 = 0.5
   config.finetune.optimizer.schedule = "cosine"
   config.finetune.optimizer.warmup_steps = 20
-  # The tokenizer's trained head stays: a short adversarial run leaves a patch grid in it.
-  config.finetune.optimizer.freeze = "generator/(tap_)?head"
   config.finetune.gpt_optimizer.learning_rate = 5e-5
-  config.finetune.adversary.optimizer.learning_rate = 4e-4
-  config.finetune.adversary.penalty_weight = 0.5
+  config.finetune.adversary.optimizer.learning_rate = 1e-3
+  config.finetune.adversary.penalty_weight = 0.05
   config.finetune.adversary.optimizer.schedule = "cosine"
   config.finetune.adversary.optimizer.warmup_steps = 20
   config.finetune.adversary.augment = ("translation",)
   config.finetune.ema_decay = 0.99
   config.finetune.refresh_steps = 100
-  config.metrics.fd_images = 96  # about 15 s in all; left out without the extra "perceptual"
   config.evaluate_steps = 200
   config.picture_steps = 200
   return config.lock()
