@@ -139,7 +139,9 @@ def random_vgg(monkeypatch, vgg_weights):
   """The weights of importers/lpips.py, an extra, are random ones."""
   from imgtx_jax.importers import lpips
 
-  monkeypatch.setattr(lpips, "load", lambda net="vgg": {net: vgg_weights, "heads": []})
+  widths = [vgg_weights[f"conv{i}_2"]["bias"].shape for i in range(1, 6)]
+  heads = [np.full(width, 0.1, np.float32) for width in widths]
+  monkeypatch.setattr(lpips, "load", lambda net="vgg": {net: vgg_weights, "heads": heads})
 
 
 @pytest.fixture

@@ -200,6 +200,5 @@ def test_random_colors_turn_hues_of_a_share_and_keep_grey_grey():
   grey = np.repeat(images[..., :1], 3, axis=-1)
   still = np.asarray(transforms.random_colors(grey, keys, 1.0))
   np.testing.assert_allclose(still, np.repeat(still[..., :1], 3, axis=-1), atol=1e-5)
-  np.testing.assert_array_equal(
-    transforms.random_colors(images[9:11], keys[9:11], 0.5), changed[9:11]
-  )
+  part = transforms.random_colors(images[9:11], keys[9:11], 0.5)
+  np.testing.assert_allclose(part, changed[9:11], atol=1e-6)
