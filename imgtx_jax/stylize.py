@@ -53,7 +53,7 @@ def main():
   )
   began = time.monotonic()
   renderer = StyleRenderer(
-    stylizing.load(FLAGS.workdir),
+    stylizing.load(FLAGS.workdir, FLAGS.checkpoint),
     strength=FLAGS.strength,
     tile=FLAGS.tile,
     batch_size=FLAGS.batch_size,
@@ -171,5 +171,6 @@ if __name__ == "__main__":
   flags.DEFINE_integer("tile", TILE, "The longest side rendered in one piece; 0: any.")
   flags.DEFINE_integer("batch_size", 8, "Images at a time, of one size and if they are small.")
   flags.DEFINE_string("grid", "", "A PNG file for a contact sheet.")
+  command.define_checkpoint_flag()
   flags.DEFINE_bool("hard", False, "From the content's codes instead of its latents.")
   command.run(main, required=("workdir", "content", "style"))

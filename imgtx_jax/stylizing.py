@@ -78,9 +78,9 @@ def _repeat(part, batch):
   return jnp.broadcast_to(part, (batch, *part.shape[1:])) if part.shape[0] == 1 else part
 
 
-def load(directory) -> Stylizer:
+def load(directory, checkpoint="last") -> Stylizer:
   """The Stylizer of a work directory's finished style stage (its averaged weights); UserError, in
-  one line, where there is none."""
+  one line, where there is none. checkpoint: the stage's "last", or the "best" it kept."""
   config, _ = workdir.read(directory)
   needed = [task for task in workdir.plan(config) if task.stage in ("tokenizer", "style")]
   if "style" not in config.stages:
@@ -94,6 +94,6 @@ def load(directory) -> Stylizer:
       f"{directory}: the {missing[0].stage} stage is not finished; run the command that trains it "
       "again, it goes on from its last checkpoint"
     )
-  results = workdir.results(directory, needed, config.start_from)
+  results = workdir.results(directory, needed, config.start_from, {"style": checkpoint})
   tokenizer = {name: results["tokenizer"]["ema"][name] for name in ("encoder", "quantizer")}
   return Stylizer(networks.make_stylist(config), results["style"]["ema"]["stylist"], tokenizer)

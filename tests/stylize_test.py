@@ -53,9 +53,10 @@ def call(place, monkeypatch, local_stylizer):
       batch_size=8,
       grid="",
       hard=False,
+      checkpoint="last",
     )
     stylizer = local_stylizer()
-    monkeypatch.setattr(stylizing, "load", lambda directory: stylizer)
+    monkeypatch.setattr(stylizing, "load", lambda directory, checkpoint: stylizer)
     monkeypatch.setattr(stylize, "FLAGS", types.SimpleNamespace(**defaults | flags))
     stylize.main()
     return stylizer
