@@ -11,6 +11,7 @@ from imgtx_jax.models.vqgan import GROUPS
 
 # Options of every adversary: the least and the most.
 _ADVERSARY = {
+  "class_weight": (0, None),
   "updates": (1, None),
   "penalty_every": (1, None),
   "penalty_share": (1e-6, 1),
@@ -191,6 +192,8 @@ def _check_ranges(config):
     "finetune.bank_rows": (1, None),
     "finetune.bank_share": (0, 1),
     "finetune.null_label_share": (0, 1),
+    "finetune.reconstruct_all_steps": (0, None),
+    "finetune.reconstruct_warmup_steps": (0, None),
     "gan.null_label_share": (0, 1),
     "guard_lines": (1, None),
     "tokenizer.continuous_share": (0, 1),

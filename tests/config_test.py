@@ -79,6 +79,8 @@ BAD = [
   ({"guard": "wait"}, "'wait'"),
   ({"guard_lines": 0}, "0"),
   ({"finetune.adversary.updates": 0}, "0"),
+  ({"finetune.adversary.class_weight": -1.0}, "-1"),
+  ({"finetune.reconstruct_all_steps": -5}, "-5"),
   ({"tokenizer.adversary.penalty_every": 0}, "0"),
   ({"metrics.fd_images": 1}, "1"),
   ({"metrics.fd_images": 20_000}, "20000"),
