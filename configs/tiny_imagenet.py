@@ -43,7 +43,7 @@ def _small(config):
     config[stage].batch_size = 32
   config.pretrain.optimizer.learning_rate = 2e-3
   config.pretrain.ema_decay = 0.99
-  # What the quickstart's runs taught: see there.
+  # Edges and flat areas count, and unlikely codes leave seams: as in the quickstart.
   config.tokenizer.gradient_weight = config.finetune.gradient_weight = 1.0
   config.sample.temperature = config.sample.top_p = 0.9
   config.discriminator.update(dict(layers=3, patch=16, overlap=8))

@@ -110,7 +110,7 @@ def _gather(examiner, drawer, config, classes, num):
   data = config.data
 
   def source(split):
-    return open_source(data.source, split=split, path=data.path, seed=config.seed)
+    return open_source(data.source, split=split, path=data.path)
 
   def examine(name, chunks):
     began = time.monotonic()

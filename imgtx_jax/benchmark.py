@@ -106,6 +106,8 @@ def discriminator():
   """Steps of the discriminator of --stage, with each kind of penalty."""
   check_batches()
   stage = FLAGS.stage or "finetune"
+  if stage not in STAGES:
+    raise UserError(f"--stage={stage} is no stage; choose one of {', '.join(STAGES)}")
   classes = number_of_classes(FLAGS.config)
   show(benchmark_discriminator.measure(FLAGS.config, stage, classes, FLAGS.steps))
 
@@ -157,7 +159,9 @@ def measure_training(config, name, steps):
   inputs = stage.inputs(results)
   state = stage.init(jax.random.key(0), batch_shape(config, stage), results)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-  devices = parallel.make_parallel(config.parallel.mode, fsdp=config.parallel.fsdp)
+  devices = parallel.make_parallel(
+    config.parallel.mode, fsdp=config.parallel.fsdp, rules=configs.sharding_rules(config)
+  )
   state = devices.put_state(state)
   batches = random_batches(config, stage, classes, inputs)
   first, median = time_steps(stage, state, devices, batches, steps)

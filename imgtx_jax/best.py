@@ -94,6 +94,11 @@ def figure_names(config, stages):
   """{stage's name: the names of its held-out figures} of the config's stages, in order."""
   known, restored = {}, {}
   for stage in stages:
+    if missing := set(stage.sources) - set(restored):
+      raise UserError(
+        f"config.best_metric needs {', '.join(sorted(missing))} before {stage.name} in "
+        f"config.stages={tuple(s.name for s in stages)}; name it there, or leave best_metric empty"
+      )
     known[stage.name], restored[stage.name] = _figures(stage, config, restored)
   return known
 

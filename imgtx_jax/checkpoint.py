@@ -20,7 +20,7 @@ from etils import epath
 
 from imgtx_jax import checksum
 from imgtx_jax import record as records
-from imgtx_jax.errors import UserError
+from imgtx_jax.errors import UserError, first_line
 
 _GROUP_BYTES = 2**30  # about what `latest` holds in memory at once
 _DISK = re.compile("no space left|disk quota|file too large|enospc|edquot|efbig", re.IGNORECASE)
@@ -197,7 +197,7 @@ class Checkpoints:
         logging.debug("closing after a failed save: %s", again)
     disk = _DISK.search(str(error))
     if disk or isinstance(error, OSError):
-      reason = disk.group() if disk else _first_line(error)
+      reason = disk.group() if disk else first_line(error)
       raise UserError(
         f"cannot write a checkpoint to {self.directory} ({reason}): free space or "
         f"choose another --workdir, then run the same command; earlier steps are intact: "
@@ -271,7 +271,7 @@ def _read_record(path):
     stored = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
     record = records.parse(stored)
   except Exception as error:
-    raise _Damaged(f"its record is unreadable ({_first_line(error)})") from error
+    raise _Damaged(f"its record is unreadable ({first_line(error)})") from error
   if record is None:
     raise _Damaged("the checksum of its record is wrong")
   return record
@@ -298,7 +298,7 @@ def _read_arrays(path, record, like):
     except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
       raise  # not the checkpoint's fault
     except Exception as error:
-      raise _Damaged(f"its arrays are unreadable ({_first_line(error)})") from error
+      raise _Damaged(f"its arrays are unreadable ({first_line(error)})") from error
   sums = checksum.checksums(arrays)
   wrong = [name for name in like if sums[name] != record["arrays"][name]["checksum"]]
   if wrong:
@@ -310,7 +310,3 @@ def _host_copy(x):
   """A numpy copy: Orbax refuses numpy scalars, and a view of a CPU buffer blocks its donation.
   Arrays over several processes stay as they are; Orbax copies their shards."""
   return x if checksum.is_global(x) else np.array(x)
-
-
-def _first_line(error):
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

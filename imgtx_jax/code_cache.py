@@ -24,7 +24,7 @@ def prepare(inputs, images, config, directory):
 
   images: the training source; directory: the work directory. Makes what is missing, each process
   its shards. Raises UserError for a cache of something else and a full disk, and Interrupted when a
-  signal asks to stop; finished shards stay.
+  signal asks to stop (a process of several is stopped by SIGINT only); finished shards stay.
   """
   folder = Path(directory) / "codes" if inputs.folder == "auto" else Path(inputs.folder)
   plan = plan_crops(inputs, config)

@@ -14,7 +14,7 @@ import warnings
 from absl import app, flags, logging
 
 from imgtx_jax import config_flag, processes
-from imgtx_jax.errors import UserError
+from imgtx_jax.errors import UserError, first_line
 
 
 class Interrupted(Exception):
@@ -89,7 +89,7 @@ def _leave_broken(error):
   if processes.is_loss(error):
     _leave(
       f"{processes.name()}error: another process of this run is gone "
-      f"({processes.first_line(error)}): see its log, then run the same command again; it goes on "
+      f"({first_line(error)}): see its log, then run the same command again; it goes on "
       "from the last checkpoint",
       processes.LOST,
     )

@@ -42,7 +42,8 @@ def default():
   c.parallel.mode = "pmap"  # or "jit", over a mesh data × fsdp
   c.parallel.fsdp = 1
   # Which axis of which arrays fsdp splits, where their size should not decide: "REGEX=AXIS" or
-  # "REGEX=none", searched in paths such as params/gpt/layers/mlp/kernel; the first match counts.
+  # "REGEX=none", searched in paths such as params/gpt/transformer/layers/block/mlp/w13/kernel
+  # (whose axis 0 are the layers); the first match counts, and pmap splits nothing.
   c.parallel.rules = ()
 
   c.data = ml_collections.ConfigDict()
@@ -202,8 +203,8 @@ def default():
   c.picture_steps = 200
   c.pictures = 32
   c.checkpoint_steps = 100
-  c.keep_checkpoints = 2  # the newest, and those of every so many steps; 0: no others
-  c.keep_every_steps = 0
+  c.keep_checkpoints = 2  # the newest
+  c.keep_every_steps = 0  # and those of every so many steps; 0: none
   return c
 
 

@@ -210,6 +210,8 @@ def _check_ranges(config):
     "pictures": (1, None),
     "metrics.fd_images": (0, 10_000),  # their features are all in memory
     "evaluate_images": (1, None),
+    "keep_checkpoints": (1, None),
+    "keep_every_steps": (0, None),
   }
   ranges |= {f"sample.{key}": limits[:2] for key, limits in sampling.RANGES.items()}
   for stage in ("tokenizer", "finetune", "gan", "style"):

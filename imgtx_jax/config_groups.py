@@ -105,7 +105,7 @@ def style():
     total_variation_weight=0.0,
     adversarial_weight=0.0,  # against a discriminator of style images
     adversarial_start_steps=0,
-    adversary=adversary(2e-4),
+    adversary=adversary(2e-4, class_weight=0.0),
     collapse_variety=0.05,  # of the outputs, relative to the contents; see adversary
     optimizer=optimizer(5e-4, schedule="cosine", weight_decay=0.0),
     ema_decay=0.995,

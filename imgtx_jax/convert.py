@@ -105,7 +105,7 @@ def convert_llamagen(gpt, tokenizer, out, *, image_size=256, heads=0):
   with naming(f"--gpt={gpt}"):
     network = networks.make_gpt(config, gpt_variant.classes)
     gpt_params = llamagen.gpt_params(gpt_weights, network)
-  # How often the codes occur is not published: finetune, which begins from their mean, and the
+  # How often the codes occur is not published: finetune, which then begins from their mean, and the
   # unigram figure take them as equally frequent.
   counts = {"code_counts": np.ones(gpt_variant.codebook_size, np.float32)}
   with new_directory(out) as directory:

@@ -27,7 +27,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from imgtx_jax import audit, checksum, command, features, sample, sampling, workdir
+from imgtx_jax import audit, command, features, sample, sampling, workdir
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluation import (
   evaluation,
@@ -55,11 +55,7 @@ def main():
     return
   check_flags()
   if FLAGS.audit:
-    try:
-      if jax.process_index() == 0:  # which makes it alone
-        run_audit()
-    finally:
-      checksum.gather(b"the audit is written")
+    run_audit()
     return
   network = features.load(FLAGS.network or default_network())
   found = make_subject(network)
@@ -88,6 +84,8 @@ def check_flags():
     raise UserError("--content, --style and --outputs are for --metrics=style; give it too")
   if not (FLAGS.workdir or FLAGS.samples):
     raise UserError("nothing to evaluate: give --workdir, or --samples with --reference")
+  if FLAGS.audit and jax.process_count() > 1:
+    raise UserError(f"--audit is made by one process, and this run has {jax.process_count()}")
   if FLAGS.audit and (FLAGS.sweep or FLAGS.samples or FLAGS.stage or not FLAGS.workdir):
     raise UserError("--audit is of a trained model: give --workdir, no --samples, --stage, --sweep")
   if FLAGS.sweep and (FLAGS.samples or not FLAGS.workdir):
@@ -124,7 +122,11 @@ def run_style(asked):
   batch_size = FLAGS.batch_size if FLAGS["batch_size"].present else style.default_batch(size)
   pairs = style_pairs.Pairs(FLAGS.content, FLAGS.style, size=size, limit=FLAGS.num)
   methods = style_methods.open_methods(
-    pairs, directory=FLAGS.workdir, outputs=FLAGS.outputs, batch_size=batch_size
+    pairs,
+    directory=FLAGS.workdir,
+    outputs=FLAGS.outputs,
+    batch_size=batch_size,
+    checkpoint=FLAGS.checkpoint,
   )
   result = style.run(
     pairs,

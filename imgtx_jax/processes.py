@@ -17,7 +17,7 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from imgtx_jax.errors import UserError
+from imgtx_jax.errors import UserError, first_line
 
 HEARTBEAT_SECONDS = 30
 LOST = 75  # the exit code of a process whose run lost another one: sysexits.h's "try again"
@@ -140,8 +140,3 @@ def leave(code, *, together=False):
 def _are_several():
   # Asked in this order, for the second question starts jax's backend.
   return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def first_line(error):
-  """Of an exception's text, cut."""
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -108,7 +108,7 @@ class StyleRenderer:
   def _moments(self, content):
     """What render measures on whole images: tiles must not measure it each on itself."""
     if self._measured[0] is not content:  # else the content of before, in another style
-      self._measured = content, self.stylizer.moments(self._small(content)[None])
+      self._measured = content, self.stylizer.moments(self._small(content)[None], hard=self.hard)
     return self._measured[1]
 
   def _small(self, content):
@@ -139,7 +139,8 @@ def resize(image, shape):
 
 def in_style(renderer, style_image, images):
   """Generated images, uint8 [n, H, W, 3], in the style of another, uint8 [h, w, 3]; uint8."""
-  style = renderer.at_strength(renderer.encode(style_image))
+  step = renderer.stylizer.multiple
+  style = renderer.at_strength(renderer.encode(style_image, max(1, STYLE_SIZE // step) * step))
   contents = images / np.float32(127.5) - 1
   padded = [renderer.padded(content) for content in contents]
   found = renderer.render(padded, [style] * len(images))[:, : images.shape[1], : images.shape[2]]

@@ -29,7 +29,7 @@ class Stylizer:
     self._params, self._tokenizer = jax.tree.map(jnp.asarray, (params, tokenizer))
     self._styles = jax.jit(networks.styles)
     self._null = jax.jit(networks.null, static_argnums=1)
-    self._moments = jax.jit(networks.moments)
+    self._moments = jax.jit(networks.moments, static_argnames="hard")
     self._render = jax.jit(networks.render, static_argnames="hard")
 
   @property
@@ -48,10 +48,10 @@ class Stylizer:
     """
     return self._null(self._params, batch)
 
-  def moments(self, content):
+  def moments(self, content, *, hard=False):
     """What render measures on content images [B, H, W, 3] as a whole; [B, S']. The tiles of an
     image agree with each other if render is given those of the image (or of a small copy)."""
-    return self._moments(self._tokenizer, self._checked(content))
+    return self._moments(self._tokenizer, self._checked(content), hard=hard)
 
   def render(self, content, style, *, hard=False, moments=None):
     """Content images [B, H, W, 3] in [-1, 1] in their Style (batch B, or 1 for all of them) →

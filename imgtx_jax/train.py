@@ -120,6 +120,12 @@ class Trainer:
         except Collapse as collapse:
           self._fall_back(collapse)
       self._finish(total)
+      if stop.number:
+        raise Interrupted(
+          f"{self.title}: finished, and stopped by {signal.Signals(stop.number).name}; the same "
+          "command goes on from there",
+          stop.number,
+        )
 
   def _train(self, stop):
     """The steps from self.start to the last; raises Collapse."""

@@ -72,7 +72,7 @@ def claim(config, workdir, class_names):
     found = defaults | json.loads(path.read_text())
     for key in sorted(set(flat) | set(found)):
       ours, theirs = flat.get(key, "absent"), found.get(key, "absent")
-      if ours != theirs and key not in FREE_KEYS:
+      if ours != theirs and key not in FREE_KEYS and key.rpartition(".")[2] not in configs.RUNNING:
         raise UserError(
           f"{workdir} belongs to another config: {key} is {theirs!r} there and {ours!r} here; "
           "use another --workdir, or set it back"

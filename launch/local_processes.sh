@@ -4,7 +4,7 @@
 #   bash launch/local_processes.sh [--dry_run] N COMMAND...
 #
 # COMMAND trains, samples or evaluates (python -m imgtx_jax.main ...), or hands its arguments on to
-# one that does (bash launch/quickstart.sh). It is run N times with --coordinator_address,
+# one that does (bash launch/quickstart.sh, once it has been installed). It is run N times with --coordinator_address,
 # --num_processes and --process_id added. Each process has a log of its own in LOGS (a new folder);
 # the first one's is shown. Ends with the status of the first process that failed, or 0. The others
 # of a failed one end by themselves within a minute; GRACE seconds (60) after it they are killed.

@@ -159,12 +159,17 @@ watch() {
     delete
     return
   fi
+  local started=""
   while true; do
     if [[ "$(state 2>/dev/null || true)" != ACTIVE ]]; then
       delete 2>/dev/null || true
       create
+      started=""
+    fi
+    if [[ -z "$started" ]]; then # also on a slice that was there before; what runs there goes on
       setup
       run "$@"
+      started=1
     fi
     sleep 60
     status="$(ended 2>/dev/null || true)"

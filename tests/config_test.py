@@ -79,6 +79,7 @@ BAD = [
   ({"guard": "wait"}, "'wait'"),
   ({"guard_lines": 0}, "0"),
   ({"finetune.adversary.updates": 0}, "0"),
+  ({"keep_checkpoints": 0}, "0"),
   ({"finetune.adversary.class_weight": -1.0}, "-1"),
   ({"finetune.reconstruct_all_steps": -5}, "-5"),
   ({"tokenizer.adversary.penalty_every": 0}, "0"),

@@ -202,7 +202,7 @@ def local_stylizer():
     def null(self, batch):
       return stylizing.Style(np.zeros((batch, 1, 3)), np.zeros((batch, 1)))
 
-    def moments(self, content):
+    def moments(self, content, *, hard=False):
       return np.asarray(content).mean((1, 2))
 
     def render(self, content, style, *, hard=False, moments=None):

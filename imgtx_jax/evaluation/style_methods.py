@@ -119,13 +119,13 @@ class Files(Method):
     return np.stack([transforms.read_image(self.files[row], pairs.size) for row in rows])
 
 
-def open_methods(pairs, *, directory, outputs, batch_size):
-  """The Methods to compare on Pairs: the baselines, the style stage of a work directory (or None),
-  and the folders of outputs, texts NAME=FOLDER."""
+def open_methods(pairs, *, directory, outputs, batch_size, checkpoint="last"):
+  """The Methods to compare on Pairs: the baselines, the style stage of a work directory (or None;
+  checkpoint: its "last" or "best"), and the folders of outputs, texts NAME=FOLDER."""
   methods = [Identity(), StyleCopy(), ColorTransfer()]
   if directory:
     config, _ = workdir.read(directory)
-    stylizer = stylizing.load(directory)
+    stylizer = stylizing.load(directory, checkpoint)
     if pairs.size % stylizer.multiple:
       raise UserError(
         f"--image_size={pairs.size} is no multiple of {stylizer.multiple}, the patch of the style "

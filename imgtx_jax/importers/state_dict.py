@@ -16,7 +16,7 @@ import jax  # noqa: F401  teaches NumPy bfloat16, which safetensors reads by tha
 import numpy as np
 import safetensors
 
-from imgtx_jax.errors import UserError
+from imgtx_jax.errors import UserError, first_line
 
 
 class Weight(NamedTuple):
@@ -51,7 +51,7 @@ def _read_safetensors(path):
   try:
     file = safetensors.safe_open(path, framework="np")
   except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(f"no whole safetensors file ({_first_line(error)}); fetch it again") from error
+    raise UserError(f"no whole safetensors file ({first_line(error)}); fetch it again") from error
 
   def read(name):
     return np.asarray(file.get_tensor(name), np.float32)
@@ -85,7 +85,7 @@ def _read_torch(path, wrappers):
         "author's; give a file of weights alone"
       ) from error
     is_advice = isinstance(error, pickle.UnpicklingError)  # to trust the file, in many lines
-    reason = "not a pickle" if is_advice else _first_line(error)
+    reason = "not a pickle" if is_advice else first_line(error)
     raise UserError(f"no whole PyTorch file ({reason}); fetch it again") from error
   state = _unwrap(content, wrappers)
   alien = sorted(str(k) for k, v in state.items() if not isinstance(v, torch.Tensor))
@@ -106,7 +106,3 @@ def _unwrap(content, wrappers):
     raise UserError(f"no state dict but a {type(content).__name__}")
   found = [content[name] for name in wrappers if isinstance(content.get(name), dict)]
   return found[0] if found else content
-
-
-def _first_line(error):
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -12,9 +12,9 @@ from imgtx_jax.models.vgg import vgg16_features
 CONTENT_LAYERS = ("relu4_1", "relu5_1")
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
-# Mean activation of the weights of importers/lpips.py over 200 photos of 256×256 pixels, every
-# fifth of ../shared/data/imagenet_samples.tar in the order of the paths (a property of VGG16 and
-# photos, not of a data set: the first and the second hundred agree within 9 %). Measured by
+# Mean activation of the weights of importers/lpips.py over 200 ImageNet photos of
+# 256×256 pixels (a property of VGG16 and photos, not of a data set: the first and the second
+# hundred agree within 9 %). Measured by
 #   python -c "from imgtx_jax.losses import style; print(style.mean_activations(params, images))"
 # with params = importers.lpips.load()["vgg"], images float32 [200, 256, 256, 3] in [-1, 1].
 MEAN_ACTIVATION = {

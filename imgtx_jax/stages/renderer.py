@@ -64,6 +64,8 @@ class Renderer:
     vectors = self.quantizer.dequantize(codebook, jnp.arange(self.quantizer.codebook_size))
     # Near the commonest code the decoder knows what to draw; between codes it draws odd patterns.
     common = vectors[jnp.argmax(code_shares)]
+    if_equal = jnp.mean(vectors, axis=0)  # imported codes: how often they occur is not known
+    common = jnp.where(jnp.ptp(code_shares) > 0, common, if_equal)
     generator["mask_token"] = common + 0.1 * generator["mask_token"]
     params = {"generator": generator, "mapping": mapping["params"]}
     if self.memory == "untrained":

@@ -44,7 +44,6 @@ class StyleStage(stage.Stage):
         self.options.adversary,
         networks.make_discriminator(config, classes),
         self.steps,
-        class_weight=0.0,
       )
     styles = min(_PICTURED[0], config.pictures)
     self.captions = {"styles": ["content", "null style", *["style"] * styles]}
@@ -196,7 +195,8 @@ class StyleStage(stage.Stage):
 
   def guard(self, step, means):
     if self.adversary and step > self.options.adversarial_start_steps:
-      return self.adversary.guard(means)
+      if reason := self.adversary.guard(means):
+        return reason
     if means["variety"] < self.options.collapse_variety:
       return (
         f"stylized images are all alike: they differ {means['variety']:.2g} times as much as the "

@@ -83,9 +83,9 @@ class Stylist:
   def _modulation(self, style, moments):
     return jnp.concatenate([style.modulation, moments], axis=-1)
 
-  def moments(self, tokenizer, images):
-    """The moments [B, 4 C] of the latents of images [B, H, W, 3]."""
-    return _moments(self.content(tokenizer, images))
+  def moments(self, tokenizer, images, *, hard=False):
+    """The moments [B, 4 C] of the latents, or codes, of images [B, H, W, 3]."""
+    return _moments(self.content(tokenizer, images, hard=hard))
 
   def render(self, params, tokenizer, images, style, *, hard=False, moments=None):
     """Content images [B, H, W, 3] in a Style → images [B, H, W, 3]; moments as in draw."""

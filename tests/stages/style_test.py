@@ -59,6 +59,25 @@ def test_at_the_start_every_style_renders_what_the_decoder_does(config):
       np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_discriminator_of_styles_is_a_player_more(config):
+  config.style.adversarial_weight = 0.1
+  stage, state, *_ = start(config)
+  batch = {
+    "image": np.zeros((8, 16, 16, 3), np.uint8),
+    "style": np.zeros((8, 16, 16, 3), np.uint8),
+    "label": np.zeros(8, np.int32),
+  }
+  after, metrics = jax.eval_shape(
+    functools.partial(stage.step, axis=None), state, batch, jax.random.key(0)
+  )
+  assert "discriminator" in after.params and "logit_margin" in metrics
+  # Either sign of a collapse is seen: the discriminator's, or outputs that are all alike.
+  calm = {"logit_margin": 0.5, "discriminator_loss": 0.6, "variety": 1.0}
+  assert stage.guard(100, calm) is None
+  assert "has won" in stage.guard(100, calm | {"logit_margin": 50.0, "discriminator_loss": 0.0})
+  assert "all alike" in stage.guard(100, calm | {"variety": 0.03})
+
+
 def test_style_loss_falls_by_half(config, smooth_images):
   config.style.update(dict(batch_size=4, partial_share=0.0, jitter_share=0.0, steps=60))
   config.style.update(dict(content_weight=0.1, null_weight=1.0, identity_weight=1.0))
