@@ -79,9 +79,12 @@ def test_large_images_are_measured_on_a_copy(local_stylizer, contents, monkeypat
   stylizer = local_stylizer()
   renderer = StyleRenderer(stylizer, tile=512)
   seen = []
-  monkeypatch.setattr(
-    stylizer, "moments", lambda x: seen.append(x.shape) or local_stylizer.moments(stylizer, x)
-  )
+
+  def moments(content, **options):
+    seen.append(content.shape)
+    return local_stylizer.moments(stylizer, content, **options)
+
+  monkeypatch.setattr(stylizer, "moments", moments)
   styles = [renderer.at_strength(renderer.encode(RED))] * 2
   content = renderer.padded(contents[0])
   renderer.render([content, content], styles)
