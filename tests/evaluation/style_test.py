@@ -214,7 +214,7 @@ def test_bad_folders(folders, tmp_path):
 
 def test_the_size_must_fit_the_model(folders, monkeypatch):
   monkeypatch.setattr(style_methods.workdir, "read", lambda directory: (configs.default(), []))
-  monkeypatch.setattr(style_methods.stylizing, "load", lambda directory: FakeStylizer())
+  monkeypatch.setattr(style_methods.stylizing, "load", lambda directory, checkpoint: FakeStylizer())
   options = dict(directory="work", outputs=[], batch_size=4)
   methods = style_methods.open_methods(style_pairs.Pairs(*folders, size=40), **options)
   assert [method.name for method in methods][-1] == "this model"
