@@ -53,25 +53,7 @@ def check(config):
         f"config.{key}={patch}; choose a size that is a multiple of {max(patch, 1)}"
       )
   for key in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
-    one_of(f"config.{key}.remat", config[key].remat, tuple(transformer.REMAT_POLICIES))
-    one_of(f"config.{key}.implementation", config[key].implementation, ("xla", "cudnn"))
-    one_of(f"config.{key}.attention", config[key].attention, attention.KINDS)
-    if config[key].attention == "l2" and config[key].implementation != "xla":
-      raise UserError(
-        f"config.{key}.implementation={config[key].implementation!r} has no attention by distance; "
-        f"set it to 'xla', or config.{key}.attention to 'dot'"
-      )
-    for count in ("layers", "unroll"):
-      if config[key][count] < 1:
-        value = config[key][count]
-        raise UserError(f"config.{key}.{count}={value} is under 1; set it to 1 or more")
-    _check_window(key, config[key])
-    width, heads = config[key].width, config[key].heads
-    if heads < 1 or width % (4 * heads):
-      raise UserError(
-        f"config.{key}.width={width} is not a multiple of 4·heads={4 * heads}, as two-dimensional "
-        f"RoPE needs; change config.{key}.width or config.{key}.heads"
-      )
+    _check_network(key, config[key])
   if config.discriminator.overlap > config.discriminator.patch:
     raise UserError(
       f"config.discriminator.overlap={config.discriminator.overlap} is over "
@@ -88,6 +70,29 @@ def check(config):
   if config.tokenizer_kind == "vqgan":
     _check_vqgan(config)
   _check_stages(config)
+
+
+def _check_network(key, options):
+  """Raises UserError for the first value of a Transformer, config.KEY, that cannot work."""
+  one_of(f"config.{key}.remat", options.remat, tuple(transformer.REMAT_POLICIES))
+  one_of(f"config.{key}.implementation", options.implementation, ("xla", "cudnn"))
+  one_of(f"config.{key}.attention", options.attention, attention.KINDS)
+  if options.attention == "l2" and options.implementation != "xla":
+    raise UserError(
+      f"config.{key}.implementation={options.implementation!r} has no attention by distance; "
+      f"set it to 'xla', or config.{key}.attention to 'dot'"
+    )
+  for count in ("layers", "unroll"):
+    if options[count] < 1:
+      value = options[count]
+      raise UserError(f"config.{key}.{count}={value} is under 1; set it to 1 or more")
+  _check_window(key, options)
+  width, heads = options.width, options.heads
+  if heads < 1 or width % (4 * heads):
+    raise UserError(
+      f"config.{key}.width={width} is not a multiple of 4·heads={4 * heads}, as two-dimensional "
+      f"RoPE needs; change config.{key}.width or config.{key}.heads"
+    )
 
 
 def _check_window(key, options):
@@ -142,29 +147,37 @@ def _check_stages(config):
     for key in [k for k in options if k.endswith("optimizer")]:
       one_of(f"config.{stage}.{key}.schedule", options[key].schedule, optim.SCHEDULES)
     if "adversary" in options:
-      schedule = options.adversary.optimizer.schedule
-      one_of(f"config.{stage}.adversary.optimizer.schedule", schedule, optim.SCHEDULES)
-      one_of(f"config.{stage}.adversary.loss", options.adversary.loss, tuple(adversarial.LOSSES))
-      one_of(
-        f"config.{stage}.adversary.penalty", options.adversary.penalty, ("exact", "difference")
-      )
-      for kind in options.adversary.augment:
-        one_of(f"config.{stage}.adversary.augment", kind, ("color", "translation", "cutout"))
-      if options.adversary.consistency_weight and not options.adversary.augment:
-        raise UserError(
-          f"config.{stage}.adversary.consistency_weight={options.adversary.consistency_weight:g} "
-          "compares images with and without augmentation, and adversary.augment is empty; name "
-          "one there, or set the weight to 0"
-        )
-      if options.adversary.levels and not config.generator.taps:
-        raise UserError(
-          f"config.{stage}.adversary.levels=True shows the discriminator conditioned images, and "
-          "config.generator.taps=() makes none; name a depth there, or set it to False"
-        )
+      _check_adversary(f"config.{stage}.adversary", options.adversary, config.generator.taps)
   if "style" in config.stages:
     _check_style(config)
   _check_ranges(config)
   _check_measuring(config)
+  _check_training_of_gpt(config)
+
+
+def _check_adversary(key, options, taps):
+  """Raises UserError for the first value of an adversary, at key, that cannot work."""
+  schedule = options.optimizer.schedule
+  one_of(f"{key}.optimizer.schedule", schedule, optim.SCHEDULES)
+  one_of(f"{key}.loss", options.loss, tuple(adversarial.LOSSES))
+  one_of(f"{key}.penalty", options.penalty, ("exact", "difference"))
+  for kind in options.augment:
+    one_of(f"{key}.augment", kind, ("color", "translation", "cutout"))
+  if options.consistency_weight and not options.augment:
+    raise UserError(
+      f"{key}.consistency_weight={options.consistency_weight:g} "
+      "compares images with and without augmentation, and adversary.augment is empty; name "
+      "one there, or set the weight to 0"
+    )
+  if options.levels and not taps:
+    raise UserError(
+      f"{key}.levels=True shows the discriminator conditioned images, and "
+      "config.generator.taps=() makes none; name a depth there, or set it to False"
+    )
+
+
+def _check_training_of_gpt(config):
+  """Raises UserError for the first value of pretrain and finetune that do not fit together."""
   trained = config.finetune.gpt_trained
   if trained not in ("all", "adapter", "none") and not (
     1 <= configs.last_layers(trained) <= config.gpt.layers

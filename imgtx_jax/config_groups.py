@@ -1,5 +1,5 @@
-"""Groups of configuration keys with their defaults: a Transformer, an optimizer, an adversary, the
-convolutional tokenizer, the style stage. config.py puts them together."""
+"""Groups of configuration keys with their defaults: data, networks, optimizers, adversaries, stages
+and sampling. config.py puts them together."""
 
 import ml_collections
 
@@ -83,6 +83,163 @@ def vqgan():
       decoder_blocks=3,
     )
   )
+
+
+def data():
+  """Where images come from, and how they are cropped."""
+  c = ml_collections.ConfigDict()
+  # Or "folder" (path/train, path/val), "tfds:NAME", or "images": those in the folders of path,
+  # separated by commas, without classes.
+  c.source = "emoji"
+  c.path = ""
+  c.image_size = 32
+  c.crop = "center"  # or "random": random-resized-crop of at least min_scale of the area
+  c.min_scale = 0.35
+  c.flip = False
+  c.threads = 4
+  return c
+
+
+def quantizer():
+  """Options of the codebook."""
+  c = ml_collections.ConfigDict()
+  c.kind = "vq"  # or "fsq"
+  c.codebook_size = 512
+  c.code_dim = 8
+  c.levels = (8, 8, 8)  # fsq: the codebook has their product of codes
+  c.commitment = 0.25
+  c.entropy = 0.0
+  c.revive_below = 0.05
+  return c
+
+
+def gpt():
+  """The GPT: a Transformer, the order of its codes, and its dropouts."""
+  c = trunk(192, 6, 6)
+  c.order = "raster"  # or "spread"
+  c.target_position = False
+  c.token_dropout = 0.1
+  c.residual_dropout = 0.1
+  c.ffn_dropout = 0.1
+  c.drop_path = 0.0  # of the deepest layer; the others in proportion to their depth
+  c.class_dropout = 0.1
+  return c
+
+
+def tokenizer():
+  """Options of the tokenizer stage."""
+  c = ml_collections.ConfigDict()
+  c.steps = 1000
+  c.batch_size = 64
+  c.optimizer = optimizer(1e-3, schedule="cosine")
+  c.ema_decay = 0.999
+  c.l1_weight = 0.0
+  c.l2_weight = 1.0
+  c.gradient_weight = 0.0  # of the differences between neighbouring pixels
+  c.tap_weight = 0.25  # of the conditioned images' reconstruction
+  c.lpips_weight = 0.0  # needs the extra "perceptual"
+  c.perturb = 0.0  # share of codes replaced by neighbours, annealed to 0
+  # Share of images decoded from latents, without quantisation: what the style stage starts from.
+  c.continuous_share = 0.0
+  c.adversarial_weight = 0.0
+  c.adversarial_start_steps = 0
+  # VQGAN: the weight times the ratio of the losses' gradients at the decoder's last layer.
+  c.adversarial_adaptive = False
+  c.adversary = adversary(2e-4, class_weight=0.0)
+  return c
+
+
+def pretrain():
+  """Options of the pretrain stage."""
+  c = ml_collections.ConfigDict()
+  c.steps = 1000
+  c.batch_size = 64
+  c.accumulate = 1  # parts of a batch, one after the other: saves training's memory only
+  c.optimizer = optimizer(1e-3, schedule="cosine")
+  c.ema_decay = 0.999
+  # RAR (arXiv:2411.00776): every example in a random order for so many steps, then a share of them
+  # that falls to none over the anneal steps; the rest in gpt.order. 0 and 0: never.
+  c.permute_steps = 0
+  c.permute_anneal_steps = 0
+  c.code_cache = ""  # a folder, or "auto" (WORKDIR/codes): encode once, not in each step
+  c.cache_crops = "ten"  # or "center"; mirrored ones only with data.flip
+  c.cache_scales = (1.1, 1.05)  # of the image's square, over the crops
+  return c
+
+
+def finetune():
+  """Options of the finetune stage."""
+  c = ml_collections.ConfigDict()
+  c.steps = 1000
+  c.batch_size = 32
+  # What the generator attends to, for ablations: the GPT's "states"; the "class" token's alone;
+  # "none"; or the states of an "untrained" GPT of the same kind beside the one that draws the codes
+  # (the generator's optimizer trains it).
+  c.memory = "states"
+  c.from_decoder = True  # the generator's start: the tokenizer's decoder, or afresh
+  c.noise_dim = 64
+  c.modulation_dim = 128
+  # The dial k: shares of the batch with no code and with all codes known; k is N·u² in between.
+  c.prefix_none_share = 0.3
+  c.prefix_full_share = 0.3
+  c.null_label_share = 0.1
+  c.reconstruction_weight = 10.0
+  c.reconstruction_power = 1.0
+  c.gradient_weight = 0.0  # within the reconstruction, beside the squared error's 1
+  c.lpips_weight = 0.0
+  c.tap_weight = 0.25
+  c.adversarial_weight = 0.03
+  c.reconstruct_warmup_steps = 0  # without the adversarial and the class loss
+  # So many steps the reconstruction also counts, less and less, where no code is known.
+  c.reconstruct_all_steps = 0
+  c.class_weight = 0.02  # that the class layer knows what it was asked for
+  c.next_code_weight = 0.1
+  # What the image's losses train of the GPT, which the next-code loss trains as a whole: "all",
+  # "last:L" (its last L layers), "adapter" (a residual on its states, in its stead) or "none".
+  c.gpt_trained = "all"
+  c.bank_share = 0.25  # of the batch rendered from codes that the GPT sampled
+  c.bank_rows = 8  # per class
+  c.refresh_steps = 200  # between refills of the bank
+  c.optimizer = optimizer(2e-4, beta1=0.0, beta2=0.99, weight_decay=0.0)
+  c.gpt_optimizer = optimizer(2e-5)
+  c.adversary = adversary(2e-4)
+  c.ema_decay = 0.995
+  return c
+
+
+def gan():
+  """Options of the gan stage: the generator from noise and class alone, no tokenizer, no GPT. Its
+  grid of mask tokens is of config.patch and as deep as a code."""
+  c = ml_collections.ConfigDict()
+  c.steps = 1000
+  c.batch_size = 64
+  c.noise_dim = 64
+  c.modulation_dim = 128
+  c.null_label_share = 0.1
+  c.class_weight = 0.02
+  c.optimizer = optimizer(2e-4, beta1=0.0, beta2=0.99, weight_decay=0.0)
+  c.adversary = adversary(2e-4, class_weight=0.02)
+  c.ema_decay = 0.999
+  return c
+
+
+def sample():
+  """How samples are drawn while training, and by default afterwards."""
+  c = ml_collections.ConfigDict()
+  c.cfg_scale = 1.5
+  c.guidance = "constant"  # over the codes: see decode.Decoding
+  c.cfg_start = 0.0
+  c.cfg_stop = 1.0
+  c.cfg_power = 2.75
+  c.temperature = 1.0
+  c.top_k = 0
+  c.top_p = 1.0
+  c.truncation = 1.0  # of the noise, and w_scale: see sampling.Sampling
+  c.w_scale = 1.0
+  c.refine_steps = 0  # of the condition vectors, uphill on the discriminator: refine.py
+  c.refine_rate = 0.05
+  c.refine_radius = 0.2
+  return c
 
 
 def style():

@@ -11,13 +11,13 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from imgtx_jax import config as configs
 from imgtx_jax import rounds
 from imgtx_jax.curves import draw_curve
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import write_atomically
 from imgtx_jax.metric_log import read_metrics
 
-_STAGES = ("tokenizer", "pretrain", "finetune", "gan", "style")
 _TIMELINE = 16  # pictures of one name on the page; what lies between is left in its folder
 _ACRONYMS = {"psnr", "ssim", "lpips", "fid", "gpt", "r1", "r2", "ema", "mse", "kid", "l1", "l2"}
 _ACRONYMS |= {"fd", "vgg16"}
@@ -28,7 +28,7 @@ def write(workdir):
   """Writes report.html and report.json from what the stages have left in workdir so far."""
   workdir = Path(workdir)
   config = _read_json(workdir / "config.json", {})
-  directories = _stage_directories(workdir, config.get("stages", _STAGES))
+  directories = _stage_directories(workdir, config.get("stages", configs.STAGES))
   if not directories:
     raise UserError(
       f"nothing to report in {workdir}: no stage has started there; train first with "

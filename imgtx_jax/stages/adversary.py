@@ -17,6 +17,7 @@ from imgtx_jax import optim, parallel, rng
 from imgtx_jax.losses import adversarial
 from imgtx_jax.losses import codes as code_losses
 from imgtx_jax.models.discriminator import Discriminator
+from imgtx_jax.stages import networks
 
 SATURATED_LOSS = 1e-3  # of a discriminator that has nothing left to learn
 
@@ -238,6 +239,13 @@ def make_draws(key, step, index, turn=0):
     name: rng.example_keys(rng.stream(key, f"adversary_{name}{suffix}", step), index)
     for name in ("augment", "noise", "levels")
   }
+
+
+def of_stage(config, name, classes, taps=()) -> Any:
+  """The player that config.NAME.adversary describes, over the stage's steps; taps: see
+  make_adversary."""
+  discriminator = networks.make_discriminator(config, classes)
+  return make_adversary(config[name].adversary, discriminator, config[name].steps, taps=taps)
 
 
 def make_adversary(options, discriminator, steps, taps=()) -> Any:

@@ -44,12 +44,7 @@ class FinetuneStage(generating.GeneratingStage):
     self.gpt, self.order = self.prior.gpt, self.prior.order
     self.tokenizer = self.prior.tokenizer
     self.renderer = networks.make_renderer(config, classes)
-    self.adversary = adversary.make_adversary(
-      self.options.adversary,
-      networks.make_discriminator(config, classes),
-      self.steps,
-      taps=config.generator.taps,
-    )
+    self.adversary = adversary.of_stage(config, self.name, classes, config.generator.taps)
     self.captions = self.tap_captions() | {
       f"refined_k{prefix}": ["sample", "refined"] for prefix in (0, self.num_codes)
     }

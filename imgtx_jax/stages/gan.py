@@ -29,12 +29,7 @@ class GanStage(generating.GeneratingStage):
     super().__init__(config, classes)
     self.options = config.gan
     self.generator, self.mapping, self.grid_shape = networks.make_one_step(config, classes)
-    self.adversary = adversary.make_adversary(
-      self.options.adversary,
-      networks.make_discriminator(config, classes),
-      self.steps,
-      taps=config.generator.taps,
-    )
+    self.adversary = adversary.of_stage(config, self.name, classes, config.generator.taps)
     self.tx = optim.make(self.options.optimizer, self.steps, config.generator.width)
     self.captions = self.tap_captions()
 

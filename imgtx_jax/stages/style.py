@@ -40,11 +40,7 @@ class StyleStage(stage.Stage):
     self.tx = optim.make(self.options.optimizer, self.steps, config.generator.width)
     self.adversary = None
     if self.options.adversarial_weight:
-      self.adversary = adversary.make_adversary(
-        self.options.adversary,
-        networks.make_discriminator(config, classes),
-        self.steps,
-      )
+      self.adversary = adversary.of_stage(config, self.name, classes)
     styles = min(_PICTURED[0], config.pictures)
     self.captions = {"styles": ["content", "null style", *["style"] * styles]}
 

@@ -31,12 +31,7 @@ class TokenizerStage(stage.Stage):
     self.tx = optim.make(self.options.optimizer, self.steps, networks.tokenizer_width(config))
     self.adversary = None
     if self.options.adversarial_weight:
-      self.adversary = adversary.make_adversary(
-        self.options.adversary,
-        networks.make_discriminator(config, classes),
-        self.steps,
-        taps=self.tokenizer.decoder.taps,
-      )
+      self.adversary = adversary.of_stage(config, self.name, classes, self.tokenizer.decoder.taps)
     self.lpips_weight = self.options.lpips_weight
     conditioned = [f"after layer {depth}" for depth in self.tokenizer.decoder.taps]
     self.captions = {"reconstructions": ["original", *conditioned, "reconstruction"]}
