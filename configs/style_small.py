@@ -30,7 +30,7 @@ def get_config(folders=""):
   # half a second on two cores.
   config.patch = 8
   config.encoder.update(dict(width=192, layers=1, heads=3, window=4))
-  config.generator.update(dict(width=192, layers=5, heads=3, window=4, taps=()))
+  config.generator.update(dict(width=192, layers=5, heads=3, window=4, taps=(), head_channels=8))
   config.style_encoder.update(dict(width=192, layers=2, heads=3, window=4))
   for network in ("encoder", "generator", "style_encoder"):
     config[network].remat = "full"
@@ -44,9 +44,8 @@ def get_config(folders=""):
 
   # VGG16 takes two thirds of a step: a small batch, and many of them.
   config.style.update(dict(steps=2000, batch_size=4))
-  # At first the style loss wants sharper textures from everything, and its gradient is a hundred
-  # times the others'. A head that gives in paints the patch grid over all images.
-  config.style.update(dict(content_weight=0.3, style_weight=0.5))
+  config.style.update(dict(content_weight=1.0, style_weight=1.0, identity_weight=0.0))
+  # What a style changes is drawn with the patches that the tokenizer learned of photos.
   config.style.optimizer.update(dict(learning_rate=1e-3, warmup_steps=50))
   config.style.optimizer.freeze = "generator/head/(norm|project|conv|rgb)"
   config.log_steps = 20

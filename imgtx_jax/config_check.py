@@ -117,6 +117,12 @@ def _check_style(config):
       f"config.tokenizer_kind={config.tokenizer_kind!r} has no decoder that the style stage could "
       "start from; set it to 'transformer', or leave style out of config.stages"
     )
+  left = config.data.image_size - config.style.shift
+  if left < _VGG16_SIDE:
+    raise UserError(
+      f"config.style.shift={config.style.shift} leaves {left} of config.data.image_size="
+      f"{config.data.image_size} pixels, and VGG16 needs {_VGG16_SIDE}; make it smaller"
+    )
   one_of("config.style.data.crop", config.style.data.crop, ("center", "random"))
   if config.style.data.source in ("images", "folder") and not config.style.data.path:
     raise UserError(
@@ -214,6 +220,7 @@ def _check_ranges(config):
     "style.modulation_dim": (1, None),
     "style.jitter_share": (0, 1),
     "style.partial_share": (0, 1),
+    "style.shift": (0, None),
     "style.data.min_scale": (1e-6, 1),
     "gpt.class_dropout": (0, 1),
     "gpt.token_dropout": (0, 0.99),

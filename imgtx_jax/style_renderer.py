@@ -1,9 +1,9 @@
 """A trained stylizer over images of any size: padded to whole patches, in batches or in tiles.
 
 Strength. At strength s < 1 the stylizer is given the mixture (1 - s) · null + s · style, and what
-the null style loses of the content (the tokenizer's reconstruction error) is given back in the same
-proportion: image = render(mixture) + (1 - s) · (content - render(null)). So 0 is the content to the
-bit, and the way there is smooth.
+the size to work at loses of the content is given back in the same proportion: image =
+render(mixture) + (1 - s) · (content - content at that size). So 0 is the content to the bit, and
+the way there is smooth.
 """
 
 import math
@@ -23,7 +23,7 @@ OVERLAP = 128
 LEAST_TILE = 4 * OVERLAP
 # Images are padded to multiples of this: few programs for many sizes. Tiles start at them.
 STEP = 64
-_MOMENTS_PIXELS = 2048 * 2048  # larger images are measured on a smaller copy
+_MEASURED_PIXELS = TILE * TILE  # larger images are measured on a smaller copy
 
 
 class StyleRenderer:
@@ -45,7 +45,6 @@ class StyleRenderer:
     self.overlap = -(-OVERLAP // self.step) * self.step
     self.tile = max(tile // self.step, 2 * self.overlap // self.step + 1) * self.step if tile else 0
     self.batch_size, self.hard = batch_size, hard
-    self._measured = None, None
 
   def encode(self, image, size=STYLE_SIZE):
     """The Style of a style image, uint8 [H, W, 3]: of its centred square at [size, size]; batch 1,
@@ -83,37 +82,27 @@ class StyleRenderer:
       pairs = zip(contents, styles, strict=True)
       return np.stack([self._render_tiles(content, style) for content, style in pairs])
     style = jax.tree.map(lambda *parts: np.concatenate(parts), *styles)
-    batch = {"content": np.stack(contents), **style._asdict()}
+    batch = {"content": np.stack(contents), "style": style}
     count = min(self.room(shape), len(contents))
     return in_batches(self._run, batch, 2 ** math.ceil(math.log2(count)), devices=1)
 
-  def _run(self, batch, moments=None):
-    style = stylizing.Style(batch["tokens"], batch["modulation"])
-    options = dict(hard=self.hard, moments=moments)
-    image = self.stylizer.render(batch["content"], style, **options)
-    if self.strength < 1:
-      null = self.stylizer.null(1)
-      image -= (1 - self.strength) * self.stylizer.render(batch["content"], null, **options)
-    return image
+  def _run(self, batch, whole=None):
+    content = batch["content"]
+    image = self.stylizer.render(content, batch["style"], hard=self.hard, whole=whole)
+    return image - (1 - self.strength) * content
 
   def _render_tiles(self, content, style):
-    moments = self._moments(content)
+    # Measured on the whole image: tiles must not measure it each on itself.
+    whole = self.stylizer.measure(self._small(content)[None], style, hard=self.hard)
 
     def run(tile):
-      batch = {"content": tile[None], **style._asdict()}
-      return np.asarray(self._run(batch, moments))[0]
+      return np.asarray(self._run({"content": tile[None], "style": style}, whole))[0]
 
     return tiles.render(run, content, largest=self.tile, overlap=self.overlap, step=self.step)
 
-  def _moments(self, content):
-    """What render measures on whole images: tiles must not measure it each on itself."""
-    if self._measured[0] is not content:  # else the content of before, in another style
-      self._measured = content, self.stylizer.moments(self._small(content)[None], hard=self.hard)
-    return self._measured[1]
-
   def _small(self, content):
-    """The content, or a copy of about _MOMENTS_PIXELS."""
-    scale = (_MOMENTS_PIXELS / math.prod(content.shape[:2])) ** 0.5
+    """The content, or a copy of about _MEASURED_PIXELS."""
+    scale = (_MEASURED_PIXELS / math.prod(content.shape[:2])) ** 0.5
     if scale >= 1:
       return content
     height, width = (

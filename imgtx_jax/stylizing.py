@@ -11,7 +11,7 @@ import numpy as np
 
 from imgtx_jax import workdir
 from imgtx_jax.errors import UserError
-from imgtx_jax.models.style_encoder import Style, mix
+from imgtx_jax.models.style_encoder import Style, mix, repeat
 from imgtx_jax.stages import networks, stylist
 
 __all__ = ["Style", "Stylizer", "load", "mix"]
@@ -29,7 +29,7 @@ class Stylizer:
     self._params, self._tokenizer = jax.tree.map(jnp.asarray, (params, tokenizer))
     self._styles = jax.jit(networks.styles)
     self._null = jax.jit(networks.null, static_argnums=1)
-    self._moments = jax.jit(networks.moments, static_argnames="hard")
+    self._measure = jax.jit(networks.measure, static_argnames="hard")
     self._render = jax.jit(networks.render, static_argnames="hard")
 
   @property
@@ -48,20 +48,21 @@ class Stylizer:
     """
     return self._null(self._params, batch)
 
-  def moments(self, content, *, hard=False):
-    """What render measures on content images [B, H, W, 3] as a whole; [B, S']. The tiles of an
-    image agree with each other if render is given those of the image (or of a small copy)."""
-    return self._moments(self._tokenizer, self._checked(content), hard=hard)
-
-  def render(self, content, style, *, hard=False, moments=None):
-    """Content images [B, H, W, 3] in [-1, 1] in their Style (batch B, or 1 for all of them) →
-    images [B, H, W, 3], clipped to [-1, 1]. hard: from the content's codes, not its latents.
-    moments: of the whole images that these are tiles of; by default their own."""
+  def measure(self, content, style, *, hard=False):
+    """What render takes from content images [B, H, W, 3] as a whole in a Style; a stylist.Whole.
+    The tiles of an image agree with each other if render is given that of the image (or of a small
+    copy)."""
     content = self._checked(content)
-    if moments is not None:
-      moments = _repeat(moments, len(content))
-    style = Style(*(_repeat(part, len(content)) for part in style))
-    image = self._render(self._params, self._tokenizer, content, style, hard=hard, moments=moments)
+    style = repeat(style, len(content))
+    return self._measure(self._tokenizer, content, style, hard=hard)
+
+  def render(self, content, style, *, hard=False, whole=None):
+    """Content images [B, H, W, 3] in [-1, 1] in their Style (batch B, or 1 for all of them) →
+    images [B, H, W, 3], clipped to [-1, 1]. hard: the change is drawn from the content's codes, not
+    its latents. whole: measure's, of the images that these are tiles of; by default their own."""
+    content = self._checked(content)
+    style, whole = (repeat(parts, len(content)) for parts in (style, whole))
+    image = self._render(self._params, self._tokenizer, content, style, hard=hard, whole=whole)
     return jnp.clip(image, -1.0, 1.0)
 
   def _checked(self, images):
@@ -72,10 +73,6 @@ class Stylizer:
         "crop, pad or resize them"
       )
     return jnp.asarray(images, jnp.float32)
-
-
-def _repeat(part, batch):
-  return jnp.broadcast_to(part, (batch, *part.shape[1:])) if part.shape[0] == 1 else part
 
 
 def load(directory, checkpoint="last") -> Stylizer:

@@ -75,20 +75,18 @@ def test_tiled_is_untiled(local_stylizer, contents, strength):
 
 
 def test_large_images_are_measured_on_a_copy(local_stylizer, contents, monkeypatch):
-  monkeypatch.setattr(style_renderer, "_MOMENTS_PIXELS", 256 * 256)
+  monkeypatch.setattr(style_renderer, "_MEASURED_PIXELS", 256 * 256)
   stylizer = local_stylizer()
   renderer = StyleRenderer(stylizer, tile=512)
   seen = []
 
-  def moments(content, **options):
+  def measure(content, style, **options):
     seen.append(content.shape)
-    return local_stylizer.moments(stylizer, content, **options)
+    return local_stylizer.measure(stylizer, content, style, **options)
 
-  monkeypatch.setattr(stylizer, "moments", moments)
-  styles = [renderer.at_strength(renderer.encode(RED))] * 2
-  content = renderer.padded(contents[0])
-  renderer.render([content, content], styles)
-  assert seen == [(1, 256, 256, 3)]  # once for both styles
+  monkeypatch.setattr(stylizer, "measure", measure)
+  renderer.render([renderer.padded(contents[0])], [renderer.at_strength(renderer.encode(RED))])
+  assert seen == [(1, 256, 256, 3)]
 
 
 def test_hard_codes(local_stylizer, contents):

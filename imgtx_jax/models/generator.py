@@ -7,6 +7,7 @@
 | stylizer | the content's latents | style tokens | style statistics |
 """
 
+import functools
 import math
 from collections import abc
 from typing import Any
@@ -24,13 +25,16 @@ _WAVES = 4  # each way, of what varies slowly over the grid
 class PatchHead(nn.Module):
   """Tokens [B, h·w, D] → image [B, h·p, w·p, 3]: linear per patch, then two light convolutions.
 
-  The convolutions run over the rendered features across patch borders: a bare linear head leaves
-  a visible grid. modulated: modulation [B, S] shifts and scales the normed tokens, by nothing at
-  the start (the last layer of DiT, arXiv:2212.09748): a direct way to the colours of an image.
+  A bare linear head leaves a visible grid. overlap: a token draws twice its patch each way, fading
+  out into its neighbours' (as overlap-add of windowed signals), so that nothing has to be continued
+  across a border. The convolutions run over the rendered features of all patches. modulated:
+  modulation [B, S] shifts and scales the normed tokens, by nothing at the start (the last layer of
+  DiT, arXiv:2212.09748): a direct way to the colours of an image.
   """
 
   patch: int
   channels: int
+  overlap: bool = False
   modulated: bool = False
   dtype: Any = jnp.float32
 
@@ -43,13 +47,44 @@ class PatchHead(nn.Module):
       )(nn.silu(modulation))
       shift, scale = jnp.split(table[:, None], 2, axis=-1)
       x = x * (1.0 + scale) + shift
-    x = layers.Linear(
-      self.patch**2 * self.channels, use_bias=True, dtype=self.dtype, name="project"
-    )(x)
-    x = layers.unpatchify(x, self.patch, shape)  # [B, H, W, F]
+    side = (2 if self.overlap else 1) * self.patch
+    x = layers.Linear(side**2 * self.channels, use_bias=True, dtype=self.dtype, name="project")(x)
+    # [B, H, W, F]
+    x = overlap_add(x, side, shape) if self.overlap else layers.unpatchify(x, self.patch, shape)
     h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv")(x)
     x = x + nn.gelu(h)
     return nn.Conv(3, (3, 3), dtype=self.dtype, name="rgb")(x).astype(jnp.float32)
+
+
+def overlap_add(patches, side, shape):
+  """Patches [B, h·w, s·s·F], centred on the cells of a grid (h, w) of half their side s, as images
+  [B, h·s/2, w·s/2, F]: their sum under a triangular window, whose weights add up to 1."""
+  b, (h, w), half = patches.shape[0], shape, side // 2
+  ramp = (np.arange(half) + 0.5) / half
+  window = np.concatenate([ramp, ramp[::-1]])
+  x = patches.reshape(b, h, w, 2, half, 2, half, -1)
+  x = x * (window.reshape(2, half, 1, 1, 1) * window.reshape(2, half, 1)).astype(x.dtype)
+  # A quarter of a patch is a half's square: quarters (i, j) lie i down and j across.
+  total = sum(
+    jnp.pad(x[:, :, :, i, :, j], ((0, 0), (i, 1 - i), (j, 1 - j), (0, 0), (0, 0), (0, 0)))
+    for i in (0, 1)
+    for j in (0, 1)
+  )  # [B, h + 1, w + 1, s/2, s/2, F]
+  image = total.swapaxes(2, 3).reshape(b, (h + 1) * half, (w + 1) * half, -1)
+  start = half // 2
+  image = image[:, start : start + h * half, start : start + w * half]
+  # At the edges of the image a neighbour is missing.
+  sums = [_window_sums(n, window)[start : start + n * half] for n in shape]
+  return image / (sums[0][:, None, None] * sums[1][:, None]).astype(image.dtype)
+
+
+def _window_sums(n, window):
+  """The weights at the places of n windows, half their length apart."""
+  half = len(window) // 2
+  total = np.zeros((n + 1) * half)
+  for i in range(n):
+    total[i * half : (i + 2) * half] += window
+  return total
 
 
 class Generator(nn.Module):
@@ -71,6 +106,7 @@ class Generator(nn.Module):
   trunk: abc.Mapping[str, Any]
   taps: tuple[int, ...] = ()
   head_channels: int = 16
+  head_overlap: bool = False
   memory: bool = False
   modulated: bool = False
   head_modulated: bool = False
@@ -104,12 +140,13 @@ class Generator(nn.Module):
       if known is not None:
         grid = jnp.where(known[..., None], grid, token)
     x = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(grid)
+    head = functools.partial(
+      PatchHead, self.patch, self.head_channels, self.head_overlap, dtype=self.dtype
+    )
     taps = []
     for i, (start, end) in enumerate(zip((0, *self.taps), (*self.taps, self.layers), strict=True)):
       if i:
-        conditioned = PatchHead(
-          self.patch, self.head_channels, dtype=self.dtype, name=f"tap_head_{i}"
-        )(x, shape)
+        conditioned = head(name=f"tap_head_{i}")(x, shape)
         vectors = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name=f"tap_embed_{i}")(
           layers.patchify(conditioned, self.patch)
         )
@@ -124,9 +161,7 @@ class Generator(nn.Module):
         name=f"segment_{i}",
         **self.trunk,
       )(x, context)
-    image = PatchHead(
-      self.patch, self.head_channels, self.head_modulated, dtype=self.dtype, name="head"
-    )(x, shape, modulation)
+    image = head(modulated=self.head_modulated, name="head")(x, shape, modulation)
     return image, tuple(taps)
 
   def _mask_tokens(self, modulation, shape, channels):

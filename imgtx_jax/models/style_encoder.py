@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from imgtx_jax.models import attention, layers, transformer
+from imgtx_jax.models import attention, layers, palette, transformer
 
 _VARIANCE = 1e-4  # added to variances: flat images have none
 
 
 class Style(NamedTuple):
-  """tokens [B, M, D], modulation [B, S]. Linear: mixtures and strengths are weighted sums of
-  Styles, for token m of all images speaks through the same slot."""
+  """tokens [B, M, D], modulation [B, S]; palette. Linear: mixtures and strengths are weighted sums
+  of Styles, for token m of all images speaks through the same slot."""
 
   tokens: Any
   modulation: Any
+  palette: palette.Palette
 
 
 class StyleEncoder(nn.Module):
@@ -69,13 +71,16 @@ class StyleEncoder(nn.Module):
     # The embedding is linear in the pixels: its moments are those of colours and small textures.
     moments = jnp.concatenate([statistics(embedded), statistics(x)], axis=-1)
     modulation = self.modulate(nn.silu(self.hidden(moments)))
-    return Style(tokens.astype(jnp.float32), modulation.astype(jnp.float32))
+    return Style(
+      tokens.astype(jnp.float32), modulation.astype(jnp.float32), palette.of_images(images)
+    )
 
   def null(self, batch):
     """The null style, `batch` times."""
     return Style(
       jnp.broadcast_to(self.null_tokens, (batch, *self.null_tokens.shape)),
       jnp.broadcast_to(self.null_modulation, (batch, self.modulation_dim)),
+      palette.none(batch),
     )
 
 
@@ -103,4 +108,13 @@ def mix(styles, weights):
       total = total + part * weight.reshape(weight.shape + (1,) * (part.ndim - weight.ndim))
     return total
 
-  return Style(*(add(*parts) for parts in zip(*styles, strict=True)))
+  return jax.tree.map(add, *styles)
+
+
+def repeat(style, batch):
+  """A Style of batch 1 `batch` times; one of `batch` as it is."""
+
+  def widen(part):
+    return jnp.broadcast_to(part, (batch, *part.shape[1:])) if part.shape[0] == 1 else part
+
+  return jax.tree.map(widen, style)

@@ -99,6 +99,7 @@ def make_generator(config, **roles):
     trunk=_trunk(config.generator),
     taps=tuple(config.generator.taps),
     head_channels=config.generator.head_channels,
+    head_overlap=config.generator.head_overlap,
     dtype=dtype(config),
     **roles,
   )

@@ -15,7 +15,7 @@ from imgtx_jax.importers import lpips as vgg_weights
 from imgtx_jax.losses import pixels
 from imgtx_jax.losses import style as losses
 from imgtx_jax.metrics import image as image_metrics
-from imgtx_jax.models.style_encoder import Style, mix
+from imgtx_jax.models.style_encoder import mix
 from imgtx_jax.stages import adversary, networks, stage
 from imgtx_jax.state import TrainState, update_ema
 
@@ -94,10 +94,11 @@ class StyleStage(stage.Stage):
         *(params["discriminator"], opt_state["discriminator"]),
         *(styles, images["styled"], labels, key, index, state, axis),
       )
-    targets = self._targets(state.frozen, contents, styles, strength)
+    shift = self._shift(key, state.step)
+    targets = self._targets(state.frozen, contents, styles, strength, shift)
 
     def loss_fn(images):
-      total, parts = self._loss(state.frozen, images, contents, styles, targets)
+      total, parts = self._loss(state.frozen, images, styles, targets, shift)
       if self.adversary:
         draws = adversary.make_draws(key, state.step, index)
         against, _, more = self.adversary.generator_loss(
@@ -139,25 +140,34 @@ class StyleStage(stage.Stage):
     draws = rng.uniform(rng.stream(key, "strength", step), index, (2,))
     return jnp.where(draws[:, 0] < self.options.partial_share, draws[:, 1], 1.0)
 
-  def _draw(self, params, frozen, contents, styles, strength):
-    """The images that the losses look at, each [B, H, W, 3]: "styled"; "null", the contents under
-    the null style; "own", the style images in their own style."""
-    batch, shape = len(contents), self.stylist.shape(contents)
-    grid = self.stylist.content(frozen["tokenizer"], jnp.concatenate([contents, styles]))
-    content, of_style = jnp.split(grid, 2)
-    style, null = self.stylist.styles(params, styles), self.stylist.null(params, batch)
-    partial = mix([null, style], [1.0 - strength, strength])
-    images = self.stylist.draw(
-      params,
-      jnp.concatenate([content, content, of_style]),
-      Style(*(jnp.concatenate(parts) for parts in zip(partial, null, style, strict=True))),
-      shape,
-    )
-    return dict(zip(("styled", "null", "own"), jnp.split(images, 3), strict=True))
+  def _shift(self, key, step):
+    """Where VGG16's crops of this step start, [2]: its strides of 16 pixels favour some places, and
+    if those were always the same places of a patch the stylizer would learn a grid from them."""
+    return jax.random.randint(rng.stream(key, "shift", step), (2,), 0, self.options.shift + 1)
 
-  def _targets(self, frozen, contents, styles, strength):
+  def _features(self, frozen, images, shift=None):
+    """VGG16's of images [B, H, W, 3], or of their crops by `shift` of the images' common frame."""
+    if shift is not None and self.options.shift:
+      height, width = (side - self.options.shift for side in images.shape[1:3])
+      sizes = (len(images), height, width, images.shape[3])
+      images = jax.lax.dynamic_slice(images, (0, *shift, 0), sizes)
+    return losses.features(frozen["vgg"], images)
+
+  def _draw(self, params, frozen, contents, styles, strength):
+    """The images that the losses look at, each [B, H, W, 3]: "styled"; "null", what the generator
+    makes of the contents under the null style, and "moved", what it is to make; "own", if a loss
+    asks, the style images in their own style."""
+    style, null = self.stylist.styles(params, styles), self.stylist.null(params, len(contents))
+    partial = mix([null, style], [1.0 - strength, strength])
+    found = self.stylist.stylize(params, frozen["tokenizer"], contents, partial)
+    images = {"styled": found.image, "null": found.plain, "moved": found.moved}
+    if self.options.identity_weight or self.options.identity_feature_weight:
+      images["own"] = self.stylist.render(params, frozen["tokenizer"], styles, style)
+    return images
+
+  def _targets(self, frozen, contents, styles, strength, shift=None):
     """What VGG16 says of contents and styles: features of both, and the moments asked for."""
-    found = losses.features(frozen["vgg"], jnp.concatenate([contents, styles]))
+    found = self._features(frozen, jnp.concatenate([contents, styles]), shift)
     content, style = (
       {name: x[part] for name, x in found.items()}
       for part in (slice(len(contents)), slice(len(contents), None))
@@ -165,21 +175,25 @@ class StyleStage(stage.Stage):
     moments = losses.blend(losses.moments(content), losses.moments(style), strength)
     return {"content": content, "style": style, "moments": moments}
 
-  def _loss(self, frozen, images, contents, styles, targets):
+  def _loss(self, frozen, images, styles, targets, shift):
     """All but the adversarial part; (total, metrics)."""
     options = self.options
-    found = losses.features(frozen["vgg"], images["styled"])
+    found = self._features(frozen, images["styled"], shift)
     parts = {
       "content": losses.content(found, targets["content"]).mean(),
       "style": losses.style(losses.moments(found), targets["moments"]).mean(),
-      "null": self._distance(images["null"], contents),
-      "identity": self._distance(images["own"], styles),
+      "null": self._distance(images["null"], images["moved"]),
     }
+    if "own" in images:
+      parts["identity"] = self._distance(images["own"], styles)
     if options.identity_feature_weight:
-      own = losses.features(frozen["vgg"], images["own"])
+      own = self._features(frozen, images["own"], shift)
       parts["identity_feature"] = losses.identity(own, targets["style"]).mean()
     if options.total_variation_weight:
       parts["total_variation"] = losses.total_variation(images["styled"]).mean()
+    if options.pattern_weight:
+      change = images["styled"] - images["moved"]
+      parts["pattern"] = pixels.patch_pattern(change, self.config.patch).mean()
     return sum(options[f"{name}_weight"] * value for name, value in parts.items()), parts
 
   def _distance(self, x, y):
@@ -208,17 +222,25 @@ class StyleStage(stage.Stage):
   def _sums(self, state, batch, key, *, axis):
     contents, styles = self.prepare(batch), self._prepare_styles(batch)
     full = jnp.ones(len(contents))
-    images = self._draw(state.ema["stylist"], state.frozen, contents, styles, full)
+    params = state.ema["stylist"]
+    style = self.stylist.styles(params, styles)
+    images = self._draw(params, state.frozen, contents, styles, full)
+    own = self.stylist.render(params, state.frozen["tokenizer"], styles, style)
     targets = self._targets(state.frozen, contents, styles, full)
-    found = losses.features(state.frozen["vgg"], images["styled"])
+    found = self._features(state.frozen, images["styled"])
     of_content = losses.moments(targets["content"])
+    of_moved = self._features(state.frozen, images["moved"])
+    others = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), targets["moments"])
     figures = {
       "content": losses.content(found, targets["content"]),
       "style": losses.style(losses.moments(found), targets["moments"]),
       "style_of_content": losses.style(of_content, targets["moments"]),
+      # Of the colours' part alone, and to the style of another example: what is its own?
+      "style_of_moved": losses.style(losses.moments(of_moved), targets["moments"]),
+      "style_of_others": losses.style(losses.moments(found), others),
       "ssim": image_metrics.ssim(contents, images["styled"]),
-      "null_psnr": image_metrics.psnr(contents, images["null"]),
-      "own_psnr": image_metrics.psnr(styles, images["own"]),
+      "null_psnr": image_metrics.psnr(images["moved"], images["null"]),
+      "own_psnr": image_metrics.psnr(styles, own),
     }
     figures |= self.grid_figures(contents, images["styled"])
     return self.masked_sums(batch, figures)
@@ -233,15 +255,13 @@ class StyleStage(stage.Stage):
     rows, columns = (min(len(batch["image"]), most) for most in _PICTURED)
     contents, styles = self.prepare(batch)[:columns], self._prepare_styles(batch)[:rows]
     params = state.ema["stylist"]
-    encoded = self.stylist.styles(params, styles)
-    null = self.stylist.null(params, 1)
-    grid = self.stylist.content(state.frozen["tokenizer"], contents)
-    every = Style(*(jnp.concatenate(parts) for parts in zip(null, encoded, strict=True)))
-    drawn = self.stylist.draw(
+    pair = self.stylist.null(params, 1), self.stylist.styles(params, styles)
+    every = jax.tree.map(lambda *parts: jnp.concatenate(parts), *pair)
+    drawn = self.stylist.render(
       params,
-      jnp.tile(grid, (rows + 1, 1, 1)),
-      Style(*(jnp.repeat(part, columns, axis=0) for part in every)),
-      self.stylist.shape(contents),
+      state.frozen["tokenizer"],
+      jnp.tile(contents, (rows + 1, 1, 1, 1)),
+      jax.tree.map(lambda part: jnp.repeat(part, columns, axis=0), every),
     )
     blank = jnp.ones_like(styles[:1])
     first = jnp.concatenate([blank, blank, styles])[:, None]

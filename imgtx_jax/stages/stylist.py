@@ -2,21 +2,47 @@
 and imgtx_jax.stylizing uses them."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from imgtx_jax import rng
+from imgtx_jax.models import palette
 from imgtx_jax.models.encoder import Encoder
 from imgtx_jax.models.generator import Generator
 from imgtx_jax.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
-from imgtx_jax.models.style_encoder import StyleEncoder, statistics
+from imgtx_jax.models.style_encoder import StyleEncoder, repeat, statistics
 from imgtx_jax.stages.renderer import copy_by_name
+
+
+class Whole(NamedTuple):
+  """Of whole images, to render parts of them alike: the map of their colours to the style's, matrix
+  [B, 3, 3] and offset [B, 3], and the moments [B, 4 C] of their latents after it."""
+
+  matrix: Any
+  offset: Any
+  moments: Any
+
+
+class Stylized(NamedTuple):
+  """Images [B, H, W, 3]. image: the content in the style; moved: the content with the style's
+  palette; plain: what the generator makes of that under the null style."""
+
+  image: Any
+  plain: Any
+  moved: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Stylist:
   """Pure functions of params = {"generator", "style_encoder"}, which the style stage trains, and
   tokenizer = {"encoder", "quantizer"}, which it does not.
+
+  An image in a style is the content, with the style's palette, and the change that the style makes
+  to what the generator draws: generator(style) - generator(null). So what the latents do not hold
+  of the content stays, and so do patterns that the generator draws whatever the style; the null
+  style gives the content back.
 
   The generator is modulated by the style's modulation [B, S] beside the moments of the content's
   latents [B, 4 C]: what a style makes of an image depends on what it is made from.
@@ -65,12 +91,44 @@ class Stylist:
       return self.quantizer.dequantize(tokenizer["quantizer"], codes)
     return self.quantizer.continuous(latents)
 
-  def draw(self, params, content, style, shape, moments=None):
-    """A content grid [B, h·w, C] of shape (h, w) in a Style → images [B, H, W, 3].
+  def measure(self, tokenizer, images, style, *, hard=False):
+    """What stylize takes from images [B, H, W, 3] as a whole, for a Style: a Whole."""
+    matrix, offset = palette.transfer(palette.of_images(images), style.palette)
+    moved = palette.apply(images, matrix, offset)
+    return Whole(matrix, offset, _moments(self.content(tokenizer, moved, hard=hard)))
 
-    moments [B, 4 C]: of the image that the grid is a part of, by default the grid's own.
+  def stylize(self, params, tokenizer, images, style, *, hard=False, whole=None):
+    """Content images [B, H, W, 3] in a Style [B] → Stylized.
+
+    whole: measure's of the images that these are parts of; by default of these themselves.
     """
-    moments = _moments(content) if moments is None else moments
+    if whole is None:
+      matrix, offset = palette.transfer(palette.of_images(images), style.palette)
+    else:
+      matrix, offset, _ = whole
+    moved = palette.apply(images, matrix, offset)
+    content = self.content(tokenizer, moved, hard=hard)
+    moments = _moments(content) if whole is None else whole.moments
+    pair = repeat(self.null(params, 1), len(images)), style
+    plain, styled = jnp.split(
+      self.draw(
+        params,
+        jnp.concatenate([content, content]),
+        jax.tree.map(lambda *parts: jnp.concatenate(parts), *pair),
+        self.shape(images),
+        jnp.concatenate([moments, moments]),
+      ),
+      2,
+    )
+    return Stylized(moved + styled - plain, plain, moved)
+
+  def render(self, params, tokenizer, images, style, *, hard=False, whole=None):
+    """The image of stylize alone."""
+    return self.stylize(params, tokenizer, images, style, hard=hard, whole=whole).image
+
+  def draw(self, params, content, style, shape, moments):
+    """The generator's images [B, H, W, 3] of a content grid [B, h·w, C] of shape (h, w) in a Style;
+    moments [B, 4 C]: of all of the content's latents."""
     image, _ = self.generator.apply(
       {"params": params["generator"]},
       content,
@@ -82,15 +140,6 @@ class Stylist:
 
   def _modulation(self, style, moments):
     return jnp.concatenate([style.modulation, moments], axis=-1)
-
-  def moments(self, tokenizer, images, *, hard=False):
-    """The moments [B, 4 C] of the latents, or codes, of images [B, H, W, 3]."""
-    return _moments(self.content(tokenizer, images, hard=hard))
-
-  def render(self, params, tokenizer, images, style, *, hard=False, moments=None):
-    """Content images [B, H, W, 3] in a Style → images [B, H, W, 3]; moments as in draw."""
-    content = self.content(tokenizer, images, hard=hard)
-    return self.draw(params, content, style, self.shape(images), moments)
 
   def shape(self, images):
     """(h, w) of the grid of images [B, H, W, 3]."""

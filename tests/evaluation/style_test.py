@@ -8,6 +8,7 @@ from PIL import Image, ImageFilter
 from imgtx_jax import config as configs
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluation import style, style_measures, style_methods, style_pairs
+from imgtx_jax.models import palette
 from imgtx_jax.models.style_encoder import Style
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "small_vgg")
@@ -23,7 +24,9 @@ class FakeStylizer:
     self.rendered = []
 
   def styles(self, images):
-    return Style(jnp.asarray(images).mean((1, 2))[:, None], jnp.zeros((len(images), 2)))
+    images = jnp.asarray(images)
+    mean = images.mean((1, 2))[:, None]
+    return Style(mean, jnp.zeros((len(images), 2)), palette.of_images(images))
 
   def render(self, content, style, *, hard=False):
     self.rendered.append(len(content))

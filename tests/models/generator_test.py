@@ -10,7 +10,13 @@ import pytest
 
 from imgtx_jax.models import layers
 from imgtx_jax.models.encoder import Encoder
-from imgtx_jax.models.generator import Generator, Mapping, PatchHead, smooth_tokens
+from imgtx_jax.models.generator import (
+  Generator,
+  Mapping,
+  PatchHead,
+  overlap_add,
+  smooth_tokens,
+)
 from imgtx_jax.stages.renderer import copy_by_name
 
 B, SHAPE, N, C, D, HIDDEN, PATCH, F, M, S = 2, (3, 4), 12, 4, 32, 64, 2, 6, 5, 8
@@ -252,3 +258,20 @@ def test_encoder(random_params, num_params, differentiate, dead):
   assert latents.shape == (B, N, C) and latents.dtype == jnp.float32 and dead(grads) == []
   moved, _ = differentiate(apply, params, np.roll(images, PATCH, axis=2))
   assert np.abs(moved - latents).max() > 0.01
+
+
+def test_overlapping_patches_add_up():
+  side, shape = 8, (3, 5)
+  flat = overlap_add(jnp.ones((2, 15, side**2 * 2)), side, shape)
+  np.testing.assert_allclose(flat, np.ones((2, 12, 20, 2)), atol=1e-6)
+  # Each patch a copy of what lies below it of one image: their sum is that image.
+  image = np.random.default_rng(0).standard_normal((1, 12, 20, 2)).astype(np.float32)
+  padded = np.pad(image, ((0, 0), (2, 2), (2, 2), (0, 0)))
+  cut = [padded[:, 4 * i : 4 * i + 8, 4 * j : 4 * j + 8] for i in range(3) for j in range(5)]
+  patches = np.stack(cut, 1).reshape(1, 15, -1)
+  np.testing.assert_allclose(overlap_add(patches, side, shape), image, atol=1e-5)
+  # One token alone fades out over half its neighbours' patches.
+  one = overlap_add(jnp.zeros((1, 15, side**2)).at[:, 7].set(1.0), side, shape)[0, :, :, 0]
+  ramp = np.array([0.125, 0.375, 0.625, 0.875])
+  np.testing.assert_allclose(one[6, 6:14], 0.875 * np.concatenate([ramp, ramp[::-1]]), atol=1e-6)
+  assert float(jnp.sum(one > 0)) == side**2

@@ -25,7 +25,7 @@ def test_images_of_every_shape_have_a_style_of_their_own(params):
   for shape in ((2, 16, 16), (2, 24, 8), (2, 8, 40)):
     style = ENCODER.apply(params, images(*shape))
     assert style.tokens.shape == (2, 6, 16) and style.modulation.shape == (2, 8)
-    for part in style:
+    for part in (style.tokens, style.modulation, style.palette.mean):
       assert part.dtype == jnp.float32 and np.abs(part[0] - part[1]).max() > 1e-4
 
 
@@ -46,7 +46,9 @@ def test_statistics_by_hand():
 
 
 def test_mix_is_a_weighted_sum():
-  first, second = (Style(np.full((2, 3, 4), v), np.full((2, 5), 10 * v)) for v in (1.0, 2.0))
+  first, second = (
+    Style(np.full((2, 3, 4), v), np.full((2, 5), 10 * v), np.full((2,), v)) for v in (1.0, 2.0)
+  )
   mixed = mix([first, second], [0.25, 0.75])
   np.testing.assert_allclose(mixed.tokens, 1.75)
   np.testing.assert_allclose(mixed.modulation, 17.5)

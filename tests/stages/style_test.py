@@ -37,26 +37,31 @@ def start(config, batch=8, size=16, seed=0):
   return stage, stage.init(key, shape, {"tokenizer": {"ema": weights}}), tokenizer, weights
 
 
-def test_at_the_start_every_style_renders_what_the_decoder_does(config):
+def test_at_the_start_a_style_gives_its_colours_and_its_generator_is_the_decoder(config):
   stage, state, tokenizer, weights = start(config)
   draw = np.random.default_rng(0)
-  images = draw.uniform(-1, 1, (2, 24, 8, 3)).astype(np.float32)
-  styles = stage.stylist.styles(state.params["stylist"], images[:, ::-1])
+  images = draw.uniform(-0.5, 0.5, (2, 24, 8, 3)).astype(np.float32)
+  params = state.params["stylist"]
+  styles = stage.stylist.styles(params, 0.5 * images[:, ::-1] + 0.2)
   quantizer = tokenizer.tokenizer.quantizer
-  latents = tokenizer.tokenizer.latents(weights, images)
-  for hard in (False, True):
-    vectors = quantizer.continuous(latents)
-    if hard:
-      codes = quantizer.quantize(weights["quantizer"], latents).codes
-      vectors = quantizer.dequantize(weights["quantizer"], codes)
-    expected, _ = tokenizer.tokenizer.decoder.apply(
-      {"params": weights["generator"]}, vectors, shape=(6, 2)
-    )
-    for style in (styles, stage.stylist.null(state.params["stylist"], 2)):
-      found = stage.stylist.render(
-        state.params["stylist"], state.frozen["tokenizer"], images, style, hard=hard
+  for style, expected in ((styles, 0.5 * images + 0.2), (stage.stylist.null(params, 2), images)):
+    latents = tokenizer.tokenizer.latents(weights, expected)
+    for hard in (False, True):
+      vectors = quantizer.continuous(latents)
+      if hard:
+        codes = quantizer.quantize(weights["quantizer"], latents).codes
+        vectors = quantizer.dequantize(weights["quantizer"], codes)
+      decoded, _ = tokenizer.tokenizer.decoder.apply(
+        {"params": weights["generator"]}, vectors, shape=(6, 2)
       )
-      np.testing.assert_allclose(found, expected, atol=1e-5)
+      found = stage.stylist.stylize(params, state.frozen["tokenizer"], images, style, hard=hard)
+      # Colours of so few pixels, with a floor under their variance: nearly.
+      np.testing.assert_allclose(found.image, expected, atol=0.01)
+      if not hard:  # a code may be another where the colours are nearly the same
+        np.testing.assert_allclose(found.plain, decoded, atol=0.2)
+        assert np.abs(found.plain - decoded).mean() < 0.03
+  found = stage.stylist.render(params, state.frozen["tokenizer"], images, styles)
+  np.testing.assert_allclose(found.mean((1, 2)), (0.5 * images + 0.2).mean((1, 2)), atol=1e-3)
 
 
 def test_a_discriminator_of_styles_is_a_player_more(config):
@@ -102,6 +107,17 @@ def test_style_loss_falls_by_half(config, smooth_images):
   pictures = jax.jit(stage.pictures)(state, batch, jax.random.key(0))["styles"]
   assert pictures.shape == (6, 5, 16, 16, 3) and len(stage.captions["styles"]) == 6
   np.testing.assert_allclose(pictures[2, 0] * 127.5 + 127.5, batch["style"][0], atol=0.01)
+
+
+def test_vgg16_sees_crops_at_random_places(config, smooth_images):
+  config.style.shift = 4
+  stage, state, *_ = start(config)
+  shifts = [tuple(np.asarray(stage._shift(jax.random.key(0), step))) for step in range(40)]
+  assert {row for row, _ in shifts} == {column for _, column in shifts} == set(range(5))
+  images = smooth_images(2, 20) / np.float32(127.5) - 1
+  found = stage._features(state.frozen, images, np.array([1, 3]))
+  expected = stage._features(state.frozen, images[:, 1:17, 3:19])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
 def test_strength_is_partial_for_a_share(config):
@@ -178,7 +194,7 @@ def test_resumed_equals_uninterrupted_and_the_result_loads(folders, tmp_path, mo
   style = stylizing.mix([stylizer.null(1), stylizer.styles(images[:1])], [0.5, 0.5])
   out = stylizer.render(images, style)
   assert out.shape == images.shape and np.abs(out).max() <= 1
-  again = stylizer.render(images, style, moments=stylizer.moments(images))
+  again = stylizer.render(images, style, whole=stylizer.measure(images, style))
   np.testing.assert_allclose(again, out, atol=1e-5)
   assert np.abs(stylizer.render(images, style, hard=True) - out).max() > 1e-3
   with pytest.raises(UserError, match="24×10 pixels.*multiples of 4"):

@@ -1,0 +1,64 @@
+"""The palette of an image: mean and covariance of its colours, and how to give it to another."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+_FLOOR = 1e-3  # added to variances, of images in [-1, 1]: a flat image has no colours to spread
+
+
+class Palette(NamedTuple):
+  """mean [B, 3]; spread [B, 3, 3], the symmetric root of the covariance; share [B] in [0, 1], how
+  much of an image's colours it replaces.
+
+  Linear in its fields: a weighted sum of palettes is that of a mixture, and what its shares lack to
+  1 is the image's own. All zero is none.
+  """
+
+  mean: Any
+  spread: Any
+  share: Any
+
+
+def none(batch):
+  """The palette that leaves images their colours, `batch` times."""
+  return Palette(jnp.zeros((batch, 3)), jnp.zeros((batch, 3, 3)), jnp.zeros(batch))
+
+
+def of_images(images):
+  """The Palette, of share 1, of images [B, H, W, 3] in [-1, 1]."""
+  pixels = images.astype(jnp.float32).reshape(images.shape[0], -1, 3)
+  mean = jnp.mean(pixels, axis=1)
+  centred = pixels - mean[:, None]
+  covariance = jnp.einsum("bnc,bnd->bcd", centred, centred) / pixels.shape[1]
+  spread, _ = _roots(covariance + _FLOOR * jnp.eye(3))
+  return Palette(mean, spread, jnp.ones(len(images)))
+
+
+def transfer(own, palette):
+  """(matrix [B, 3, 3], offset [B, 3]) of the colours c → matrix · c + offset that gives images of
+  palette `own` another one; 0 of share leaves them as they are.
+
+  The linear map that moves colours least (Monge–Kantorovich; Pitié & Kokaram 2007).
+  """
+  left = (1.0 - palette.share)[:, None]
+  mean = palette.mean + left * own.mean
+  spread = palette.spread + left[..., None] * own.spread
+  root, inverse = _roots(own.spread @ own.spread)
+  middle, _ = _roots(root @ spread @ spread @ root)
+  matrix = inverse @ middle @ inverse
+  return matrix, mean - jnp.einsum("bij,bj->bi", matrix, own.mean)
+
+
+def apply(images, matrix, offset):
+  """Images [B, H, W, 3] with the colours that transfer says, clipped to [-1, 1]."""
+  moved = jnp.einsum("bhwc,bdc->bhwd", images, matrix, precision="highest")
+  return jnp.clip(moved + offset[:, None, None], -1.0, 1.0)
+
+
+def _roots(matrices):
+  """The symmetric root of symmetric positive matrices [B, 3, 3], and its inverse."""
+  values, vectors = jnp.linalg.eigh(matrices)
+  root = jnp.sqrt(jnp.maximum(values, 1e-8))[:, None]
+  transposed = vectors.swapaxes(1, 2)
+  return (vectors * root) @ transposed, (vectors / root) @ transposed
