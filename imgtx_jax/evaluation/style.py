@@ -133,7 +133,7 @@ def _seconds(function):
 
 def table(found):
   """Lines: a row a method, then what repetition does to content."""
-  heads = [f"{label} {better}" for label, better, _ in METRICS.values()] + ["s a pair"]
+  heads = [f"{label} {better}".rstrip() for label, better, _ in METRICS.values()] + ["s a pair"]
   rows = [["", *heads]]
   for name, figures in found["rows"].items():
     seconds = found["timing"]["methods"].get(name, {}).get("seconds_a_pair")

@@ -28,6 +28,7 @@ CONTENT = {
 }
 STYLE = {
   "style": ("style", "↓", "MSE of means and deviations, summed over VGG16 relu1_1 … relu5_1"),
+  "other": ("other style", "", "the same to the style after this one: what needs no look at it"),
   "gram": ("Gram", "↓", "MSE of Gram matrices, summed over VGG16 relu1_1 … relu5_1"),
   "histogram": ("histogram", "↓", "Hellinger distance of RGB-uv histograms, 64×64 bins"),
 }
@@ -60,7 +61,7 @@ class Measures:
     self._compare = {kept: parallel.map_local(kept, params) for kept in (compare, compare_content)}
     # Pairs have their contents in order, and any style next.
     self._content = functools.lru_cache(4)(lambda i: self._of_content(pairs.contents.read(i)))
-    self._style = functools.lru_cache(64)(lambda i: self._of_style(pairs.styles.read(i)))
+    self._style = functools.lru_cache(256)(lambda i: self._of_style(pairs.styles.read(i)))
 
   def extractor(self):
     """Of Outputs: each name in METRICS, float32 [n]."""
@@ -74,6 +75,8 @@ class Measures:
     contents, styles = self.pairs.places[batch["row"]].T.tolist()
     known = {"content": _stack([self._content(i) for i in contents])}
     known["style"] = _stack([self._style(i) for i in styles])
+    others = [self._style((i + 1) % len(self.pairs.styles.names)) for i in styles]
+    known["other"] = _stack([other["moments"] for other in others])
     return self._compared(compare, batch["image"], known)
 
   def _run_repeated(self, batch):
@@ -122,12 +125,14 @@ def _style_of(images, features):
 
 
 def compare(params, batch):
-  """image uint8 [B, H, W, 3], content and style as described above → {name in METRICS: [B]}."""
+  """image uint8 [B, H, W, 3], content and style as described above, and other, the moments of
+  another style → {name in METRICS: [B]}."""
   images = transforms.normalize(batch["image"])
   features = style_losses.features(params["vgg"], images)
   ours, theirs = _style_of(images, features), batch["style"]
   return _compare_content(params, images, features, batch["content"]) | {
     "style": style_losses.style(ours["moments"], theirs["moments"]),
+    "other": style_losses.style(ours["moments"], batch["other"]),
     "gram": style_metrics.gram_distance(ours["grams"], theirs["grams"]),
     "histogram": style_metrics.histogram_distance(ours["histogram"], theirs["histogram"]),
   }

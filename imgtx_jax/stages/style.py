@@ -230,14 +230,11 @@ class StyleStage(stage.Stage):
     found = self._features(state.frozen, images["styled"])
     of_content = losses.moments(targets["content"])
     of_moved = self._features(state.frozen, images["moved"])
-    others = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), targets["moments"])
     figures = {
       "content": losses.content(found, targets["content"]),
       "style": losses.style(losses.moments(found), targets["moments"]),
       "style_of_content": losses.style(of_content, targets["moments"]),
-      # Of the colours' part alone, and to the style of another example: what is its own?
       "style_of_moved": losses.style(losses.moments(of_moved), targets["moments"]),
-      "style_of_others": losses.style(losses.moments(found), others),
       "ssim": image_metrics.ssim(contents, images["styled"]),
       "null_psnr": image_metrics.psnr(images["moved"], images["null"]),
       "own_psnr": image_metrics.psnr(styles, own),

@@ -99,6 +99,8 @@ def test_baselines(measure, pairs):
     assert 0 <= same[name] < 1e-5 and copy[name] > 1e-4 and color[name] > 1e-5
   for name in ("style", "gram", "histogram"):
     assert 0 <= copy[name] < 1e-5 < min(same[name], color[name])
+  # Of two styles, the other's copy.
+  assert copy["other"] > 0.01 and same["other"] == pytest.approx(same["style"], rel=1e-4)
   assert copy["ssim"] < color["ssim"] < 1
   assert set(found["timing"]["methods"]) == {"colour mean-std"}
   assert found["protocol"]["pairs"]["count"] == 6 and found["leak"] == {}
@@ -111,8 +113,8 @@ def test_the_table_by_hand():
   lines = style.table({"rows": {"one": figures, "two": figures}, "leak": leak, "timing": timing})
   heads, one, two, blank, applied, once, last = lines
   assert heads.startswith("     SSIM ↑  LPIPS ↓  LPIPS gray ↓") and heads.endswith("  s a pair")
-  assert one.split() == ["one", *["0.25"] * 8, "0.125"] and len(one) == len(heads)
-  assert two.split() == ["two", *["0.25"] * 8] and blank == ""
+  assert one.split() == ["one", *["0.25"] * 9, "0.125"] and len(one) == len(heads)
+  assert two.split() == ["two", *["0.25"] * 9] and blank == ""
   assert applied.startswith("one, applied") and "style" not in applied
   assert [line.split()[:3] for line in (once, last)] == [["1", "×", "0.25"], ["20", "×", "0.25"]]
 
