@@ -30,7 +30,8 @@ def get_config(folders=""):
   # half a second on two cores.
   config.patch = 8
   config.encoder.update(dict(width=192, layers=1, heads=3, window=4))
-  config.generator.update(dict(width=192, layers=5, heads=3, window=4, taps=(), head_channels=8))
+  config.generator.update(dict(width=192, layers=5, heads=3, window=4, taps=()))
+  config.generator.update(dict(head_channels=8, head_overlap=True))
   config.style_encoder.update(dict(width=192, layers=2, heads=3, window=4))
   for network in ("encoder", "generator", "style_encoder"):
     config[network].remat = "full"
@@ -42,9 +43,11 @@ def get_config(folders=""):
   config.tokenizer.update(dict(steps=1200, batch_size=4))
   config.tokenizer.optimizer.learning_rate = 1.5e-3
 
-  # VGG16 takes two thirds of a step: a small batch, and many of them.
-  config.style.update(dict(steps=2000, batch_size=4))
+  # VGG16 takes most of a step: a small batch and crops of 64 of the 96 pixels for it, and many steps.
+  config.style.update(dict(steps=2400, batch_size=4, shift=32))
   config.style.update(dict(content_weight=1.0, style_weight=1.0, identity_weight=0.0))
+  # A modulation changes all patches alike: at first half of what it draws is one repeated pattern.
+  config.style.pattern_weight = 20.0
   # What a style changes is drawn with the patches that the tokenizer learned of photos.
   config.style.optimizer.update(dict(learning_rate=1e-3, warmup_steps=50))
   config.style.optimizer.freeze = "generator/head/(norm|project|conv|rgb)"

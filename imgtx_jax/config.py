@@ -55,7 +55,7 @@ def default():
   c.generator = groups.trunk(128, 4, 4)
   c.generator.taps = (2,)
   c.generator.head_channels = 16
-  c.generator.head_overlap = True  # a token draws beyond its patch, under a window
+  c.generator.head_overlap = False  # a token draws beyond its patch, under a window
   c.gpt = groups.gpt()
   c.discriminator = groups.trunk(128, 4, 4, qk_norm=True, layer_scale=0.1)
   c.discriminator.patch = 4
