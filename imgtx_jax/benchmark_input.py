@@ -13,9 +13,10 @@ Lists have an entry for one core, and one for all cores if there are more:
 
 cores                     how many
 pipeline                  the pipeline of training, transfer included: batches of 64, in `threads`
-decode_floor              OpenCV's imdecode alone on the same bytes in memory, in a thread a core
+decode_floor              OpenCV's imdecode alone on the same bytes in memory, in as many threads
 decode_crop_floor         the same with a crop of the same place, resized without antialiasing
-floor_share               pipeline over decode_floor, the median of five rounds of both in turn
+*_cpu_ms                  the same as CPU time an image, which other programs change less
+decode_floor_share        pipeline over decode_floor, the median of five rounds of both in turn
 decode_crop_floor_share   pipeline over decode_crop_floor, likewise
 tf_data                   tf.data's decode_and_crop_jpeg and antialiased resize of the same files,
                           on all cores, in a process of its own; "not run" without TensorFlow
@@ -88,11 +89,13 @@ class FirstImages(sources.Source):
   def __init__(self, source, count):
     super().__init__(source.class_names)
     self.source, self.count = source, min(count, len(source))
+    self.reads = 0
 
   def __len__(self):
     return self.count
 
   def __getitem__(self, index):
+    self.reads += 1
     return self.source[index]
 
   def name(self, index):
@@ -154,25 +157,30 @@ def rate(function, inputs):
 def measure_whole(source, encoded, data, devices, steps):
   """The pipeline beside the floors, on one core and on all: lists of figures."""
   every = sorted(os.sched_getaffinity(0))
-  names = ("cores", "pipeline", "decode_floor", "decode_crop_floor")
-  result = {name: [] for name in (*names, "floor_share", "decode_crop_floor_share")}
+  # As many threads as the pipeline has: where other programs run, they get as much of the cores.
+  threads = max(len(every), data.threads)
+  runs = {
+    "pipeline": lambda: pipeline_rate(source, data, devices, steps),
+    "decode_floor": lambda: floor_rate(encoded, data, threads, steps, decode_only=True),
+    "decode_crop_floor": lambda: floor_rate(encoded, data, threads, steps, decode_only=False),
+  }
+  columns = []
   for cores in [every[-1:]] + ([every] if len(every) > 1 else []):
     with only(cores):
-      rounds = []
-      for _ in range(ROUNDS):
-        rounds.append(
-          (
-            pipeline_rate(source, data, devices, steps),
-            floor_rate(encoded, data, len(cores), steps, decode_only=True),
-            floor_rate(encoded, data, len(cores), steps, decode_only=False),
-          )
-        )
-    medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
-    for name, value in zip(names, (len(cores), *medians), strict=True):
-      result[name].append(value)
-    result["floor_share"].append(statistics.median(r[0] / r[1] for r in rounds))
-    result["decode_crop_floor_share"].append(statistics.median(r[0] / r[2] for r in rounds))
-  return result
+      rounds = [{name: run() for name, run in runs.items()} for _ in range(ROUNDS)]
+    columns.append({"cores": len(cores)} | summarize(rounds))
+  return {name: [column[name] for column in columns] for name in columns[0]}
+
+
+def summarize(rounds):
+  """Medians of rounds {name: (images a second, CPU seconds an image)}."""
+  figures = {}
+  for name in rounds[0]:
+    figures[name] = statistics.median(x[name][0] for x in rounds)
+    figures[f"{name}_cpu_ms"] = 1e3 * statistics.median(x[name][1] for x in rounds)
+  for name in ("decode_floor", "decode_crop_floor"):
+    figures[f"{name}_share"] = statistics.median(x["pipeline"][0] / x[name][0] for x in rounds)
+  return figures
 
 
 @contextlib.contextmanager
@@ -187,7 +195,8 @@ def only(cores):
 
 
 def pipeline_rate(source, data, devices, steps):
-  """Images a second of training's input, once what was read ahead is used up."""
+  """(Images a second of training's input, CPU seconds for each that was read)."""
+  busy, reads = time.process_time(), source.reads
   batch = min(BATCH, len(source)) // devices.batch_divisor * devices.batch_divisor
   batches = pipeline.train_iterator(
     source,
@@ -205,25 +214,26 @@ def pipeline_rate(source, data, devices, steps):
     wait(devices.put_batch(next(batches)))
   seconds = time.monotonic() - began
   batches.close()
-  return steps * batch / seconds
+  return steps * batch / seconds, (time.process_time() - busy) / (source.reads - reads)
 
 
 def floor_rate(encoded, data, threads, steps, decode_only):
-  """Images a second of OpenCV alone; it computes without Python's lock."""
+  """(Images a second, CPU seconds an image) of OpenCV alone, which needs no lock of Python's."""
   buffers = [np.frombuffer(x, np.uint8) for x in encoded]
-  share = -(-steps * BATCH // threads)
+  numbers = iter(range(steps * BATCH))  # whichever thread is free takes the next
 
   def work(thread):
     draw = np.random.default_rng(thread)
-    for i in range(share):
-      image = cv2.imdecode(buffers[(thread * share + i) % len(buffers)], cv2.IMREAD_COLOR_RGB)
+    for i in numbers:
+      image = cv2.imdecode(buffers[i % len(buffers)], cv2.IMREAD_COLOR_RGB)
       if not decode_only:
         _cut(image, data, draw)
 
   with ThreadPoolExecutor(threads) as pool:
-    began = time.monotonic()
+    began, busy = time.monotonic(), time.process_time()
     list(pool.map(work, range(threads)))
-    return threads * share / (time.monotonic() - began)
+    speed = steps * BATCH / (time.monotonic() - began)
+    return speed, (time.process_time() - busy) / (steps * BATCH)
 
 
 def _cut(image, data, draw):

@@ -100,9 +100,10 @@ def test_measures_the_input(own, monkeypatch, capsys, tmp_path):
   assert 5e4 < result["mean_bytes"] < 15e4
   assert result["cores"] == sorted({1, len(os.sched_getaffinity(0))})
   for floor in ("decode_floor", "decode_crop_floor"):
-    name = "floor_share" if floor == "decode_floor" else "decode_crop_floor_share"
-    for share, ours, most in zip(result[name], result["pipeline"], result[floor], strict=True):
+    shares = zip(result[f"{floor}_share"], result["pipeline"], result[floor], strict=True)
+    for share, ours, most in shares:
       assert share == pytest.approx(ours / most, rel=1e-2)
+    assert min(result[f"{floor}_cpu_ms"]) > 0
 
 
 def test_the_input_of_images_in_memory(tiny_config, monkeypatch):
