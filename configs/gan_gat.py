@@ -1,7 +1,7 @@
 """The generator from noise and class alone after GAT (arXiv:2509.24935): imagenet256 or small.
 
   python -m imgtx_jax.main --config configs/gan_gat.py:imagenet256 --workdir runs/gat \\
-    --config.data.path=TFDS_DATA_DIR     # imagenet2012, prepared as array_record
+    --config.data.path=DATA_DIR     # of: python -m imgtx_jax.convert imagenet
   python -m imgtx_jax.main --config configs/gan_gat.py:small --workdir runs/gat_small
 
 | variant | data | for | generator and discriminator | ours |

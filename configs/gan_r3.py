@@ -1,7 +1,7 @@
 """The generator from noise and class alone with R3GAN's loss: imagenet64 or small.
 
   python -m imgtx_jax.main --config configs/gan_r3.py:imagenet64 --workdir runs/r3 \\
-    --config.data.path=TFDS_DATA_DIR     # imagenet2012, prepared as array_record
+    --config.data.path=DATA_DIR     # of: python -m imgtx_jax.convert imagenet
   python -m imgtx_jax.main --config configs/gan_r3.py:small --workdir runs/r3_small
 
 | variant | data | for | generator and discriminator | ours |

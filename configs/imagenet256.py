@@ -1,7 +1,7 @@
 """ImageNet at 256×256 after LlamaGen (arXiv:2406.06525): b, l, xl, xxl or 3b.
 
   python -m imgtx_jax.main --config configs/imagenet256.py:b --workdir runs/b256 \\
-    --config.data.path=TFDS_DATA_DIR     # imagenet2012, prepared as array_record
+    --config.data.path=DATA_DIR     # of: python -m imgtx_jax.convert imagenet
 
 | variant | GPT | batch | learning rate | guidance | their FID (at size) |
 |---|---|---|---|---|---|

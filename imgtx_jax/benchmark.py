@@ -14,11 +14,10 @@ of its own, for the peak of memory only grows within one.
   matmul_flops_per_second  of large matrix products in the compute dtype on one device, right after
   model_flops_utilisation  flops_per_step over what all devices could do at that rate
 
-codes measures the cache of codes of the config's data: see benchmark_codes.py. sample measures
-drawing --batch images at a time from the config's GPT: see benchmark_sample.py; dial, whole images
-at each setting k: see benchmark_dial.py. discriminator measures what its penalties cost: see
-benchmark_discriminator.py. With --classes=K no source is asked: the config's data need not be
-there.
+What the other kinds print stands in benchmark_KIND.py: codes is of the cache of codes; sample, of
+drawing --batch images at a time from the config's GPT; dial, of images at each setting k;
+discriminator, of its penalties; input, of reading the config's images or, without --config,
+generated ones; checkpoint, of --gigabytes. With --classes=K no source is asked.
 """
 
 import functools
@@ -34,9 +33,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from imgtx_jax import (
+  benchmark_checkpoint,
   benchmark_codes,
   benchmark_dial,
   benchmark_discriminator,
+  benchmark_input,
   benchmark_sample,
   command,
   config_check,
@@ -58,6 +59,8 @@ def main(arguments):
     raise UserError(
       f"{' '.join(arguments)!r} is no kind of benchmark; choose one of: {', '.join(KINDS)}"
     )
+  if FLAGS.config is None and arguments[0] not in ("input", "checkpoint"):
+    raise UserError("--config is missing; run with --help to see all flags")
   KINDS[arguments[0]]()
 
 
@@ -95,7 +98,7 @@ def sample():
 
 
 def dial():
-  """Images at every setting of the dial k, on random weights."""
+  """Images at every setting of the dial k."""
   check_batches()
   classes = number_of_classes(FLAGS.config)
   results = untrained(FLAGS.config, "finetune", classes, itself=True)
@@ -112,12 +115,24 @@ def discriminator():
   show(benchmark_discriminator.measure(FLAGS.config, stage, classes, FLAGS.steps))
 
 
+def images():
+  """The input."""
+  show(benchmark_input.measure(FLAGS.config, FLAGS.steps))
+
+
+def checkpoint():
+  """Saving and restoring."""
+  show(benchmark_checkpoint.measure(FLAGS.gigabytes))
+
+
 KINDS = {
   "train": train,
   "codes": codes,
   "sample": sample,
   "dial": dial,
   "discriminator": discriminator,
+  "input": images,
+  "checkpoint": checkpoint,
 }
 
 
@@ -298,7 +313,8 @@ if __name__ == "__main__":
   flags.DEFINE_string("stage", "", "This stage only.")
   flags.DEFINE_integer("steps", 20, "Training steps, or batches of images, to time.")
   flags.DEFINE_integer("batch", 4, "sample, dial: images at a time.")
+  flags.DEFINE_float("gigabytes", 1.0, "checkpoint: the size of the state.")
   flags.DEFINE_integer("classes", 0, "How many classes there are; 0 asks the config's source.")
   jax.config.parse_flags_with_absl()
   jax.config.update("jax_enable_compilation_cache", False)
-  command.run(main, required=("config",), accepts=f"kind of benchmark ({', '.join(KINDS)})")
+  command.run(main, accepts=f"kind of benchmark ({', '.join(KINDS)})")

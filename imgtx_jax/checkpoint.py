@@ -8,7 +8,6 @@ checksum, and whatever is damaged is named in the log and passed over for the ne
 """
 
 import json
-import re
 import sys
 
 import jax
@@ -21,9 +20,9 @@ from etils import epath
 from imgtx_jax import checksum
 from imgtx_jax import record as records
 from imgtx_jax.errors import UserError, first_line
+from imgtx_jax.files import disk_fault
 
 _GROUP_BYTES = 2**30  # about what `latest` holds in memory at once
-_DISK = re.compile("no space left|disk quota|file too large|enospc|edquot|efbig", re.IGNORECASE)
 
 
 def _quiet(unraisable, others=sys.unraisablehook):
@@ -195,9 +194,9 @@ class Checkpoints:
         manager.close()
       except Exception as again:
         logging.debug("closing after a failed save: %s", again)
-    disk = _DISK.search(str(error))
+    disk = disk_fault(error)
     if disk or isinstance(error, OSError):
-      reason = disk.group() if disk else first_line(error)
+      reason = disk or first_line(error)
       raise UserError(
         f"cannot write a checkpoint to {self.directory} ({reason}): free space or "
         f"choose another --workdir, then run the same command; earlier steps are intact: "

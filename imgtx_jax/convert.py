@@ -3,11 +3,17 @@
   python -m imgtx_jax.convert llamagen --gpt c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --out DIR
   python -m imgtx_jax.convert inception pt_inception-2015-12-05-6726825d.pth [--out FILE]
 
+and ImageNet in the form that the configs read:
+
+  python -m imgtx_jax.convert imagenet --tars DIR --data_dir DIR
+
 inception leaves one .safetensors file, by default where evaluation looks for it.
 llamagen reads the two files of LlamaGen (.pt, with the extra "convert", or .safetensors) and leaves
 in DIR what the stages tokenizer and pretrain leave when they finish: sample draws from it, and
 finetune starts from it. DIR appears under its name once it is whole. A second run has nothing to
 do; a broken-off one starts anew.
+imagenet reads the official ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in --tars and leaves
+TFDS's imagenet2012 as ArrayRecord in --data_dir, without TensorFlow; it needs as much space again.
 """
 
 import contextlib
@@ -21,6 +27,7 @@ import numpy as np
 from absl import flags
 
 from imgtx_jax import command, workdir
+from imgtx_jax.data import imagenet
 from imgtx_jax.errors import UserError
 from imgtx_jax.files import explain_disk
 from imgtx_jax.importers import inception, llamagen, state_dict
@@ -30,19 +37,17 @@ FLAGS = flags.FLAGS
 
 
 def main(arguments):
-  """Converts the kind of weights that the first argument names."""
+  """Converts the kind of weights, or of data, that the first argument names."""
   kind, *files = arguments
   if kind not in KINDS:
-    raise UserError(f"{kind!r} is no kind of weights; choose one of: {', '.join(KINDS)}")
+    raise UserError(f"{kind!r} cannot be converted; choose one of: {', '.join(KINDS)}")
   KINDS[kind](files)
 
 
 def _llamagen(files):
   if files:
     raise UserError(f"unexpected argument {files[0]!r}; llamagen takes --gpt and --tokenizer")
-  for name in ("gpt", "tokenizer", "out"):
-    if FLAGS[name].value is None:
-      raise UserError(f"--{name} is missing; run with --help to see all flags")
+  _need("gpt", "tokenizer", "out")
   convert_llamagen(
     FLAGS.gpt, FLAGS.tokenizer, FLAGS.out, image_size=FLAGS.image_size, heads=FLAGS.heads
   )
@@ -54,7 +59,26 @@ def _inception(files):
   convert_inception(files[0], FLAGS.out or inception.default_path())
 
 
-KINDS = {"llamagen": _llamagen, "inception": _inception}
+def _imagenet(files):
+  if files:
+    raise UserError(f"unexpected argument {files[0]!r}; imagenet takes --tars and --data_dir")
+  _need("tars", "data_dir")
+  counts = imagenet.prepare(FLAGS.tars, FLAGS.data_dir)
+  whole = "all" if counts == imagenet.IMAGES else "not all"
+  print(
+    f"{FLAGS.data_dir}: {whole} of ImageNet, {counts['train']} training and "
+    f"{counts['validation']} validation images; train with python -m imgtx_jax.main --config "
+    f"configs/imagenet256.py --config.data.path={FLAGS.data_dir} --workdir DIR"
+  )
+
+
+def _need(*names):
+  for name in names:
+    if FLAGS[name].value is None:
+      raise UserError(f"--{name} is missing; run with --help to see all flags")
+
+
+KINDS = {"llamagen": _llamagen, "inception": _inception, "imagenet": _imagenet}
 
 
 def convert_inception(file, out):
@@ -194,4 +218,6 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", None, "The work directory (empty or new) or file to write.")
   flags.DEFINE_integer("image_size", 256, "Pixels that the GPT was trained at: 256 or 384.")
   flags.DEFINE_integer("heads", 0, "Attention heads of the GPT; 0: those of the published size.")
-  command.run(main, accepts="kind of weights (llamagen, inception)")
+  flags.DEFINE_string("tars", None, "imagenet: the folder of the two official tars.")
+  flags.DEFINE_string("data_dir", None, "imagenet: where to write, TFDS's data_dir.")
+  command.run(main, accepts=f"kind ({', '.join(KINDS)})")

@@ -3,9 +3,18 @@
 import contextlib
 import errno
 import os
+import re
 from pathlib import Path
 
 from imgtx_jax.errors import UserError
+
+_DISK = re.compile("no space left|disk quota|file too large|enospc|edquot|efbig", re.IGNORECASE)
+
+
+def disk_fault(error):
+  """The words by which an error of any library tells of a full disk, or None."""
+  found = _DISK.search(str(error))
+  return found and found.group()
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ ALONE = {
   "absl.flags": ("command", *COMMANDS),
   "ml_collections.config_flags": ("command", *COMMANDS),
   "orbax": ("checkpoint",),
-  "tensorflow": (),
+  "tensorflow": ("benchmark_tf_data",),
 }
 PLACING = ("device_put", "make_array_", "NamedSharding", "PartitionSpec", "GSPMDSharding")
 

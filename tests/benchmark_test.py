@@ -1,10 +1,19 @@
 import json
+import os
+import pathlib
 import types
 
 import jax
 import pytest
 
-from imgtx_jax import benchmark, benchmark_discriminator, benchmark_sample, config
+from imgtx_jax import (
+  benchmark,
+  benchmark_checkpoint,
+  benchmark_discriminator,
+  benchmark_input,
+  benchmark_sample,
+  config,
+)
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 
@@ -13,7 +22,7 @@ FIGURES = ("images_per_second", "step_seconds", "peak_memory_bytes", "matmul_flo
 
 
 def set_flags(monkeypatch, **values):
-  values = dict(stage="", steps=3, batch=2, classes=0) | values
+  values = dict(config=None, stage="", steps=3, batch=2, classes=0) | values
   monkeypatch.setattr(benchmark, "FLAGS", types.SimpleNamespace(**values))
 
 
@@ -71,6 +80,70 @@ def test_measures_what_penalties_cost(tiny_config, monkeypatch, capsys):
   with pytest.raises(UserError, match="--stage=pretrain trains no discriminator"):
     set_flags(monkeypatch, config=tiny_config, stage="pretrain", classes=3)
     benchmark.main(["discriminator"])
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["config", "generated"])
+def test_measures_the_input(own, monkeypatch, capsys, tmp_path):
+  for name, value in (("IMAGES", 8), ("BATCH", 4), ("ROUNDS", 1)):
+    monkeypatch.setattr(benchmark_input, name, value)
+  monkeypatch.setattr(benchmark_input, "measure_tf_data", lambda *_: "not run")
+  options = config.default()
+  options.data.update(dict(source="images", path=str(tmp_path), image_size=16, threads=2))
+  if own:
+    benchmark_input.write_photographs(tmp_path, 9)
+  set_flags(monkeypatch, config=options if own else None, steps=2)
+  benchmark.main(["input"])
+  result = json.loads(capsys.readouterr().out)
+  parts = ("source", "decode", "resize", "batch", "transfer", "megabytes_per_second")
+  assert all(result[name] > 0 for name in parts) and result["tf_data"] == "not run"
+  assert result["images"] == 8 and result["image_size"] == (16 if own else 256)
+  assert 5e4 < result["mean_bytes"] < 15e4
+  assert result["cores"] == sorted({1, len(os.sched_getaffinity(0))})
+  for floor in ("decode_floor", "decode_crop_floor"):
+    shares = zip(result[f"{floor}_share"], result["pipeline"], result[floor], strict=True)
+    for share, ours, most in shares:
+      assert share == pytest.approx(ours / most, rel=1e-2)
+    assert min(result[f"{floor}_cpu_ms"]) > 0
+
+
+def test_the_input_of_images_in_memory(tiny_config, monkeypatch):
+  set_flags(monkeypatch, config=tiny_config)
+  with pytest.raises(UserError, match='"emoji" holds images in memory'):
+    benchmark.main(["input"])
+
+
+def test_tf_data_runs_in_a_process_of_its_own(monkeypatch):
+  monkeypatch.setattr(benchmark_input.importlib.util, "find_spec", lambda name: None)
+  data = config.default().data
+  assert benchmark_input.measure_tf_data([b"jpeg"], data, 2) == "not run"
+  monkeypatch.setattr(benchmark_input.importlib.util, "find_spec", lambda name: name)
+  code = 0
+
+  def run(command, **options):
+    assert command[1:3] == ["-m", "imgtx_jax.benchmark_tf_data"]
+    assert [p.read_bytes() for p in pathlib.Path(command[3]).iterdir()] == [b"jpeg"]
+    assert command[4:] == ["32", "1.0", "128"]  # a centre crop is the largest square
+    return types.SimpleNamespace(returncode=code, stdout="log\n312.5\n", stderr="trace\nwhy\n")
+
+  monkeypatch.setattr(benchmark_input.subprocess, "run", run)
+  assert benchmark_input.measure_tf_data([b"jpeg"], data, 2) == 312.5
+  code = 1
+  assert benchmark_input.measure_tf_data([b"jpeg"], data, 2) == "failed: why"
+
+
+def test_measures_checkpoints(monkeypatch, capsys):
+  monkeypatch.setattr(benchmark_checkpoint, "RUNS", 2)
+  monkeypatch.setattr(benchmark_checkpoint, "ARRAY_BYTES", 500_000)
+  set_flags(monkeypatch, gigabytes=1e-3)
+  benchmark.main(["checkpoint"])
+  result = json.loads(capsys.readouterr().out)
+  assert result["arrays"] == 2 and result["gigabytes"] == pytest.approx(1e-3, rel=0.02)
+  assert 0 < result["blocked_seconds"] < result["written_seconds"]
+  rates = [value for name, value in result.items() if name.endswith("megabytes_per_second")]
+  assert len(rates) == 4 and min(rates) > 0
+  set_flags(monkeypatch, gigabytes=0.0)
+  with pytest.raises(UserError, match="--gigabytes=0.0 must be more than 0"):
+    benchmark.main(["checkpoint"])
 
 
 def test_measures_matrix_products():
@@ -156,10 +229,12 @@ def test_each_stage_runs_in_a_process_of_its_own(tiny_config, monkeypatch):
     (["trian"], {}, "'trian' is no kind of benchmark; choose one of: train"),
     (["train", "sample"], {}, "'train sample' is no kind"),
     (["train"], {"steps": 1}, "--steps=1 is too few"),
+    (["train"], {"config": None}, "--config is missing"),
+    (["input"], {"config": None, "steps": 0}, "--steps=0 must be 1 or more"),
     (["train"], {"stage": "style"}, "--stage=style is not in config.stages.*tokenizer"),
   ],
 )
 def test_bad_input(arguments, flags, message, monkeypatch):
-  set_flags(monkeypatch, config=config.default(), **flags)
+  set_flags(monkeypatch, **{"config": config.default()} | flags)
   with pytest.raises(UserError, match=message):
     benchmark.main(arguments)

@@ -252,10 +252,11 @@ def _open_tfds(name, data_dir, split):
   import tensorflow_datasets as tfds  # a second, and only this source needs it
 
   where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  remedy = (
-    f"prepare it once with `tfds build {name} --file_format=array_record --data_dir={where}`"
-    " (this step needs tensorflow, training does not) or give its data_dir as the path"
-  )
+  command = f"tfds build {name} --file_format=array_record --data_dir={where}"
+  needs = " (this step needs tensorflow, training does not)"
+  if name.split(":")[0] == "imagenet2012":
+    command, needs = f"python -m imgtx_jax.convert imagenet --tars DIR --data_dir {where}", ""
+  remedy = f"prepare it once with `{command}`{needs} or give its data_dir as the path"
   try:
     builder = tfds.builder(name, data_dir=data_dir or None)
   except (ValueError, AssertionError, ImportError) as error:  # unknown name, version or config
@@ -264,8 +265,10 @@ def _open_tfds(name, data_dir, split):
   if not builder.is_prepared():
     raise UserError(f'the TFDS data set "{name}" is not prepared in {where}: {remedy}')
   splits, features = list(builder.info.splits), builder.info.features
-  images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
-  labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+  # What it is supervised by comes first: there may be coarser labels beside, and masks.
+  keys = [k for k in builder.info.supervised_keys or () if k in features] + list(features)
+  images = [k for k in keys if isinstance(features[k], tfds.features.Image)]
+  labels = [k for k in keys if isinstance(features[k], tfds.features.ClassLabel)]
   if not images or not labels or "train" not in splits:
     raise UserError(
       f'the TFDS data set "{name}" has features {sorted(features)} and splits {splits}:'

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imgtx_jax.data.corrupt import CorruptImages
-from imgtx_jax.data.pipeline import Companion, corrupt_images, eval_batches, train_iterator
+from imgtx_jax.data.pipeline import Companion, corrupt_images, eval_batches, stack, train_iterator
 from imgtx_jax.data.sources import ArraySource, open_source
 from imgtx_jax.errors import UserError
 
@@ -292,3 +292,12 @@ def test_evaluation_repeats_companions_and_masks_both(tmp_path):
   intact = [few[i]["name"] for i in range(3) if i != bad]
   seen = np.concatenate([b["style"][:, 0, 0, 0] for b in batches])[:7]
   assert set(seen[mask[:7] > 0]) == {int(name[2:5]) for name in intact}
+
+
+def test_stacks_begin_where_jax_need_not_copy():
+  examples = [{"image": np.full((3, 5), i, np.uint8), "label": np.int32(i)} for i in range(3)]
+  batch = stack(examples)
+  assert all(x.ctypes.data % 64 == 0 for x in batch.values())
+  assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
+  np.testing.assert_array_equal(batch["image"][:, 2, 4], [0, 1, 2])
+  np.testing.assert_array_equal(batch["label"], [0, 1, 2])

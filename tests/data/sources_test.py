@@ -151,10 +151,13 @@ from PIL import Image
 
 class Builder(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
+  BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="16x12"), tfds.core.BuilderConfig(name="8x6")]
 
   def _info(self):
-    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({
-      "image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["cat", "dog"])}))
+    return self.dataset_info_from_configs(supervised_keys=("image", "label"),
+      features=tfds.features.FeaturesDict({
+        "coarse": tfds.features.ClassLabel(names=["pet"]), "image": tfds.features.Image(),
+        "label": tfds.features.ClassLabel(names=["cat", "dog"])}))
 
   def _split_generators(self, dl_manager):
     return {"train": self._generate_examples(20), "test": self._generate_examples(3)}
@@ -164,7 +167,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       buffer = io.BytesIO()
       Image.new("RGB", (16, 12), (10 * i, 0, 0)).save(buffer, "PNG")
       buffer.seek(0)
-      yield i, {"image": buffer, "label": i % 2}
+      yield i, {"image": buffer, "label": i % 2, "coarse": 0}
 """
 
 
@@ -186,9 +189,11 @@ def tfds_folder(tmp_path_factory):
   return str(root / "data")
 
 
-def test_tfds_by_name(tfds_folder):
-  train = open_source("tfds:tiny_pets", split="train", path=tfds_folder)
-  validation = open_source("tfds:tiny_pets", split="validation", path=tfds_folder)
+@pytest.mark.parametrize("name", ["tiny_pets", "tiny_pets/16x12", "tiny_pets/16x12:1.0.0"])
+def test_tfds_by_name(name, tfds_folder):
+  """A config is named like imagenet_resized/64x64."""
+  train = open_source(f"tfds:{name}", split="train", path=tfds_folder)
+  validation = open_source(f"tfds:{name}", split="validation", path=tfds_folder)
   assert len(train) == 20 and len(validation) == 3  # the test split stands in
   assert train.class_names == ["cat", "dog"]
   for i in range(20):
@@ -206,6 +211,9 @@ def test_tfds_by_name(tfds_folder):
     ("tiny_pets:9.9.9", "9.9.9.*tfds build"),
     ("mnist", "not prepared.*tfds build mnist --file_format=array_record"),
     ("bad name!", "no TFDS data set"),
+    ("tiny_pets/64x64", "64x64.*tfds build"),
+    ("imagenet2012", "not prepared.*imgtx_jax.convert imagenet --tars DIR --data_dir [^ ]*tfds"),
+    ("imagenet_resized/64x64", "not prepared.*tfds build imagenet_resized/64x64 --file"),
   ],
 )
 def test_tfds_mistakes_are_explained(tfds_folder, name, wanted):

@@ -142,6 +142,19 @@ def test_center_crop_takes_the_middle_and_averages():
   assert transforms.center_crop(image, 16).shape == (16, 16, 3)  # grows
 
 
+@pytest.mark.parametrize("side", [72, 96, 120, 168, 300])
+def test_shrinking_is_antialiased(side):
+  """Pillow's antialiasing triangle is met much better than by linear interpolation, which lets
+  noise through."""
+  image = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+  expected = np.asarray(Image.fromarray(image).resize((64, 64), Image.BILINEAR), np.float32)
+  ours = np.float32(transforms.center_crop(image, 64))
+  linear = np.float32(cv2.resize(image, (64, 64), interpolation=cv2.INTER_LINEAR))
+  assert abs(ours.mean() - image.mean()) < 1
+  assert abs(ours.std() / expected.std() - 1) < 0.25 < linear.std() / expected.std() - 1 + 0.25
+  assert np.std(ours - expected) < (1.01 if side < 90 else 0.75) * np.std(linear - expected)
+
+
 def test_random_resized_crop_stays_inside_and_respects_min_scale():
   rows, columns = np.mgrid[0:100, 0:150].astype(np.uint8)
   image = np.stack([rows, columns, rows], -1)
