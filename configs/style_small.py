@@ -43,7 +43,7 @@ def get_config(folders=""):
   config.tokenizer.update(dict(steps=1200, batch_size=4))
   config.tokenizer.optimizer.learning_rate = 1.5e-3
 
-  # VGG16 takes most of a step: a small batch and crops of 64 of the 96 pixels for it, and many steps.
+  # VGG16 takes most of a step: a small batch, crops of 64 of the 96 pixels for it, and many steps.
   config.style.update(dict(steps=2400, batch_size=4, shift=32))
   config.style.update(dict(content_weight=1.0, style_weight=1.0, identity_weight=0.0))
   # A modulation changes all patches alike: at first half of what it draws is one repeated pattern.
