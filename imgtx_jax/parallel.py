@@ -18,6 +18,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from imgtx_jax.errors import UserError
@@ -209,7 +210,9 @@ class JitParallel(Parallel):
     self.fsdp = fsdp
     self.rules = tuple((re.compile(pattern), axis) for pattern, axis in rules)
     shape, auto = (len(devices) // fsdp, fsdp), (AxisType.Auto, AxisType.Auto)
-    self.mesh = jax.make_mesh(shape, (AXIS, "fsdp"), axis_types=auto, devices=devices)
+    # jax.make_mesh refuses an fsdp of 4 on v6e:8x8, or of 8 on v5p:4x4x4: a part of a torus's side.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    self.mesh = jax.sharding.Mesh(grid, (AXIS, "fsdp"), axis_types=auto)
     self._replicated = NamedSharding(self.mesh, PartitionSpec())
     self._batch = NamedSharding(self.mesh, PartitionSpec((AXIS, "fsdp")))
 
@@ -267,24 +270,27 @@ class JitParallel(Parallel):
     return jax.tree.map(put, batch)
 
   def compile_step(self, step):
-    return self._compile(step, lambda state: (state, self._replicated))
+    return self._compile(step, has_metrics=True)
 
   def compile_refresh(self, fn):
-    return self._compile(fn, lambda state: state)
+    return self._compile(fn, has_metrics=False)
 
-  def _compile(self, fn, out_shardings):
+  def _compile(self, fn, has_metrics):
     # Shardings of the state are pinned at the first call, or XLA may choose others for the new
     # state: the next call would then compile again.
     compiled = None
 
     def call(state, *args):
       nonlocal compiled
-      if compiled is None:
-        out = out_shardings(jax.tree.map(lambda x: x.sharding, state))
-        compiled = jax.jit(functools.partial(fn, axis=None), donate_argnums=0, out_shardings=out)
+      compiled = compiled or self._jit(fn, state, has_metrics)
       return compiled(state, *args)
 
     return self._waiting(call)
+
+  def _jit(self, fn, state, has_metrics):
+    out = jax.tree.map(lambda x: x.sharding, state)
+    out = (out, self._replicated) if has_metrics else out
+    return jax.jit(functools.partial(fn, axis=None), donate_argnums=0, out_shardings=out)
 
   def compile_sums(self, fn):
     fn = functools.partial(fn, axis=None)
