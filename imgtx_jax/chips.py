@@ -68,7 +68,8 @@ def prepare(topology):
   kind, _, count = topology.partition(":")
   if kind == "gpu":
     return
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no asking Google's cloud where this is
+  # No asking Google's cloud where this is.
+  os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   jax.config.update("jax_platforms", "cpu")
   if kind == "cpu":

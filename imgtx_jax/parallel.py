@@ -21,13 +21,14 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from imgtx_jax import target
 from imgtx_jax.errors import UserError
+from imgtx_jax.split import split_axis
 
 # pmap's axis and the mesh axis must share one name: pmap's outputs are sharded over a mesh of its
 # axis name, and an input that is sharded under another name would compile every step twice.
 AXIS = "data"
 MIN_SHARDED_SIZE = 2**16  # smaller arrays are replicated: gathering them costs more than it saves
-_SCANNED = re.compile(r"(^|[/_])layers($|[/_])")  # a path component "layers" or "..._layers"
 
 
 def pmean(tree, axis):
@@ -224,31 +225,13 @@ class JitParallel(Parallel):
     """
 
     def sharding(path, x):
-      axis = self._split_axis(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape)
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      axis = split_axis(name, x.shape, self.fsdp, self.rules, MIN_SHARDED_SIZE)
       if axis is None:
         return self._replicated
       return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
-
-  def _split_axis(self, path, shape):
-    """The axis of an array that is split over fsdp, or None to replicate it."""
-    if self.fsdp == 1:
-      return None
-    for pattern, axis in self.rules:
-      if pattern.search(path):
-        axis = None if axis is None or axis >= len(shape) else axis
-        if axis is not None and shape[axis] % self.fsdp:
-          raise UserError(
-            f"sharding rule {pattern.pattern!r} splits axis {axis} of {path} {tuple(shape)}, "
-            f"which fsdp {self.fsdp} does not divide: choose another axis or None"
-          )
-        return axis
-    if np.prod(shape) < MIN_SHARDED_SIZE:
-      return None
-    first = 1 if _SCANNED.search(path) else 0  # never the layer axis: a scan slices it every step
-    axes = [a for a in range(first, len(shape)) if shape[a] % self.fsdp == 0]
-    return max(axes, key=lambda a: shape[a], default=None)
 
   def put_state(self, state):
     shardings = self.shardings(state)
@@ -290,11 +273,26 @@ class JitParallel(Parallel):
   def _jit(self, fn, state, has_metrics):
     out = jax.tree.map(lambda x: x.sharding, state)
     out = (out, self._replicated) if has_metrics else out
-    return jax.jit(functools.partial(fn, axis=None), donate_argnums=0, out_shardings=out)
+    return jax.jit(self._whole(fn), donate_argnums=0, out_shardings=out)
+
+  def _whole(self, fn):
+    """fn of the whole batch, whose activations stay split as the batch is."""
+
+    def run(*args):
+      with target.keep_rows(self._keep_rows):
+        return fn(*args, axis=None)
+
+    return run
+
+  def _keep_rows(self, x):
+    """Activations [B, …] split as the batch is. Without this XLA splits their width over fsdp, as
+    the weights are, and exchanges them several times a layer instead of gathering the weights."""
+    if self.fsdp == 1 or len(x) % self.batch_divisor:
+      return x
+    return jax.lax.with_sharding_constraint(x, self._batch)
 
   def compile_sums(self, fn):
-    fn = functools.partial(fn, axis=None)
-    return self._waiting(jax.jit(fn, out_shardings=self._replicated))
+    return self._waiting(jax.jit(self._whole(fn), out_shardings=self._replicated))
 
   def compile_local(self, fn):
     run = jax.jit(fn, out_shardings=self._replicated)

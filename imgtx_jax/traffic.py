@@ -125,7 +125,7 @@ class _Module:
     computation = self.computations[where]
     if instruction.opcode.endswith("-start"):  # of both ends of a copy, the smaller
       ends = instruction.shapes[:2]
-      return min(s.bytes for s in ends) * sum(s.in_memory for s in ends)
+      return min((s.bytes for s in ends), default=0.0) * sum(s.in_memory for s in ends)
     moved = self._written(where, instruction)
     for i, operand in enumerate(instruction.operands):
       source = computation.get(operand)

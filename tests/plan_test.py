@@ -7,9 +7,8 @@ from collections import Counter
 import jax
 import pytest
 
-from imgtx_jax import benchmark, chips, plan, plan_report, planning, target, traffic
+from imgtx_jax import chips, plan, plan_report, planning, traffic
 from imgtx_jax.errors import UserError
-from imgtx_jax.models import layers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -190,14 +189,6 @@ def test_classes_without_the_data(tiny_config, monkeypatch, capsys):
   tiny_config.data.source, tiny_config.data.path = "folder", "/nowhere"
   assert plan.number_of_classes(tiny_config) == 1000
   assert "folder is not here: planned for 1000 classes" in capsys.readouterr().out
-
-
-def test_programs_are_traced_for_the_planned_platform(tiny_config):
-  assert target.platform() == "cpu" and layers._is_slow(4096)
-  with target.plan_for("tpu"):
-    assert not layers._is_slow(4096)
-    assert benchmark.configs.compute_dtype(tiny_config) == "bfloat16"
-  assert benchmark.configs.compute_dtype(tiny_config) == "float32"
 
 
 @pytest.mark.skipif(

@@ -147,4 +147,4 @@ def test_a_compiled_scan_with_a_sum_over_devices():
   assert sent == pytest.approx(2 * 3 / 4 * 5 * 32 * 32 * 4, rel=0.01)
   # Weights are read forward and backward and their gradients written, a layer at a time.
   weights = 4 * np.prod((5, 32, 32))
-  assert 3 * weights < found.memory_bytes < 20 * weights
+  assert 3 * weights < found.memory_bytes < 30 * weights
