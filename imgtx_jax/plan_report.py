@@ -130,17 +130,26 @@ def _faster(plan):
     return []
   ratio = seconds[slowest] / seconds["arithmetic"]
   images = plan.batch / plan.devices
-  return [
+  ways = [
     f"{slowest} takes {ratio:.1f} times as long as arithmetic at {images:g} images a chip: larger "
     f"--config.{plan.stage}.batch_size, or fewer chips"
   ]
+  if slowest == "communication" and plan.fsdp > 1:
+    ways.append("another fsdp (--sweep): a whole side of the torus has twice the rate of a part")
+  return ways
 
 
 def sweep_row(plan):
   """One line of the table of --sweep."""
   needed = plan.memory["peak"] if plan.memory else plan.needed_bytes
   memory = _gib(needed) if needed else "?"
-  cells = [plan.stage, plan.batch, plan.fsdp, memory, _gib(plan.limit_bytes) or "?"]
+  cells = [
+    plan.stage,
+    plan.batch,
+    plan.fsdp,
+    memory,
+    _gib(plan.limit_bytes) if plan.limit_bytes else "?",
+  ]
   if not plan.memory:
     cells += ["does not fit", "", ""]
   elif plan.seconds:

@@ -131,6 +131,9 @@ def test_times_and_utilisation(tiny_config):
   assert "all-reduce over 2: 3 a step, 3e+03 MB sent by a chip, 4e+03 ms" in text
   assert "utilisation     0.14–0.25" in text and "86,400 steps take 4–7 days" in text
   assert "communication takes 2.0 times as long as arithmetic at 2 images a chip" in text
+  assert "another fsdp" not in text
+  split = found._replace(pmap=False, fsdp=8)
+  assert "another fsdp" in "\n".join(plan_report.advice(split, tiny_config))
   row = plan_report.sweep_row(found)
   assert row == "| pretrain | 16 | 1 | 9.00 | 15.75 | 0.14–0.25 | 2–4 | 4–7 |"
 
