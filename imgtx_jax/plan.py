@@ -16,9 +16,10 @@ machine's devices (cpu:4, gpu). Nothing is trained and no weight is allocated. P
 These are bounds, not measurements: products at the full rate, and nothing for input, evaluation,
 checkpoints or refills of the bank. With --sweep, a table over batch and fsdp sizes: --batch_sizes
 (1, 2 and 4 times the config's) and --fsdp_sizes (1, 4 and 16, and the config's). Every line
-compiles the step once: one to six minutes on one core for the large GPTs;
---jax_exec_time_optimization_effort=-1 takes less, for a program of less polish. The number of
-classes comes from the config's source or --classes; where the data are not here, it is ImageNet's.
+compiles the step once: one to six minutes on one core for the large GPTs. Less with
+--jax_exec_time_optimization_effort=-1, for a program that moves more through memory than the real
+one. The number of classes comes from the config's source or --classes; where the data are not here,
+it is ImageNet's.
 """
 
 import jax
