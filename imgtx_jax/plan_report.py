@@ -102,6 +102,12 @@ def advice(plan, config):
         f"state and gradients would also fit with --config.parallel.fsdp={enough} "
         f"({_gib(plan.held[enough])} GiB): fewer devices then share a layer"
       )
+    elif not fits and not enough:
+      most = max(plan.held)
+      ways.append(
+        f"state and gradients are {_gib(plan.held[most])} GiB a chip even with fsdp {most}: more "
+        "chips, or chips with more memory"
+      )
   if fits:
     return ways + _faster(plan)
   trained = {"pretrain": ("gpt",), "finetune": ("gpt", "generator", "discriminator")}
@@ -168,7 +174,7 @@ def failed_row(stage, batch, fsdp, error):
 
 
 def _gib(size):
-  return f"{size / _GIB:.2f}" if size < 100 * _GIB else f"{size / _GIB:.0f}"
+  return f"{size / _GIB:.2g}" if size < 0.1 * _GIB else f"{size / _GIB:.2f}"
 
 
 def _tera(count):

@@ -118,6 +118,13 @@ def test_says_what_to_change(tiny_config):
   assert "fsdp" not in text and "accumulate" not in text and "batch_size" not in text
 
 
+def test_says_when_no_split_is_enough(tiny_config):
+  gib = 2**30
+  large = made(held={1: 99 * gib, 2: 50 * gib, 4: 25 * gib, 8: 13 * gib})
+  first = next(iter(plan_report.advice(large, tiny_config)))
+  assert first.startswith("state and gradients are 13.00 GiB a chip even with fsdp 8: more chips")
+
+
 def test_times_and_utilisation(tiny_config):
   """Arithmetic takes 2 s, memory 1 s, communication 4 s."""
   collective = traffic.Collective("all-reduce", (0, 1), 1e9)
