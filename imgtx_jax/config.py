@@ -8,10 +8,10 @@ otherwise. Most keys are in config_groups.py; what a user may set is checked by 
 import math
 import re
 
-import jax
 import ml_collections
 
 from imgtx_jax import config_groups as groups
+from imgtx_jax import target
 from imgtx_jax.errors import UserError
 
 IMAGENET_IMAGES = 1_281_167  # of its training split, for steps out of epochs
@@ -119,7 +119,7 @@ def sharding_rules(config):
 def compute_dtype(config):
   """The compute dtype as a name."""
   if config.dtype == "auto":
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if target.platform() == "cpu" else "bfloat16"
   return config.dtype
 
 

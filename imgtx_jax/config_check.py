@@ -25,8 +25,9 @@ _ADVERSARY = {
 _VGG16_SIDE = 16  # pixels, at least
 
 
-def check(config):
-  """Raises UserError for the first value that cannot work; one line each."""
+def check(config, devices=None):
+  """Raises UserError for the first value that cannot work; one line each. devices: how many there
+  are, where it is not as many as jax finds here."""
   for stage in config.stages:
     one_of("config.stages", stage, configs.STAGES)
   one_of("config.dtype", config.dtype, ("auto", "float32", "bfloat16"))
@@ -69,7 +70,7 @@ def check(config):
     )
   if config.tokenizer_kind == "vqgan":
     _check_vqgan(config)
-  _check_stages(config)
+  _check_stages(config, devices or jax.device_count())
 
 
 def _check_network(key, options):
@@ -131,8 +132,7 @@ def _check_style(config):
     )
 
 
-def _check_stages(config):
-  devices = jax.device_count()
+def _check_stages(config, devices):
   for stage in config.stages:
     options = config[stage]
     for key in ("steps", "batch_size"):

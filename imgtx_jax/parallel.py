@@ -18,15 +18,17 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from imgtx_jax import target
 from imgtx_jax.errors import UserError
+from imgtx_jax.split import split_axis
 
 # pmap's axis and the mesh axis must share one name: pmap's outputs are sharded over a mesh of its
 # axis name, and an input that is sharded under another name would compile every step twice.
 AXIS = "data"
 MIN_SHARDED_SIZE = 2**16  # smaller arrays are replicated: gathering them costs more than it saves
-_SCANNED = re.compile(r"(^|[/_])layers($|[/_])")  # a path component "layers" or "..._layers"
 
 
 def pmean(tree, axis):
@@ -209,7 +211,9 @@ class JitParallel(Parallel):
     self.fsdp = fsdp
     self.rules = tuple((re.compile(pattern), axis) for pattern, axis in rules)
     shape, auto = (len(devices) // fsdp, fsdp), (AxisType.Auto, AxisType.Auto)
-    self.mesh = jax.make_mesh(shape, (AXIS, "fsdp"), axis_types=auto, devices=devices)
+    # jax.make_mesh refuses an fsdp of 4 on v6e:8x8, or of 8 on v5p:4x4x4: a part of a torus's side.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    self.mesh = jax.sharding.Mesh(grid, (AXIS, "fsdp"), axis_types=auto)
     self._replicated = NamedSharding(self.mesh, PartitionSpec())
     self._batch = NamedSharding(self.mesh, PartitionSpec((AXIS, "fsdp")))
 
@@ -221,31 +225,13 @@ class JitParallel(Parallel):
     """
 
     def sharding(path, x):
-      axis = self._split_axis(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape)
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      axis = split_axis(name, x.shape, self.fsdp, self.rules, MIN_SHARDED_SIZE)
       if axis is None:
         return self._replicated
       return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
-
-  def _split_axis(self, path, shape):
-    """The axis of an array that is split over fsdp, or None to replicate it."""
-    if self.fsdp == 1:
-      return None
-    for pattern, axis in self.rules:
-      if pattern.search(path):
-        axis = None if axis is None or axis >= len(shape) else axis
-        if axis is not None and shape[axis] % self.fsdp:
-          raise UserError(
-            f"sharding rule {pattern.pattern!r} splits axis {axis} of {path} {tuple(shape)}, "
-            f"which fsdp {self.fsdp} does not divide: choose another axis or None"
-          )
-        return axis
-    if np.prod(shape) < MIN_SHARDED_SIZE:
-      return None
-    first = 1 if _SCANNED.search(path) else 0  # never the layer axis: a scan slices it every step
-    axes = [a for a in range(first, len(shape)) if shape[a] % self.fsdp == 0]
-    return max(axes, key=lambda a: shape[a], default=None)
 
   def put_state(self, state):
     shardings = self.shardings(state)
@@ -267,28 +253,46 @@ class JitParallel(Parallel):
     return jax.tree.map(put, batch)
 
   def compile_step(self, step):
-    return self._compile(step, lambda state: (state, self._replicated))
+    return self._compile(step, has_metrics=True)
 
   def compile_refresh(self, fn):
-    return self._compile(fn, lambda state: state)
+    return self._compile(fn, has_metrics=False)
 
-  def _compile(self, fn, out_shardings):
+  def _compile(self, fn, has_metrics):
     # Shardings of the state are pinned at the first call, or XLA may choose others for the new
     # state: the next call would then compile again.
     compiled = None
 
     def call(state, *args):
       nonlocal compiled
-      if compiled is None:
-        out = out_shardings(jax.tree.map(lambda x: x.sharding, state))
-        compiled = jax.jit(functools.partial(fn, axis=None), donate_argnums=0, out_shardings=out)
+      compiled = compiled or self._jit(fn, state, has_metrics)
       return compiled(state, *args)
 
     return self._waiting(call)
 
+  def _jit(self, fn, state, has_metrics):
+    out = jax.tree.map(lambda x: x.sharding, state)
+    out = (out, self._replicated) if has_metrics else out
+    return jax.jit(self._whole(fn), donate_argnums=0, out_shardings=out)
+
+  def _whole(self, fn):
+    """fn of the whole batch, whose activations stay split as the batch is."""
+
+    def run(*args):
+      with target.keep_rows(self._keep_rows):
+        return fn(*args, axis=None)
+
+    return run
+
+  def _keep_rows(self, x):
+    """Activations [B, …] split as the batch is. Without this XLA splits their width over fsdp, as
+    the weights are, and exchanges them several times a layer instead of gathering the weights."""
+    if self.fsdp == 1 or len(x) % self.batch_divisor:
+      return x
+    return jax.lax.with_sharding_constraint(x, self._batch)
+
   def compile_sums(self, fn):
-    fn = functools.partial(fn, axis=None)
-    return self._waiting(jax.jit(fn, out_shardings=self._replicated))
+    return self._waiting(jax.jit(self._whole(fn), out_shardings=self._replicated))
 
   def compile_local(self, fn):
     run = jax.jit(fn, out_shardings=self._replicated)

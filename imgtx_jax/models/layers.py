@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imgtx_jax import target
+
 NORM_EPSILON = 1e-5
 ZEROS = -1.0  # as init_std: a matrix of zeros
 POWER_ITERATIONS = 16
@@ -52,7 +54,7 @@ class Linear(nn.Module):
 def _is_slow(features):
   """Whether XLA's gradient of a matrix so wide runs at half speed: on a CPU, where the rows of its
   cotangent lie a power of two apart."""
-  return features >= 2048 and features % 1024 == 0 and jax.default_backend() == "cpu"
+  return features >= 2048 and features % 1024 == 0 and target.platform() == "cpu"
 
 
 @jax.custom_vjp
