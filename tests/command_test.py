@@ -12,6 +12,7 @@ COMMANDS = sorted(
   path.stem
   for path in (ROOT / "imgtx_jax").glob("*.py")
   if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+  and path.stem != "benchmark_tf_data"  # started by benchmark input alone; needs TensorFlow
 )
 
 

@@ -102,7 +102,7 @@ def test_converted_weights_that_are_none(tmp_path):
 def test_one_file_is_wanted(arguments):
   with pytest.raises(UserError, match="takes one file"):
     convert.main(arguments)
-  with pytest.raises(UserError, match="'vgg' is no kind .*llamagen, inception"):
+  with pytest.raises(UserError, match="'vgg' cannot be converted; .*llamagen, inception"):
     convert.main(["vgg"])
 
 
