@@ -14,10 +14,9 @@ of its own, for the peak of memory only grows within one.
   matmul_flops_per_second  of large matrix products in the compute dtype on one device, right after
   model_flops_utilisation  flops_per_step over what all devices could do at that rate
 
-What the other kinds print stands in benchmark_KIND.py: codes is of the cache of codes; sample, of
-drawing --batch images at a time from the config's GPT; dial, of images at each setting k;
-discriminator, of its penalties; input, of reading the config's images or, without --config,
-generated ones; checkpoint, of --gigabytes. With --classes=K no source is asked.
+What the other kinds print stands in benchmark_KIND.py: codes is of their cache; sample, of drawing
+--batch images at a time from the GPT; dial, of images at each k; discriminator, of its penalties;
+input, of the config's or generated images; checkpoint. With --classes=K no source is asked.
 """
 
 import functools

@@ -223,9 +223,10 @@ class StyleStage(stage.Stage):
     contents, styles = self.prepare(batch), self._prepare_styles(batch)
     full = jnp.ones(len(contents))
     params = state.ema["stylist"]
-    style = self.stylist.styles(params, styles)
     images = self._draw(params, state.frozen, contents, styles, full)
-    own = self.stylist.render(params, state.frozen["tokenizer"], styles, style)
+    if (own := images.get("own")) is None:
+      style = self.stylist.styles(params, styles)
+      own = self.stylist.render(params, state.frozen["tokenizer"], styles, style)
     targets = self._targets(state.frozen, contents, styles, full)
     found = self._features(state.frozen, images["styled"])
     of_content = losses.moments(targets["content"])
