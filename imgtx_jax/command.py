@@ -73,6 +73,14 @@ def define_checkpoint_flag():
   )
 
 
+def check_least(**limits):
+  """UserError for a flag below its least value."""
+  for name, least in limits.items():
+    value = flags.FLAGS[name].value
+    if value < least:
+      raise UserError(f"--{name}={value} is under {least}; ask for {least} or more")
+
+
 def _connect(agree):
   values = flags.FLAGS
   processes.start(values.coordinator_address, values.num_processes, values.process_id, agree=agree)

@@ -13,7 +13,8 @@ discriminator judges by.
 
 --metrics=style --content DIR --style DIR measures style transfer over their pairs and writes
 style.json: a row each for the content as it is, the style image, colours alone, the style stage of
---workdir, and every --outputs=NAME=FOLDER of another method, named CONTENT--STYLE.png.
+--workdir, and every --outputs=NAME=FOLDER of another method, named CONTENT--STYLE.png; with
+--sweep=strength=.25,.5,.75 also rows at those strengths, and style.png, their curve.
 
 Features are kept beside the results: the same command after a kill goes on where it was, and gives
 the same figures. References' are shared through $IMGTX_CACHE, where it is set. Several processes
@@ -27,23 +28,13 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from imgtx_jax import audit, command, features, sample, sampling, workdir
+from imgtx_jax import audit, command, evaluate_style, features, sample, sampling, workdir
 from imgtx_jax.errors import UserError
-from imgtx_jax.evaluation import (
-  evaluation,
-  image_sets,
-  reference,
-  style,
-  style_methods,
-  style_pairs,
-  subject,
-  sweep,
-)
+from imgtx_jax.evaluation import evaluation, image_sets, reference, subject, sweep
 from imgtx_jax.evaluation.figures import Settings
 from imgtx_jax.importers import inception
 
 FLAGS = flags.FLAGS
-STYLE_SIZE = 256  # pixels a side
 AUDIT_NUM = 2000  # samples with a label, and as many without
 
 
@@ -51,7 +42,7 @@ def main():
   """Evaluates what the flags ask for and writes it."""
   asked = [name.strip() for name in FLAGS.metrics.split(",") if name.strip()]
   if "style" in asked:
-    run_style(asked)
+    evaluate_style.run(asked, folder())
     return
   check_flags()
   if FLAGS.audit:
@@ -79,7 +70,9 @@ def main():
 
 def check_flags():
   """UserError for flags that cannot go together, before anything is loaded."""
-  check_least(num=1, batch_size=1, reference_num=0, kid_subset_size=2, splits=1, image_size=0)
+  command.check_least(
+    num=1, batch_size=1, reference_num=0, kid_subset_size=2, splits=1, image_size=0
+  )
   if FLAGS.content or FLAGS.style or FLAGS.outputs:
     raise UserError("--content, --style and --outputs are for --metrics=style; give it too")
   if not (FLAGS.workdir or FLAGS.samples):
@@ -113,53 +106,6 @@ def run_audit():
   worst = ", ".join(row["name"] for row in found["worst"])
   lines = [f"worst classes by {found['ranked_by']}: {worst}", *found["biases"]]
   print("\n".join([*lines, f"audit: {found['page']}, {found['figures']}"]))
-
-
-def run_style(asked):
-  """Style transfer over the pairs of two folders: the table, and style.json."""
-  check_style_flags(asked)
-  size = FLAGS.image_size or STYLE_SIZE
-  batch_size = FLAGS.batch_size if FLAGS["batch_size"].present else style.default_batch(size)
-  pairs = style_pairs.Pairs(FLAGS.content, FLAGS.style, size=size, limit=FLAGS.num)
-  methods = style_methods.open_methods(
-    pairs,
-    directory=FLAGS.workdir,
-    outputs=FLAGS.outputs,
-    batch_size=batch_size,
-    checkpoint=FLAGS.checkpoint,
-  )
-  result = style.run(
-    pairs,
-    methods,
-    out=folder(),
-    batch_size=batch_size,
-    leak_pairs=FLAGS.leak_pairs,
-    leak_rounds=FLAGS.leak_rounds,
-  )
-  if result:
-    evaluation.write(folder() / "style.json", result)
-    print("\n".join([*style.table(result), f"protocol: {folder()}/style.json"]))
-
-
-def check_style_flags(asked):
-  """UserError for flags that do not go with --metrics=style."""
-  if asked != ["style"]:
-    raise UserError("--metrics=style is measured alone; leave the other metrics out")
-  if not (FLAGS.content and FLAGS.style):
-    raise UserError("--metrics=style needs two folders of images: give --content and --style")
-  for name in ("samples", "reference", "network", "sweep", "audit", "save_npz", "save_stats"):
-    if FLAGS[name].value:
-      raise UserError(f"--{name} has no use with --metrics=style; leave it out")
-  check_least(num=1, batch_size=1, leak_pairs=0, leak_rounds=1, image_size=0)
-  if 0 < FLAGS.image_size < style.LEAST_SIDE:
-    raise UserError(f"--image_size={FLAGS.image_size} is under {style.LEAST_SIDE}: ask for more")
-
-
-def check_least(**limits):
-  """UserError for a flag below its least value."""
-  for name, least in limits.items():
-    if FLAGS[name].value < least:
-      raise UserError(f"--{name}={FLAGS[name].value} is under {least}; ask for {least} or more")
 
 
 def default_network():

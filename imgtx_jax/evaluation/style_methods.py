@@ -63,17 +63,21 @@ class ColorTransfer(Method):
 
 class Model(Method):
   """A stylizing.Stylizer; a style is encoded once for as long as it is among the last that were
-  used. config: its work directory's."""
+  used. config: its work directory's. strength in [0, 1]: of the style."""
 
   name, repeats = "this model", True
 
-  def __init__(self, stylizer, config, batch_size):
-    self.stylizer, self.batch_size = stylizer, batch_size
+  def __init__(self, stylizer, config, batch_size, strength=1.0):
+    self.stylizer, self.batch_size, self.strength = stylizer, batch_size, strength
+    if strength < 1:
+      self.name, self.repeats = f"strength {strength:g}", False
     self._style = functools.lru_cache(_KEPT)(lambda pairs, i: self.encode(pairs.styles.read(i)))
     self.fingerprint = {
       "weights": networks.digest(stylizer.weights),
       "networks": networks.hyperparameters(config, _MODEL),
     }
+    if strength < 1:
+      self.fingerprint["strength"] = strength
 
   def apply(self, contents, pairs, rows):
     parts = []
@@ -93,8 +97,12 @@ class Model(Method):
     return found
 
   def encode(self, style):
-    """The Style of one image, uint8 [S, S, 3]; batch 1, NumPy arrays."""
-    return jax.device_get(self.stylizer.styles(style[None].astype(np.float32) / 127.5 - 1))
+    """The Style, at the strength, of one image, uint8 [S, S, 3]; batch 1, NumPy arrays."""
+    style = self.stylizer.styles(style[None].astype(np.float32) / 127.5 - 1)
+    if self.strength < 1:
+      parts = [1.0 - self.strength, self.strength]
+      style = stylizing.mix([self.stylizer.null(1), style], parts)
+    return jax.device_get(style)
 
 
 class Files(Method):
@@ -119,9 +127,10 @@ class Files(Method):
     return np.stack([transforms.read_image(self.files[row], pairs.size) for row in rows])
 
 
-def open_methods(pairs, *, directory, outputs, batch_size, checkpoint="last"):
+def open_methods(pairs, *, directory, outputs, batch_size, checkpoint="last", strengths=()):
   """The Methods to compare on Pairs: the baselines, the style stage of a work directory (or None;
-  checkpoint: its "last" or "best"), and the folders of outputs, texts NAME=FOLDER."""
+  checkpoint: its "last" or "best") at strength 1 and at each of strengths, and the folders of
+  outputs, texts NAME=FOLDER."""
   methods = [Identity(), StyleCopy(), ColorTransfer()]
   if directory:
     config, _ = workdir.read(directory)
@@ -131,7 +140,8 @@ def open_methods(pairs, *, directory, outputs, batch_size, checkpoint="last"):
         f"--image_size={pairs.size} is no multiple of {stylizer.multiple}, the patch of the style "
         f"stage in {directory}: ask for one"
       )
-    methods.append(Model(stylizer, config, batch_size))
+    strengths = sorted({*strengths, 1})
+    methods += [Model(stylizer, config, batch_size, strength) for strength in strengths]
   for text in outputs:
     name, _, folder = text.partition("=")
     if not name or not folder or name in [method.name for method in methods]:

@@ -19,7 +19,7 @@ METRICS = (
   "precision_recall",
   "class_accuracy",
 )
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+PLOT_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def parse(text, options):
@@ -77,7 +77,7 @@ def draw(name, evaluations):
 
 
 def _draw(panels, name, values):
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(PLOT_STYLE):
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.9 * rows), layout="constrained")

@@ -1,5 +1,7 @@
 """Style transfer measured over pairs: rows of methods, repetition, interruption, bad input."""
 
+import io
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +9,13 @@ from PIL import Image, ImageFilter
 
 from imgtx_jax import config as configs
 from imgtx_jax.errors import UserError
-from imgtx_jax.evaluation import style, style_measures, style_methods, style_pairs
+from imgtx_jax.evaluation import (
+  style,
+  style_measures,
+  style_methods,
+  style_pairs,
+  style_plot,
+)
 from imgtx_jax.models import palette
 from imgtx_jax.models.style_encoder import Style
 
@@ -27,6 +35,9 @@ class FakeStylizer:
     images = jnp.asarray(images)
     mean = images.mean((1, 2))[:, None]
     return Style(mean, jnp.zeros((len(images), 2)), palette.of_images(images))
+
+  def null(self, batch):
+    return Style(jnp.full((batch, 1, 3), -1.0), jnp.zeros((batch, 2)), palette.none(batch))
 
   def render(self, content, style, *, hard=False):
     self.rendered.append(len(content))
@@ -104,6 +115,26 @@ def test_baselines(measure, pairs):
   assert copy["ssim"] < color["ssim"] < 1
   assert set(found["timing"]["methods"]) == {"colour mean-std"}
   assert found["protocol"]["pairs"]["count"] == 6 and found["leak"] == {}
+
+
+def test_rows_at_several_strengths_and_their_plot(measure, pairs):
+  methods = [
+    style_methods.Identity(),
+    *(style_methods.Model(FakeStylizer(), configs.default(), 4, s) for s in (0, 0.5, 1)),
+  ]
+  found = measure(methods)
+  names = ["identity", "strength 0", "strength 0.5", "this model"]
+  assert list(found["rows"]) == names
+  rows = np.arange(2)
+  none, half, full = (
+    method.apply(pairs.content(rows), pairs, rows).astype(int) for method in methods[1:]
+  )
+  assert np.abs(none - full).max() > 10
+  np.testing.assert_allclose(half, (none + full) / 2, atol=1.5)  # the fake is linear in the style
+  prints = [str(method.fingerprint) for method in methods]
+  assert len(set(prints)) == len(prints)  # or one's figures would be taken for another's
+  plot = Image.open(io.BytesIO(style_plot.draw(found, names[1:])))
+  assert plot.format == "PNG" and len(plot.convert("RGB").getcolors(1 << 24)) > 10
 
 
 def test_the_table_by_hand():
