@@ -2,8 +2,6 @@
 
 import jax.numpy as jnp
 
-_FLAT = 1e-5  # squared differences that are none: a flat image has no pattern
-
 
 def squared_error(x, y, mask=None):
   """Mean squared difference of images [B, H, W, C]; [B]. mask [B, H, W, 1]: where it counts."""
@@ -29,25 +27,6 @@ def gradient_difference(x, y, mask=None):
       pairs = first * jnp.delete(mask, 0, axis=axis)
     total += _masked_mean(jnp.diff(x - y, axis=axis) ** 2, pairs) / 2
   return total
-
-
-def patch_pattern(images, patch):
-  """How much of images [B, H, W, C] is one pattern that every patch repeats: the share of it in the
-  squared differences of neighbouring pixels; [B].
-
-  1 of one patch repeated, 1/N of N unrelated patches. Sides are multiples of patch. What a decoder
-  of patches draws from inputs it does not know is such a pattern.
-  """
-  b, height, width, channels = images.shape
-  grid = (b, height // patch, patch, width // patch, patch, channels)
-  repeated = total = 0.0
-  for axis in (1, 2):
-    # The last difference, of pixels that the image does not have, is 0.
-    steps = jnp.diff(images, axis=axis, append=jnp.take(images, jnp.array([-1]), axis=axis))
-    steps = steps.reshape(grid)
-    repeated += jnp.sum(jnp.mean(steps, axis=(1, 3)) ** 2, axis=(1, 2, 3))
-    total += jnp.sum(jnp.mean(steps**2, axis=(1, 3)), axis=(1, 2, 3))
-  return repeated / (total + _FLAT * patch**2 * channels)
 
 
 def _masked_mean(values, mask):

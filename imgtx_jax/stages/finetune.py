@@ -183,10 +183,6 @@ class FinetuneStage(generating.GeneratingStage):
     if taps:
       parts["taps"] = sum(distance(tap) for tap in taps) / len(taps)
       total += options.tap_weight * options.reconstruction_weight * parts["taps"]
-    if options.pattern_weight:
-      patch = self.config.patch
-      parts["pattern"] = sum(pixels.patch_pattern(x, patch).mean() for x in (image, *taps))
-      total += options.pattern_weight * parts["pattern"]
     if options.lpips_weight and "lpips" in state.frozen:
       parts["lpips"] = jnp.mean(weight * perceptual.lpips(state.frozen["lpips"], images, image))
       total += options.lpips_weight * parts["lpips"]

@@ -38,18 +38,3 @@ def test_dots_weigh_more_than_a_shift_of_the_same_size():
   dots = image + 0.1 * (-1.0) ** np.add.outer(np.arange(8), np.arange(8))[None, ..., None]
   assert pixels.squared_error(image, dots)[0] == pytest.approx(0.01, rel=1e-4)
   assert pixels.gradient_difference(image, dots)[0] == pytest.approx(0.04, rel=1e-4)
-
-
-def test_a_repeated_patch_is_all_pattern_and_unrelated_patches_are_not():
-  rng = np.random.default_rng(0)
-  patch = rng.standard_normal((1, 4, 4, 3)).astype(np.float32)
-  repeated = np.tile(patch, (1, 16, 16, 1))
-  noise = rng.standard_normal((1, 64, 64, 3)).astype(np.float32)
-  assert pixels.patch_pattern(repeated, 4)[0] == pytest.approx(1.0, abs=0.02)  # but the last pixels
-  assert pixels.patch_pattern(noise, 4)[0] == pytest.approx(1 / 256, rel=0.3)
-  assert pixels.patch_pattern(0 * noise, 4)[0] == 0
-  both = noise + repeated
-  assert 0.4 < pixels.patch_pattern(both, 4)[0] < 0.6
-  # A shift of brightness or a slow slope over the whole image is no pattern to speak of.
-  slope = np.broadcast_to(np.linspace(-1, 1, 64)[:, None, None], (1, 64, 64, 3)).astype(np.float32)
-  assert pixels.patch_pattern(noise + slope + 0.5, 4)[0] < 0.01
