@@ -44,12 +44,8 @@ def get_config(folders=""):
 
   # VGG16 takes most of a step: a small batch, crops of 64 of the 96 pixels for it, and many steps.
   config.style.update(dict(steps=1000, batch_size=4, shift=32))
-  config.style.update(dict(content_weight=3.0, null_weight=20.0, identity_weight=0.0))
-  # A modulation changes all patches alike: at first half of what it draws is one repeated pattern.
-  config.style.pattern_weight = 50.0
-  # What a style changes is drawn with the patches that the tokenizer learned of photos.
+  config.style.update(dict(content_weight=1.0, identity_weight=0.0))
   config.style.optimizer.update(dict(learning_rate=1e-3, warmup_steps=50))
-  config.style.optimizer.freeze = "generator/head/(norm|project|conv|rgb)"
   config.log_steps = 20
   config.evaluate_steps = 350
   config.evaluate_images = 48

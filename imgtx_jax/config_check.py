@@ -217,6 +217,7 @@ def _check_ranges(config):
     "guard_lines": (1, None),
     "tokenizer.continuous_share": (0, 1),
     "style.tokens": (1, None),
+    "style.channels": (1, None),
     "style.modulation_dim": (1, None),
     "style.jitter_share": (0, 1),
     "style.partial_share": (0, 1),

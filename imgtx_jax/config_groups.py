@@ -186,7 +186,6 @@ def finetune():
   c.reconstruction_weight = 10.0
   c.reconstruction_power = 1.0
   c.gradient_weight = 0.0  # within the reconstruction, beside the squared error's 1
-  c.pattern_weight = 0.0  # against a pattern that every patch repeats
   c.lpips_weight = 0.0
   c.tap_weight = 0.25
   c.adversarial_weight = 0.03
@@ -249,6 +248,7 @@ def style():
     steps=1000,
     batch_size=8,
     tokens=64,  # of a style
+    channels=96,  # of the head's features at the grid; half as many each time it doubles its size
     modulation_dim=128,
     # Of styles, beside config.data, the contents: any source. Folders named twice count twice.
     data=dict(source="images", path="", crop="random", min_scale=0.35),
@@ -256,12 +256,10 @@ def style():
     partial_share=0.25,  # of the batch with a strength in [0, 1], whose target lies in between
     content_weight=1.0,
     style_weight=1.0,
-    null_weight=10.0,  # reconstruction of the content under the null style
     identity_weight=5.0,  # reconstruction of an image in its own style: a quarter more time
     identity_feature_weight=0.0,  # the same in VGG's features: a third more time
-    gradient_weight=1.0,  # within both reconstructions, beside the squared error's 1
+    gradient_weight=1.0,  # within the reconstruction, beside the squared error's 1
     total_variation_weight=0.0,
-    pattern_weight=1.0,  # against a pattern that every patch repeats
     shift=8,  # pixels by which VGG16's crops move at random, and which they lack of the images
     adversarial_weight=0.0,  # against a discriminator of style images
     adversarial_start_steps=0,

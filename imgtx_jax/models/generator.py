@@ -5,6 +5,8 @@
 | tokenizer's decoder | all N dequantised codes | none | none |
 | adversarial generator | the first k codes, a mask token elsewhere | GPT states | noise and class |
 | stylizer | the content's latents | style tokens | style statistics |
+
+A stylizer ends in another head: it draws a change to an image (see retouch), not the image.
 """
 
 import functools
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax.models import layers, transformer
+from imgtx_jax.models.retouch import RetouchHead
 
 _WAVES = 4  # each way, of what varies slowly over the grid
 
@@ -27,26 +30,17 @@ class PatchHead(nn.Module):
 
   A bare linear head leaves a visible grid. overlap: a token draws twice its patch each way, fading
   out into its neighbours' (as overlap-add of windowed signals), so that nothing has to be continued
-  across a border. The convolutions run over the rendered features of all patches. modulated:
-  modulation [B, S] shifts and scales the normed tokens, by nothing at the start (the last layer of
-  DiT, arXiv:2212.09748): a direct way to the colours of an image.
+  across a border. The convolutions run over the rendered features of all patches.
   """
 
   patch: int
   channels: int
   overlap: bool = False
-  modulated: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, shape, modulation=None):
+  def __call__(self, x, shape):
     x = layers.norm("norm", self.dtype)(x)
-    if self.modulated:
-      table = layers.Linear(
-        2 * x.shape[-1], use_bias=True, init_std=layers.ZEROS, dtype=self.dtype, name="modulation"
-      )(nn.silu(modulation))
-      shift, scale = jnp.split(table[:, None], 2, axis=-1)
-      x = x * (1.0 + scale) + shift
     side = (2 if self.overlap else 1) * self.patch
     x = layers.Linear(side**2 * self.channels, use_bias=True, dtype=self.dtype, name="project")(x)
     # [B, H, W, F]
@@ -97,7 +91,8 @@ class Generator(nn.Module):
   known [B, N] (only with mask_token): False where the code is not known and the learned mask token
   of that place stands for it. memory_mask [B, M]: False where a memory token must not be seen.
   memory_coords int [M, 2]: rows and columns the memory tokens speak of, None if they have none.
-  shape: (h, w) of the grid; a square by default.
+  shape: (h, w) of the grid; a square by default. With retouch_channels the last image is a change
+  to `image` [B, H, W, 3], which must be given.
   """
 
   patch: int
@@ -109,7 +104,7 @@ class Generator(nn.Module):
   head_overlap: bool = False
   memory: bool = False
   modulated: bool = False
-  head_modulated: bool = False
+  retouch_channels: int = 0
   mask_token: bool = False
   dtype: Any = jnp.float32
 
@@ -124,6 +119,7 @@ class Generator(nn.Module):
     memory_mask=None,
     memory_coords=None,
     shape=None,
+    image=None,
   ):
     shape = shape or (math.isqrt(grid.shape[1]),) * 2
     head_dim = self.width // self.trunk["heads"]
@@ -161,8 +157,10 @@ class Generator(nn.Module):
         name=f"segment_{i}",
         **self.trunk,
       )(x, context)
-    image = head(modulated=self.head_modulated, name="head")(x, shape, modulation)
-    return image, tuple(taps)
+    if self.retouch_channels:
+      retouch = RetouchHead(self.patch, self.retouch_channels, dtype=self.dtype, name="retouch")
+      return retouch(x, shape, modulation, image), tuple(taps)
+    return head(name="head")(x, shape), tuple(taps)
 
   def _mask_tokens(self, modulation, shape, channels):
     """What stands on the grid where no code is known: unit vectors, as codes are; [1 or B, N, C].

@@ -159,7 +159,9 @@ def make_stylist(config):
   return Stylist(
     encoder=make_encoder(config),
     quantizer=make_quantizer(config),
-    generator=make_generator(config, memory=True, modulated=True, head_modulated=True),
+    generator=make_generator(
+      config, memory=True, modulated=True, retouch_channels=config.style.channels
+    ),
     style_encoder=style_encoder,
   )
 

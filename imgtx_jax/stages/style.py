@@ -1,7 +1,7 @@
 """Stage "style": the generator as stylizer, and the encoder that tells it the style.
 
-Trains them on VGG16's content and style losses (StyTr2, arXiv:2105.14576), on reconstruction under
-the null style and in an image's own style, and if asked against a discriminator of style images.
+Trains them on VGG16's content and style losses (StyTr2, arXiv:2105.14576), if asked on
+reconstruction of an image in its own style and against a discriminator of style images.
 Contents are the data's images; styles are a second stream, batch["style"].
 """
 
@@ -42,7 +42,7 @@ class StyleStage(stage.Stage):
     if self.options.adversarial_weight:
       self.adversary = adversary.of_stage(config, self.name, classes)
     styles = min(_PICTURED[0], config.pictures)
-    self.captions = {"styles": ["content", "null style", *["style"] * styles]}
+    self.captions = {"styles": ["content", *["style"] * styles]}
 
   def companions(self):
     options = self.options.data
@@ -154,13 +154,12 @@ class StyleStage(stage.Stage):
     return losses.features(frozen["vgg"], images)
 
   def _draw(self, params, frozen, contents, styles, strength):
-    """The images that the losses look at, each [B, H, W, 3]: "styled"; "null", what the generator
-    makes of the contents under the null style, and "moved", what it is to make; "own", if a loss
-    asks, the style images in their own style."""
+    """The images that the losses look at, each [B, H, W, 3]: "styled"; "moved", with the palette
+    alone; "own", if a loss asks, the style images in their own style."""
     style, null = self.stylist.styles(params, styles), self.stylist.null(params, len(contents))
     partial = mix([null, style], [1.0 - strength, strength])
     found = self.stylist.stylize(params, frozen["tokenizer"], contents, partial)
-    images = {"styled": found.image, "null": found.plain, "moved": found.moved}
+    images = {"styled": found.image, "moved": found.moved}
     if self.options.identity_weight or self.options.identity_feature_weight:
       images["own"] = self.stylist.render(params, frozen["tokenizer"], styles, style)
     return images
@@ -182,7 +181,6 @@ class StyleStage(stage.Stage):
     parts = {
       "content": losses.content(found, targets["content"]).mean(),
       "style": losses.style(losses.moments(found), targets["moments"]).mean(),
-      "null": self._distance(images["null"], images["moved"]),
     }
     if "own" in images:
       parts["identity"] = self._distance(images["own"], styles)
@@ -191,9 +189,6 @@ class StyleStage(stage.Stage):
       parts["identity_feature"] = losses.identity(own, targets["style"]).mean()
     if options.total_variation_weight:
       parts["total_variation"] = losses.total_variation(images["styled"]).mean()
-    if options.pattern_weight:
-      change = images["styled"] - images["moved"]
-      parts["pattern"] = pixels.patch_pattern(change, self.config.patch).mean()
     return sum(options[f"{name}_weight"] * value for name, value in parts.items()), parts
 
   def _distance(self, x, y):
@@ -237,7 +232,6 @@ class StyleStage(stage.Stage):
       "style_of_content": losses.style(of_content, targets["moments"]),
       "style_of_moved": losses.style(losses.moments(of_moved), targets["moments"]),
       "ssim": image_metrics.ssim(contents, images["styled"]),
-      "null_psnr": image_metrics.psnr(images["moved"], images["null"]),
       "own_psnr": image_metrics.psnr(styles, own),
     }
     figures |= self.grid_figures(contents, images["styled"])
@@ -249,19 +243,18 @@ class StyleStage(stage.Stage):
     return figures | {"style_left": figures["style"] / max(figures["style_of_content"], 1e-6)}
 
   def pictures(self, state, batch, key):
-    """Contents, the same under the null style, and a row for each style, which stands before it."""
+    """Contents, and a row for each style, which stands before it."""
     rows, columns = (min(len(batch["image"]), most) for most in _PICTURED)
     contents, styles = self.prepare(batch)[:columns], self._prepare_styles(batch)[:rows]
     params = state.ema["stylist"]
-    pair = self.stylist.null(params, 1), self.stylist.styles(params, styles)
-    every = jax.tree.map(lambda *parts: jnp.concatenate(parts), *pair)
     drawn = self.stylist.render(
       params,
       state.frozen["tokenizer"],
-      jnp.tile(contents, (rows + 1, 1, 1, 1)),
-      jax.tree.map(lambda part: jnp.repeat(part, columns, axis=0), every),
+      jnp.tile(contents, (rows, 1, 1, 1)),
+      jax.tree.map(
+        lambda part: jnp.repeat(part, columns, axis=0), self.stylist.styles(params, styles)
+      ),
     )
-    blank = jnp.ones_like(styles[:1])
-    first = jnp.concatenate([blank, blank, styles])[:, None]
-    drawn = jnp.concatenate([contents, drawn]).reshape(rows + 2, columns, *contents.shape[1:])
+    first = jnp.concatenate([jnp.ones_like(styles[:1]), styles])[:, None]
+    drawn = jnp.concatenate([contents, drawn]).reshape(rows + 1, columns, *contents.shape[1:])
     return {"styles": jnp.concatenate([first, drawn], axis=1)}

@@ -4,7 +4,6 @@ and imgtx_jax.stylizing uses them."""
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from imgtx_jax import rng
@@ -12,7 +11,7 @@ from imgtx_jax.models import palette
 from imgtx_jax.models.encoder import Encoder
 from imgtx_jax.models.generator import Generator
 from imgtx_jax.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
-from imgtx_jax.models.style_encoder import StyleEncoder, repeat, statistics
+from imgtx_jax.models.style_encoder import StyleEncoder, statistics
 from imgtx_jax.stages.renderer import copy_by_name
 
 
@@ -27,10 +26,9 @@ class Whole(NamedTuple):
 
 class Stylized(NamedTuple):
   """Images [B, H, W, 3]. image: the content in the style; moved: the content with the style's
-  palette; plain: what the generator makes of that under the null style."""
+  palette."""
 
   image: Any
-  plain: Any
   moved: Any
 
 
@@ -39,10 +37,10 @@ class Stylist:
   """Pure functions of params = {"generator", "style_encoder"}, which the style stage trains, and
   tokenizer = {"encoder", "quantizer"}, which it does not.
 
-  An image in a style is the content, with the style's palette, and the change that the style makes
-  to what the generator draws: generator(style) - generator(null). So what the latents do not hold
-  of the content stays, and so do patterns that the generator draws whatever the style; the null
-  style gives the content back.
+  An image in a style is the content with the style's palette and a change to it, which the
+  generator draws from the latents of what it changes and the style. The null style has no palette,
+  and so much of the change as a style has of a palette is applied: under the null style the content
+  comes back.
 
   The generator is modulated by the style's modulation [B, S] beside the moments of the content's
   latents [B, 4 C]: what a style makes of an image depends on what it is made from.
@@ -59,7 +57,8 @@ class Stylist:
     return self.encoder.patch
 
   def init(self, key, decoder):
-    """params; decoder: the tokenizer's, whose weights the generator takes over by name."""
+    """params; decoder: the tokenizer's, whose weights, but the head's, the generator takes over by
+    name."""
     side = 2 * self.multiple
     images = jnp.zeros((1, side, side, 3))
     style, encoder = self.style_encoder.init_with_output(
@@ -71,15 +70,17 @@ class Stylist:
       content,
       style.tokens,
       self._modulation(style, _moments(content)),
+      image=images,
     )["params"]
-    return {"generator": copy_by_name(fresh, decoder), "style_encoder": encoder["params"]}
+    trunk = {name: weights for name, weights in decoder.items() if name != "head"}
+    return {"generator": copy_by_name(fresh, trunk), "style_encoder": encoder["params"]}
 
   def styles(self, params, images):
     """Images [B, H, W, 3] in [-1, 1] → Style."""
     return self.style_encoder.apply({"params": params["style_encoder"]}, images)
 
   def null(self, params, batch):
-    """The learned style under which a content comes back as it is."""
+    """The learned style under which a content comes back as it is: strength 0."""
     return self.style_encoder.apply({"params": params["style_encoder"]}, batch, method="null")
 
   def content(self, tokenizer, images, *, hard=False):
@@ -109,34 +110,20 @@ class Stylist:
     moved = palette.apply(images, matrix, offset)
     content = self.content(tokenizer, moved, hard=hard)
     moments = _moments(content) if whole is None else whole.moments
-    pair = repeat(self.null(params, 1), len(images)), style
-    plain, styled = jnp.split(
-      self.draw(
-        params,
-        jnp.concatenate([content, content]),
-        jax.tree.map(lambda *parts: jnp.concatenate(parts), *pair),
-        self.shape(images),
-        jnp.concatenate([moments, moments]),
-      ),
-      2,
-    )
-    return Stylized(moved + styled - plain, plain, moved)
-
-  def render(self, params, tokenizer, images, style, *, hard=False, whole=None):
-    """The image of stylize alone."""
-    return self.stylize(params, tokenizer, images, style, hard=hard, whole=whole).image
-
-  def draw(self, params, content, style, shape, moments):
-    """The generator's images [B, H, W, 3] of a content grid [B, h·w, C] of shape (h, w) in a Style;
-    moments [B, 4 C]: of all of the content's latents."""
-    image, _ = self.generator.apply(
+    change, _ = self.generator.apply(
       {"params": params["generator"]},
       content,
       style.tokens,
       self._modulation(style, moments),
-      shape=shape,
+      shape=self.shape(images),
+      image=moved,
     )
-    return image
+    share = style.palette.share[:, None, None, None]
+    return Stylized(moved + share * change, moved)
+
+  def render(self, params, tokenizer, images, style, *, hard=False, whole=None):
+    """The image of stylize alone."""
+    return self.stylize(params, tokenizer, images, style, hard=hard, whole=whole).image
 
   def _modulation(self, style, moments):
     return jnp.concatenate([style.modulation, moments], axis=-1)

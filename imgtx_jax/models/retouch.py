@@ -1,0 +1,88 @@
+"""The stylizer's head: from tokens to a change of the image that they were read from."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from imgtx_jax.models import layers
+
+_LEAST_CHANNELS = 16
+
+
+class RetouchHead(nn.Module):
+  """Tokens [B, h·w, D], modulation [B, S] and an image [B, h·p, w·p, 3] → a change to it of its
+  shape, float32; none at the start.
+
+  From the grid to the pixels, mostly in steps of two: features are enlarged linearly, joined by the
+  image at that size, and convolved twice (after U-Net, arXiv:1505.04597); channels at the grid,
+  half as many after each step. So fine detail follows the image's own, and where tokens are alike
+  nothing is drawn but flat colour: a head of patches draws one pattern over and over there.
+  modulation scales and shifts the features of each size.
+  """
+
+  patch: int
+  channels: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, shape, modulation, image):
+    factors = _factors(self.patch)
+    x = self._modulate("tokens", layers.norm("norm", self.dtype)(x), modulation)
+    x = layers.Linear(self.channels, use_bias=True, dtype=self.dtype, name="project")(x)
+    x = x.reshape(len(x), *shape, self.channels)
+    images = [image]
+    for factor in factors[:0:-1]:
+      images.append(_shrink(images[-1], factor))
+    for level, (factor, small) in enumerate(zip(factors, images[::-1], strict=True), 1):
+      x = jnp.concatenate([enlarge(x, factor), small.astype(self.dtype)], axis=-1)
+      features = max(self.channels >> level, _LEAST_CHANNELS)
+      for name in (f"conv_{level}a", f"conv_{level}b"):
+        x = nn.gelu(nn.Conv(features, (3, 3), dtype=self.dtype, name=name)(x))
+      x = self._modulate(f"level_{level}", x, modulation)
+    rgb = nn.Conv(3, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype, name="rgb")
+    return rgb(x).astype(jnp.float32)
+
+  def _modulate(self, name, x, modulation):
+    """x [B, …, F] scaled and shifted, by nothing at the start (arXiv:1709.07871)."""
+    table = layers.Linear(
+      2 * x.shape[-1], use_bias=True, init_std=layers.ZEROS, dtype=self.dtype, name=f"{name}_scale"
+    )(nn.silu(modulation))
+    table = table.reshape(len(table), *(1,) * (x.ndim - 2), -1)
+    shift, scale = jnp.split(table, 2, axis=-1)
+    return x * (1.0 + scale) + shift
+
+
+def _factors(patch):
+  """What a patch is the product of, twos last."""
+  twos = []
+  while patch % 2 == 0:
+    twos.append(2)
+    patch //= 2
+  return ([patch] if patch > 1 else []) + twos
+
+
+def _shrink(images, factor):
+  """Means over squares of images [B, H, W, C]."""
+  b, height, width, c = images.shape
+  squares = images.reshape(b, height // factor, factor, width // factor, factor, c)
+  return jnp.mean(squares, axis=(2, 4))
+
+
+def enlarge(x, factor):
+  """x [B, H, W, C] `factor` times as large, linear between the centres of its cells."""
+  for axis in (1, 2):
+    count = x.shape[axis]
+    edges = [(0, 0)] * 4
+    edges[axis] = (1, 1)
+    padded = jnp.pad(x, edges, mode="edge")
+    before, after = (lax.slice_in_dim(padded, i, i + count, axis=axis) for i in (0, 2))
+    parts = []
+    for i in range(factor):
+      place = (i + 0.5) / factor - 0.5  # from the centre of the cell, in cells
+      other = before if place < 0 else after
+      parts.append((1 - abs(place)) * x + abs(place) * other)
+    sizes = (*x.shape[:axis], count * factor, *x.shape[axis + 1 :])
+    x = jnp.stack(parts, axis=axis + 1).reshape(sizes)
+  return x
