@@ -86,17 +86,18 @@ class StyleRenderer:
     count = min(self.room(shape), len(contents))
     return in_batches(self._run, batch, 2 ** math.ceil(math.log2(count)), devices=1)
 
-  def _run(self, batch, whole=None):
+  def _run(self, batch, **part):
     content = batch["content"]
-    image = self.stylizer.render(content, batch["style"], hard=self.hard, whole=whole)
+    image = self.stylizer.render(content, batch["style"], hard=self.hard, **part)
     return image - (1 - self.strength) * content
 
   def _render_tiles(self, content, style):
     # Measured on the whole image: tiles must not measure it each on itself.
     whole = self.stylizer.measure(self._small(content)[None], style, hard=self.hard)
 
-    def run(tile):
-      return np.asarray(self._run({"content": tile[None], "style": style}, whole))[0]
+    def run(tile, origin):
+      batch = {"content": tile[None], "style": style}
+      return np.asarray(self._run(batch, whole=whole, origin=origin))[0]
 
     return tiles.render(run, content, largest=self.tile, overlap=self.overlap, step=self.step)
 

@@ -56,13 +56,19 @@ class Stylizer:
     style = repeat(style, len(content))
     return self._measure(self._tokenizer, content, style, hard=hard)
 
-  def render(self, content, style, *, hard=False, whole=None):
+  def render(self, content, style, *, hard=False, whole=None, origin=(0, 0)):
     """Content images [B, H, W, 3] in [-1, 1] in their Style (batch B, or 1 for all of them) →
     images [B, H, W, 3], clipped to [-1, 1]. hard: the change is drawn from the content's codes, not
-    its latents. whole: measure's, of the images that these are tiles of; by default their own."""
+    its latents. whole: measure's, of the images that these are tiles of, which begin at the pixel
+    `origin` (row, column) of those; by default their own."""
     content = self._checked(content)
     style, whole = (repeat(parts, len(content)) for parts in (style, whole))
-    image = self._render(self._params, self._tokenizer, content, style, hard=hard, whole=whole)
+    image = self._render(
+      *(self._params, self._tokenizer, content, style),
+      hard=hard,
+      whole=whole,
+      origin=np.array(origin, np.int32),
+    )
     return jnp.clip(image, -1.0, 1.0)
 
   def _checked(self, images):

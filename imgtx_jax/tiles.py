@@ -44,7 +44,8 @@ def ramps(length, starts, side, overlap):
 def render(run, image, *, largest, overlap, step):
   """run over an image [H, W, 3], a tile at a time; float32 [H, W, 3].
 
-  run takes a tile [h, w, 3] to an array of its shape. largest is the longest side of a tile.
+  run takes a tile [h, w, 3] and where it begins, (top, left), to an array of its shape. largest is
+  the longest side of a tile.
   """
   height, width = image.shape[:2]
   tops, high = plan(height, largest, overlap, step)
@@ -54,5 +55,5 @@ def render(run, image, *, largest, overlap, step):
   for top, row in zip(tops, rows, strict=True):
     for left, column in zip(lefts, columns, strict=True):
       place = np.s_[top : top + high, left : left + wide]
-      found[place] += run(image[place]) * (row[:, None] * column)[..., None]
+      found[place] += run(image[place], (top, left)) * (row[:, None] * column)[..., None]
   return found

@@ -211,7 +211,7 @@ def local_stylizer():
     def measure(self, content, style, *, hard=False):
       return np.asarray(content).mean((1, 2))
 
-    def render(self, content, style, *, hard=False, whole=None):
+    def render(self, content, style, *, hard=False, whole=None, origin=(0, 0)):
       assert content.shape[1] % self.multiple == content.shape[2] % self.multiple == 0
       self.shapes.append(content.shape)
       whole = self.measure(content, style) if whole is None else whole

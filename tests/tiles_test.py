@@ -34,8 +34,10 @@ def test_a_local_function_is_the_same_in_tiles(smooth_images):
   image = smooth_images(1, 320)[0][:, :256].astype(np.float32)
   seen = []
 
-  def run(tile):
+  def run(tile, origin):
     seen.append(tile.shape)
+    top, left = origin
+    np.testing.assert_array_equal(tile, image[top:, left:][: len(tile), : tile.shape[1]])
     return cv2.blur(tile, (9, 9))
 
   found = tiles.render(run, image, largest=128, overlap=32, step=16)
@@ -47,7 +49,7 @@ def test_a_local_function_is_the_same_in_tiles(smooth_images):
 def test_tiles_that_disagree_meet_in_a_ramp():
   count = iter(range(9))
   image = np.zeros((128, 320, 3), np.float32)
-  found = tiles.render(lambda t: t + next(count), image, largest=128, overlap=64, step=16)
+  found = tiles.render(lambda tile, _: tile + next(count), image, largest=128, overlap=64, step=16)
   row = found[0, :, 0]
   assert row[0] == 0 and row[-1] == found.max() == 3
   assert 0 <= np.diff(row).min() and np.diff(row).max() <= 1 / 32 + 1e-6

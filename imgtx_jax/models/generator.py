@@ -92,7 +92,7 @@ class Generator(nn.Module):
   of that place stands for it. memory_mask [B, M]: False where a memory token must not be seen.
   memory_coords int [M, 2]: rows and columns the memory tokens speak of, None if they have none.
   shape: (h, w) of the grid; a square by default. With retouch_channels the last image is a change
-  to `image` [B, H, W, 3], which must be given.
+  to `image` [B, H, W, 3], which begins at `origin` int [2]; see RetouchHead.
   """
 
   patch: int
@@ -120,6 +120,7 @@ class Generator(nn.Module):
     memory_coords=None,
     shape=None,
     image=None,
+    origin=None,
   ):
     shape = shape or (math.isqrt(grid.shape[1]),) * 2
     head_dim = self.width // self.trunk["heads"]
@@ -159,7 +160,7 @@ class Generator(nn.Module):
       )(x, context)
     if self.retouch_channels:
       retouch = RetouchHead(self.patch, self.retouch_channels, dtype=self.dtype, name="retouch")
-      return retouch(x, shape, modulation, image), tuple(taps)
+      return retouch(x, shape, modulation, image, origin), tuple(taps)
     return head(name="head")(x, shape), tuple(taps)
 
   def _mask_tokens(self, modulation, shape, channels):

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from imgtx_jax.models import layers
@@ -18,7 +19,9 @@ class RetouchHead(nn.Module):
   From the grid to the pixels, mostly in steps of two: features are enlarged linearly, joined by the
   image at that size, and convolved twice (after U-Net, arXiv:1505.04597); channels at the grid,
   half as many after each step. So fine detail follows the image's own, and where tokens are alike
-  nothing is drawn but flat colour: a head of patches draws one pattern over and over there.
+  there is no grid: a head of patches draws one pattern over and over. What brush strokes in flat
+  areas can grow from is grain, noise that belongs to places: origin int [2] is where the image
+  begins (multiples of the patch), so that a part of an image has the grain of the whole.
   modulation scales and shifts the features of each size.
   """
 
@@ -27,7 +30,7 @@ class RetouchHead(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, shape, modulation, image):
+  def __call__(self, x, shape, modulation, image, origin):
     factors = _factors(self.patch)
     x = self._modulate("tokens", layers.norm("norm", self.dtype)(x), modulation)
     x = layers.Linear(self.channels, use_bias=True, dtype=self.dtype, name="project")(x)
@@ -35,8 +38,12 @@ class RetouchHead(nn.Module):
     images = [image]
     for factor in factors[:0:-1]:
       images.append(_shrink(images[-1], factor))
+    cell = self.patch  # pixels
     for level, (factor, small) in enumerate(zip(factors, images[::-1], strict=True), 1):
-      x = jnp.concatenate([enlarge(x, factor), small.astype(self.dtype)], axis=-1)
+      cell //= factor
+      noise = grain(small.shape[1:3], origin // cell, level)
+      noise = jnp.broadcast_to(noise[..., None], (*small.shape[:3], 1))
+      x = jnp.concatenate([enlarge(x, factor), small, noise], axis=-1).astype(self.dtype)
       features = max(self.channels >> level, _LEAST_CHANNELS)
       for name in (f"conv_{level}a", f"conv_{level}b"):
         x = nn.gelu(nn.Conv(features, (3, 3), dtype=self.dtype, name=name)(x))
@@ -68,6 +75,26 @@ def _shrink(images, factor):
   b, height, width, c = images.shape
   squares = images.reshape(b, height // factor, factor, width // factor, factor, c)
   return jnp.mean(squares, axis=(2, 4))
+
+
+def grain(shape, origin, seed):
+  """Noise of mean 0 and variance 1 for the pixels (y, x) of an image [H, W] that begins at
+  origin int [2]; float32. A pixel's depends on its place and the seed alone: a hash (MurmurHash3's
+  last step, twice), for jax.random gives an array its numbers by its shape."""
+  rows, columns = (
+    jnp.arange(n).astype(jnp.uint32) + start.astype(jnp.uint32)
+    for n, start in zip(shape, origin, strict=True)
+  )
+  mixed = _mix(rows[:, None] * np.uint32(0x9E3779B1) + np.uint32(seed))
+  mixed = _mix(mixed ^ (columns * np.uint32(0x85EBCA77)))
+  return (mixed.astype(jnp.float32) / 2.0**31 - 1.0) * 3.0**0.5
+
+
+def _mix(x):
+  """uint32 → uint32, each bit of the result depending on all bits."""
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+    x = (x ^ (x >> shift)) * np.uint32(factor)
+  return x
 
 
 def enlarge(x, factor):

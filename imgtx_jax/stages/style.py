@@ -82,9 +82,14 @@ class StyleStage(stage.Stage):
     params = dict(state.params)
     opt_state = dict(state.opt_state)
 
+    # Anywhere in a large image: the grain of one place could be learned by heart.
+    origin = self.config.patch * jax.random.randint(
+      rng.stream(key, "origin", state.step), (2,), 0, 2**16
+    )
+
     # One forward of the stylist serves both players: D steps first, the stylist meets the new D.
     def forward(params):
-      return self._draw(params, state.frozen, contents, styles, strength)
+      return self._draw(params, state.frozen, contents, styles, strength, origin)
 
     images, pull = jax.vjp(forward, params["stylist"])
     metrics = {}
@@ -153,12 +158,12 @@ class StyleStage(stage.Stage):
       images = jax.lax.dynamic_slice(images, (0, *shift, 0), sizes)
     return losses.features(frozen["vgg"], images)
 
-  def _draw(self, params, frozen, contents, styles, strength):
+  def _draw(self, params, frozen, contents, styles, strength, origin=(0, 0)):
     """The images that the losses look at, each [B, H, W, 3]: "styled"; "moved", with the palette
     alone; "own", if a loss asks, the style images in their own style."""
     style, null = self.stylist.styles(params, styles), self.stylist.null(params, len(contents))
     partial = mix([null, style], [1.0 - strength, strength])
-    found = self.stylist.stylize(params, frozen["tokenizer"], contents, partial)
+    found = self.stylist.stylize(params, frozen["tokenizer"], contents, partial, origin=origin)
     images = {"styled": found.image, "moved": found.moved}
     if self.options.identity_weight or self.options.identity_feature_weight:
       images["own"] = self.stylist.render(params, frozen["tokenizer"], styles, style)

@@ -71,6 +71,7 @@ class Stylist:
       style.tokens,
       self._modulation(style, _moments(content)),
       image=images,
+      origin=jnp.zeros(2, jnp.int32),
     )["params"]
     trunk = {name: weights for name, weights in decoder.items() if name != "head"}
     return {"generator": copy_by_name(fresh, trunk), "style_encoder": encoder["params"]}
@@ -98,10 +99,11 @@ class Stylist:
     moved = palette.apply(images, matrix, offset)
     return Whole(matrix, offset, _moments(self.content(tokenizer, moved, hard=hard)))
 
-  def stylize(self, params, tokenizer, images, style, *, hard=False, whole=None):
+  def stylize(self, params, tokenizer, images, style, *, hard=False, whole=None, origin=(0, 0)):
     """Content images [B, H, W, 3] in a Style [B] → Stylized.
 
-    whole: measure's of the images that these are parts of; by default of these themselves.
+    whole: measure's of the images that these are parts of; by default of these themselves. origin
+    int [2]: where in those these begin, multiples of `multiple`.
     """
     if whole is None:
       matrix, offset = palette.transfer(palette.of_images(images), style.palette)
@@ -117,13 +119,14 @@ class Stylist:
       self._modulation(style, moments),
       shape=self.shape(images),
       image=moved,
+      origin=jnp.asarray(origin, jnp.int32),
     )
     share = style.palette.share[:, None, None, None]
     return Stylized(moved + share * change, moved)
 
-  def render(self, params, tokenizer, images, style, *, hard=False, whole=None):
+  def render(self, params, tokenizer, images, style, **options):
     """The image of stylize alone."""
-    return self.stylize(params, tokenizer, images, style, hard=hard, whole=whole).image
+    return self.stylize(params, tokenizer, images, style, **options).image
 
   def _modulation(self, style, moments):
     return jnp.concatenate([style.modulation, moments], axis=-1)
