@@ -71,6 +71,24 @@ def test_null_gives_the_content_back_whatever_was_learned(config):
     assert 0 < np.abs(half.image - half.moved).mean() < np.abs(full.image - full.moved).mean()
 
 
+def test_a_part_of_an_image_is_rendered_as_in_the_whole(config):
+  stage, state, *_ = start(config)
+  images = np.random.default_rng(0).uniform(-1, 1, (1, 64, 16, 3)).astype(np.float32)
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(
+    lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), state.params["stylist"]
+  )
+  style, tokenizer = stage.stylist.styles(params, images[:, ::-2]), state.frozen["tokenizer"]
+  measured = stage.stylist.measure(tokenizer, images, style)
+  whole, below, elsewhere = (
+    stage.stylist.stylize(params, tokenizer, images[:, top:], style, whole=measured, origin=origin)
+    for top, origin in ((0, (0, 0)), (16, (16, 0)), (16, (0, 0)))
+  )
+  # A cut is felt 26 pixels deep: by windows of 8 in two networks, and by convolutions.
+  np.testing.assert_allclose(below.image[:, 28:], whole.image[:, 44:], atol=1e-4)
+  assert np.abs(elsewhere.image[:, 28:] - whole.image[:, 44:]).max() > 1e-2  # of another grain
+
+
 def test_a_discriminator_of_styles_is_a_player_more(config):
   config.style.adversarial_weight = 0.1
   stage, state, *_ = start(config)
