@@ -28,12 +28,12 @@ def get_config():
   config.pretrain.ema_decay = 0.99
   # Larger patches than the generator's: cheaper, and no grid of its own that coincides with it.
   config.discriminator.update(dict(layers=3, patch=8, overlap=4))
-  config.finetune.steps = 300
-  config.finetune.batch_size = 24
+  config.finetune.steps = 400
+  config.finetune.batch_size = 32
   config.finetune.prefix_none_share = 0.3
   config.finetune.prefix_full_share = 0.4
-  # The first half learns the mean image of what is known, the second leaves it for a sharp one.
-  config.finetune.reconstruct_all_steps = 150
+  # From the mean image of what is known to a sharp one; gone in half the steps, k = 0 gets worse.
+  config.finetune.reconstruct_all_steps = 400
   config.finetune.adversarial_weight = 0.1
   config.finetune.class_weight = 0.05
   config.finetune.optimizer.learning_rate = 1e-3
