@@ -42,7 +42,7 @@ def main():
   """Evaluates what the flags ask for and writes it."""
   asked = [name.strip() for name in FLAGS.metrics.split(",") if name.strip()]
   if "style" in asked:
-    evaluate_style.run(asked, folder())
+    evaluate_style.run(FLAGS, asked, folder())
     return
   check_flags()
   if FLAGS.audit:

@@ -1,33 +1,33 @@
 """evaluate --metrics=style: style transfer over the pairs of two folders, as the flags ask."""
 
-from absl import flags
-
 from imgtx_jax import command
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluation import evaluation, style, style_methods, style_pairs, style_plot, sweep
 from imgtx_jax.files import write_atomically
 
-FLAGS = flags.FLAGS
 STYLE_SIZE = 256  # pixels a side
 
 
-def run(asked, folder):
-  """Measures and writes style.json into a folder; with --sweep style.png too. asked: metrics."""
-  check_flags(asked)
-  size = FLAGS.image_size or STYLE_SIZE
-  batch_size = FLAGS.batch_size if FLAGS["batch_size"].present else style.default_batch(size)
+def run(flags, asked, folder):
+  """Measures and writes style.json into a folder; with --sweep style.png too.
+
+  flags: evaluate's, parsed; asked: the names of the metrics.
+  """
+  check_flags(flags, asked)
+  size = flags.image_size or STYLE_SIZE
+  batch_size = flags.batch_size if flags["batch_size"].present else style.default_batch(size)
   strengths = []
-  if FLAGS.sweep:
-    _, strengths = sweep.parse(FLAGS.sweep, {"strength": (0, 1)})
-    if not FLAGS.workdir:
-      raise UserError(f"--sweep={FLAGS.sweep} is of a trained model; give its --workdir")
-  pairs = style_pairs.Pairs(FLAGS.content, FLAGS.style, size=size, limit=FLAGS.num)
+  if flags.sweep:
+    _, strengths = sweep.parse(flags.sweep, {"strength": (0, 1)})
+    if not flags.workdir:
+      raise UserError(f"--sweep={flags.sweep} is of a trained model; give its --workdir")
+  pairs = style_pairs.Pairs(flags.content, flags.style, size=size, limit=flags.num)
   methods = style_methods.open_methods(
     pairs,
-    directory=FLAGS.workdir,
-    outputs=FLAGS.outputs,
+    directory=flags.workdir,
+    outputs=flags.outputs,
     batch_size=batch_size,
-    checkpoint=FLAGS.checkpoint,
+    checkpoint=flags.checkpoint,
     strengths=strengths,
   )
   result = style.run(
@@ -35,8 +35,8 @@ def run(asked, folder):
     methods,
     out=folder,
     batch_size=batch_size,
-    leak_pairs=FLAGS.leak_pairs,
-    leak_rounds=FLAGS.leak_rounds,
+    leak_pairs=flags.leak_pairs,
+    leak_rounds=flags.leak_rounds,
   )
   if result:
     evaluation.write(folder / "style.json", result)
@@ -47,15 +47,15 @@ def run(asked, folder):
       print(f"{folder}/style.png")
 
 
-def check_flags(asked):
+def check_flags(flags, asked):
   """UserError for flags that do not go with --metrics=style."""
   if asked != ["style"]:
     raise UserError("--metrics=style is measured alone; leave the other metrics out")
-  if not (FLAGS.content and FLAGS.style):
+  if not (flags.content and flags.style):
     raise UserError("--metrics=style needs two folders of images: give --content and --style")
   for name in ("samples", "reference", "network", "audit", "save_npz", "save_stats"):
-    if FLAGS[name].value:
+    if flags[name].value:
       raise UserError(f"--{name} has no use with --metrics=style; leave it out")
   command.check_least(num=1, batch_size=1, leak_pairs=0, leak_rounds=1, image_size=0)
-  if 0 < FLAGS.image_size < style.LEAST_SIDE:
-    raise UserError(f"--image_size={FLAGS.image_size} is under {style.LEAST_SIDE}: ask for more")
+  if 0 < flags.image_size < style.LEAST_SIDE:
+    raise UserError(f"--image_size={flags.image_size} is under {style.LEAST_SIDE}: ask for more")
