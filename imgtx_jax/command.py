@@ -73,10 +73,10 @@ def define_checkpoint_flag():
   )
 
 
-def check_least(**limits):
-  """UserError for a flag below its least value."""
+def check_least(values, **limits):
+  """UserError for a flag below its least value; values: the parsed flags."""
   for name, least in limits.items():
-    value = flags.FLAGS[name].value
+    value = values[name].value
     if value < least:
       raise UserError(f"--{name}={value} is under {least}; ask for {least} or more")
 

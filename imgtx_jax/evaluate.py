@@ -71,7 +71,7 @@ def main():
 def check_flags():
   """UserError for flags that cannot go together, before anything is loaded."""
   command.check_least(
-    num=1, batch_size=1, reference_num=0, kid_subset_size=2, splits=1, image_size=0
+    FLAGS, num=1, batch_size=1, reference_num=0, kid_subset_size=2, splits=1, image_size=0
   )
   if FLAGS.content or FLAGS.style or FLAGS.outputs:
     raise UserError("--content, --style and --outputs are for --metrics=style; give it too")

@@ -56,6 +56,6 @@ def check_flags(flags, asked):
   for name in ("samples", "reference", "network", "audit", "save_npz", "save_stats"):
     if flags[name].value:
       raise UserError(f"--{name} has no use with --metrics=style; leave it out")
-  command.check_least(num=1, batch_size=1, leak_pairs=0, leak_rounds=1, image_size=0)
+  command.check_least(flags, num=1, batch_size=1, leak_pairs=0, leak_rounds=1, image_size=0)
   if 0 < flags.image_size < style.LEAST_SIDE:
     raise UserError(f"--image_size={flags.image_size} is under {style.LEAST_SIDE}: ask for more")
