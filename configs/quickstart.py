@@ -32,7 +32,8 @@ def get_config():
   config.finetune.batch_size = 32
   config.finetune.prefix_none_share = 0.3
   config.finetune.prefix_full_share = 0.4
-  # From the mean image of what is known to a sharp one; gone in half the steps, k = 0 gets worse.
+  # The mean image of what is known keeps few codes from odd patterns. It counts to the end: over
+  # half of the steps alone, k = 0 gets worse again. There it stays a blur.
   config.finetune.reconstruct_all_steps = 400
   config.finetune.adversarial_weight = 0.1
   config.finetune.class_weight = 0.05
