@@ -21,9 +21,10 @@ def get_config(folders=""):
   config.stages = ("tokenizer", "style")
   contents, _, styles = folders.partition(",")
   config.data.update(dict(source="images", path=contents, image_size=96, crop="random"))
-  config.data.min_scale = 0.15  # of a photo's square: crops from its own scale up
+  # Of images of 256 pixels, crops from their own scale up: textures as a stylized image has them.
+  config.data.update(dict(min_scale=0.14, max_scale=0.4))
   config.data.flip = True
-  config.style.data.path = styles
+  config.style.data.update(dict(path=styles, min_scale=0.14, max_scale=0.4))
 
   # Patches of 8 pixels and windows of 4 patches: 512×512 pixels are 4,096 tokens, and should take
   # half a second on two cores.

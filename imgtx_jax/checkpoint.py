@@ -80,6 +80,7 @@ class Checkpoints:
     self.directory = epath.Path(directory).expanduser().absolute()
     self._kept = _Kept(keep, keep_every)
     self._manager = None  # made by the first save: reading never writes
+    self._copies = {}  # of the arrays of the last save, whose memory the next one takes over
     self._current = None  # the step that this object saved or restored last
 
   def save(self, step, state, *, iterator=None, meta=None, best=None, wait=False):
@@ -98,9 +99,8 @@ class Checkpoints:
       return  # saved already, or restored and not trained since
     arrays, empty = records.flatten(state)
     # Nobody changes a NumPy array while this waits: it need not be in memory twice.
-    arrays = {
-      name: x if wait and isinstance(x, np.ndarray) else _host_copy(x) for name, x in arrays.items()
-    }
+    stay = np.ndarray if wait else ()
+    arrays = {n: x if isinstance(x, stay) else self._host_copy(n, x) for n, x in arrays.items()}
     items = ocp.args.Composite(
       # Orbax refuses arrays without elements: the record alone restores them.
       arrays=ocp.args.PyTreeSave({name: x for name, x in arrays.items() if x.size}),
@@ -166,6 +166,19 @@ class Checkpoints:
     if self._manager is not None:
       self._manager.close()
       self._manager = None
+    self._copies = {}
+
+  def _host_copy(self, name, x):
+    """A numpy copy: Orbax refuses numpy scalars, and a view of a CPU buffer blocks its donation.
+    Arrays over several processes stay as they are; Orbax copies their shards."""
+    if checksum.is_global(x):
+      return x
+    copy = self._copies.get(name)
+    if copy is None or (copy.shape, copy.dtype) != (np.shape(x), x.dtype):
+      # Touching new memory takes longer than copying.
+      copy = self._copies[name] = np.empty(np.shape(x), x.dtype)
+    np.copyto(copy, x)
+    return copy
 
   def _prepare(self, step):
     """Clears the way for `step` and makes the manager."""
@@ -189,6 +202,7 @@ class Checkpoints:
   def _failed(self, error):
     """Lets go of a manager that could not write, and tells the user if the disk is why."""
     manager, self._manager, self._current = self._manager, None, None
+    self._copies = {}  # who knows what still reads them
     if manager is not None:
       try:
         manager.close()
@@ -303,9 +317,3 @@ def _read_arrays(path, record, like):
   if wrong:
     raise _Damaged(f"the checksum of array {wrong[0]} is wrong ({len(wrong)} in all)")
   return {name: arrays[name] for name in like}
-
-
-def _host_copy(x):
-  """A numpy copy: Orbax refuses numpy scalars, and a view of a CPU buffer blocks its donation.
-  Arrays over several processes stay as they are; Orbax copies their shards."""
-  return x if checksum.is_global(x) else np.array(x)

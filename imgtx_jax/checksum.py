@@ -7,18 +7,22 @@ sharding than it was written with, without any process seeing a whole array.
 
 import json
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+_THREADS = min(8, os.cpu_count() or 1)  # a save waits for the sums; NumPy lets go of Python's lock
 _CHUNK = 2**20  # elements whose weights are in memory at once
 _RUN = 2**16  # the same where they lie one after another: two such buffers stay in the cache
 
 
 def checksums(arrays):
   """{name: array} -> {name: int}; the same on every process, for arrays over several too."""
-  sums = {name: _local(x) for name, x in arrays.items()}
+  with ThreadPoolExecutor(_THREADS) as pool:
+    sums = dict(zip(arrays, pool.map(_local, arrays.values()), strict=True))
   shared = {name: sums[name] for name, x in arrays.items() if is_global(x)}
   if shared:
     parts = [json.loads(text) for text in gather(json.dumps(shared).encode())]
@@ -72,7 +76,7 @@ def _part(x, index, shape):
 def _run(bits, start):
   """The sum over `bits` [n], which lie one after another from the flat index `start`.
 
-  All in two small buffers: a save waits for it, and memory touched for the first time is slow.
+  All in two small buffers: memory touched for the first time is slow.
   """
   weights = np.arange(1, 2 * min(_RUN, len(bits)), 2, dtype=np.uint64)
   wide, product, total = np.empty_like(weights), np.empty_like(weights), 0

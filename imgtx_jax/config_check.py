@@ -125,10 +125,19 @@ def _check_style(config):
       f"{config.data.image_size} pixels, and VGG16 needs {_VGG16_SIDE}; make it smaller"
     )
   one_of("config.style.data.crop", config.style.data.crop, ("center", "random"))
+  _check_scales("style.data", config.style.data)
   if config.style.data.source in ("images", "folder") and not config.style.data.path:
     raise UserError(
       "config.style.data.path is empty; name the folder of the style images, or several with "
       "commas: --config.style.data.path=DIR"
+    )
+
+
+def _check_scales(name, data):
+  if not 0 < data.min_scale <= data.max_scale <= 1:
+    raise UserError(
+      f"config.{name}.min_scale={data.min_scale:g} and max_scale={data.max_scale:g} must be above "
+      "0, at most 1, and in that order"
     )
 
 
@@ -156,6 +165,7 @@ def _check_stages(config, devices):
       _check_adversary(f"config.{stage}.adversary", options.adversary, config.generator.taps)
   if "style" in config.stages:
     _check_style(config)
+  _check_scales("data", config.data)
   _check_ranges(config)
   _check_measuring(config)
   _check_training_of_gpt(config)
@@ -210,6 +220,7 @@ def _check_ranges(config):
   ranges = {
     "finetune.bank_rows": (1, None),
     "finetune.bank_share": (0, 1),
+    "finetune.noise_candidates": (1, None),
     "finetune.null_label_share": (0, 1),
     "finetune.reconstruct_all_steps": (0, None),
     "finetune.reconstruct_warmup_steps": (0, None),
@@ -222,7 +233,6 @@ def _check_ranges(config):
     "style.jitter_share": (0, 1),
     "style.partial_share": (0, 1),
     "style.shift": (0, None),
-    "style.data.min_scale": (1e-6, 1),
     "gpt.class_dropout": (0, 1),
     "gpt.token_dropout": (0, 0.99),
     "gpt.residual_dropout": (0, 0.99),

@@ -93,8 +93,9 @@ def data():
   c.source = "emoji"
   c.path = ""
   c.image_size = 32
-  c.crop = "center"  # or "random": random-resized-crop of at least min_scale of the area
+  c.crop = "center"  # or "random": random-resized-crop of min_scale to max_scale of the area
   c.min_scale = 0.35
+  c.max_scale = 1.0
   c.flip = False
   c.threads = 4
   return c
@@ -178,6 +179,9 @@ def finetune():
   c.memory = "states"
   c.from_decoder = True  # the generator's start: the tokenizer's decoder, or afresh
   c.noise_dim = 64
+  # Of so many noises an example gets the one whose image comes nearest to its own (IMLE,
+  # arXiv:1809.09087): reconstruction of what is not known then teaches variety, not the mean image.
+  c.noise_candidates = 1
   c.modulation_dim = 128
   # The dial k: shares of the batch with no code and with all codes known; k is N·u² in between.
   c.prefix_none_share = 0.3
@@ -251,7 +255,7 @@ def style():
     channels=96,  # of the head's features at the grid; half as many each time it doubles its size
     modulation_dim=128,
     # Of styles, beside config.data, the contents: any source. Folders named twice count twice.
-    data=dict(source="images", path="", crop="random", min_scale=0.35),
+    data=dict(source="images", path="", crop="random", min_scale=0.35, max_scale=1.0),
     jitter_share=0.5,  # of style images whose colours are changed at random
     partial_share=0.25,  # of the batch with a strength in [0, 1], whose target lies in between
     content_weight=1.0,

@@ -70,6 +70,7 @@ class Trainer:
       image_size=config.data.image_size,
       crop=config.data.crop,
       min_scale=config.data.min_scale,
+      max_scale=config.data.max_scale,
       seed=config.seed,
       threads=config.data.threads,
       process_index=jax.process_index(),

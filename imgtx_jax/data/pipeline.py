@@ -28,6 +28,7 @@ class Companion(NamedTuple):
   held_out: Source
   crop: str
   min_scale: float
+  max_scale: float = 1.0
 
 
 def train_iterator(
@@ -42,23 +43,30 @@ def train_iterator(
   process_index=0,
   process_count=1,
   companions=None,
+  max_scale=1.0,
 ):
   """An infinite Grain iterator of {"image": uint8 [b, S, S, 3], "label": int32 [b]}; of a source of
   codes, {"codes": int32 [b, N], "label"}, the codes of one of the image's crops at random.
 
-  batch_size is global, b = batch_size // process_count; crop is "random" (with min_scale, see
-  random_resized_crop) or "center"; seed fixes order and crops; threads read and decode (none for
-  images in memory, or for 0: the caller's does).
+  batch_size is global, b = batch_size // process_count; crop is "random" (with min_scale and
+  max_scale, see random_resized_crop) or "center"; seed fixes order and crops; threads read and
+  decode (none for images in memory, or for 0: the caller's does).
   get_state() and set_state() resume exactly: batches not yet handed out do not count.
   companions, {name: Companion}: adds {name: uint8 [b, S, S, 3]}, in an order of their own, so that
   the pairs change from epoch to epoch; one position is that of all streams.
   """
   rows = _local_rows(batch_size, process_count)
   companions = companions or {}
-  stream = _stream(source, crop, min_scale, image_size, seed)
+  stream = _stream(source, crop, (min_scale, max_scale), image_size, seed)
   if companions:
     others = {
-      name: _stream(c.training, c.crop, c.min_scale, image_size, seed + zlib.crc32(name.encode()))
+      name: _stream(
+        c.training,
+        c.crop,
+        (c.min_scale, c.max_scale),
+        image_size,
+        seed + zlib.crc32(name.encode()),
+      )
       for name, c in companions.items()
     }
     stream = _Beside(stream, others)
@@ -67,7 +75,7 @@ def train_iterator(
   return iter(_read(stream, threads, rows).batch(rows, drop_remainder=True, batch_fn=stack))
 
 
-def _stream(source, crop, min_scale, image_size, seed):
+def _stream(source, crop, scales, image_size, seed):
   """The infinite MapDataset of a source's examples, None where one is unreadable."""
   if crop not in ("random", "center"):
     raise UserError(f'crop is "{crop}": use "random" or "center"')
@@ -77,7 +85,7 @@ def _stream(source, crop, min_scale, image_size, seed):
       return source.draw(index, rng)
     if crop == "center":
       return _load(source, index, lambda x: center_crop(x, image_size))
-    return _load(source, index, lambda x: random_resized_crop(x, image_size, rng, min_scale))
+    return _load(source, index, lambda x: random_resized_crop(x, image_size, rng, *scales))
 
   order = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat()
   return order.random_map(load)

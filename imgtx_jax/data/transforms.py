@@ -128,14 +128,16 @@ def center_crop(image, size):
   return _resize(image[top : top + side, left : left + side], size)
 
 
-def random_resized_crop(image, size, rng, min_scale):
+def random_resized_crop(image, size, rng, min_scale, max_scale=1.0):
   """A random square of an image [H, W, 3], at [size, size, 3].
 
-  Its area is uniform between min_scale and 1 of the largest square that fits; min_scale 1 moves it
-  along the longer side only. Always square: a generator would learn a stretched aspect ratio.
+  Its area is uniform between min_scale and max_scale of the largest square that fits; min_scale 1
+  moves it along the longer side only. Always square: a generator would learn a stretched aspect
+  ratio.
   """
   height, width = image.shape[:2]
-  scale, down, right = min_scale + (1.0 - min_scale) * rng.random(), rng.random(), rng.random()
+  draw, down, right = rng.random(3)
+  scale = min_scale + (max_scale - min_scale) * draw
   side = max(1, round(min(height, width) * scale**0.5))
   top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
   return _resize(image[top : top + side, left : left + side], size)

@@ -29,6 +29,14 @@ def gradient_difference(x, y, mask=None):
   return total
 
 
+def distance(x, y, gradient_weight, mask=None):
+  """squared_error and, by its weight, gradient_difference; [B]."""
+  error = squared_error(x, y, mask)
+  if gradient_weight:
+    error += gradient_weight * gradient_difference(x, y, mask)
+  return error
+
+
 def _masked_mean(values, mask):
   """[B, H, W, C] → [B]; 0 where the mask is empty."""
   if mask is None:

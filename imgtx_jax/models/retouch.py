@@ -46,10 +46,14 @@ class RetouchHead(nn.Module):
       x = jnp.concatenate([enlarge(x, factor), small, noise], axis=-1).astype(self.dtype)
       features = max(self.channels >> level, _LEAST_CHANNELS)
       for name in (f"conv_{level}a", f"conv_{level}b"):
-        x = nn.gelu(nn.Conv(features, (3, 3), dtype=self.dtype, name=name)(x))
+        x = nn.gelu(self._conv(name, x, features))
       x = self._modulate(f"level_{level}", x, modulation)
-    rgb = nn.Conv(3, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype, name="rgb")
-    return rgb(x).astype(jnp.float32)
+    return self._conv("rgb", x, 3, kernel_init=nn.initializers.zeros).astype(jnp.float32)
+
+  def _conv(self, name, x, features, **options):
+    """A convolution of 3x3 with the border repeated beyond it: zeros would draw a frame."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    return nn.Conv(features, (3, 3), padding="VALID", dtype=self.dtype, name=name, **options)(x)
 
   def _modulate(self, name, x, modulation):
     """x [B, …, F] scaled and shifted, by nothing at the start (arXiv:1709.07871)."""

@@ -105,6 +105,8 @@ class FinetuneStage(generating.GeneratingStage):
     (logits, states), pull_gpt = jax.vjp(
       lambda params: self.renderer.condition(params, task), state.params["gpt"]
     )
+    if self.options.noise_candidates > 1:
+      task = self._choose_noise(state, images, task, states, key, index)
     (image, taps), pull = jax.vjp(
       lambda params, states: self.renderer.render_task(params, codebook, task, states),
       state.params["generator"],
@@ -158,6 +160,21 @@ class FinetuneStage(generating.GeneratingStage):
       self.options, bank, codes, labels, key, state.step, index, classes=self.classes
     )
 
+  def _choose_noise(self, state, images, task, states, key, index):
+    """See tasks.nearest_noise."""
+    codebook = state.frozen["tokenizer"]["quantizer"]
+    options = self.options
+
+    def distance(noise):
+      image, _ = self.renderer.render_task(
+        state.params["generator"], codebook, task | {"noise": noise}, states
+      )
+      return pixels.distance(image, images, options.gradient_weight)
+
+    shape = (options.noise_candidates, options.noise_dim)
+    noise = rng.normal(rng.stream(key, "noise_candidates", state.step), index, shape)
+    return tasks.nearest_noise(task, jnp.swapaxes(noise, 0, 1), distance)
+
   def _loss(self, state, discriminator, images, image, taps, logits, task, draws):
     """Everything that the generator and the GPT are trained on; (total, metrics)."""
     options = self.options
@@ -173,9 +190,7 @@ class FinetuneStage(generating.GeneratingStage):
       known = jnp.maximum(known, early)
 
     def distance(x):
-      error = pixels.squared_error(x, images, known)
-      if options.gradient_weight:
-        error += options.gradient_weight * pixels.gradient_difference(x, images, known)
+      error = pixels.distance(x, images, options.gradient_weight, known)
       return jnp.mean(weight * error)
 
     parts = {"reconstruction": distance(image)}

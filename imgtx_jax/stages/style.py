@@ -50,7 +50,8 @@ class StyleStage(stage.Stage):
       sources.open_source(options.source, split=split, path=options.path)
       for split in ("train", "validation")
     )
-    return {"style": pipeline.Companion(training, held_out, options.crop, options.min_scale)}
+    crops = (options.crop, options.min_scale, options.max_scale)
+    return {"style": pipeline.Companion(training, held_out, *crops)}
 
   def init(self, key, batch_shape, restored):
     tokenizer = restored["tokenizer"]["ema"]
@@ -188,20 +189,14 @@ class StyleStage(stage.Stage):
       "style": losses.style(losses.moments(found), targets["moments"]).mean(),
     }
     if "own" in images:
-      parts["identity"] = self._distance(images["own"], styles)
+      own = pixels.distance(images["own"], styles, options.gradient_weight)
+      parts["identity"] = own.mean()
     if options.identity_feature_weight:
       own = self._features(frozen, images["own"], shift)
       parts["identity_feature"] = losses.identity(own, targets["style"]).mean()
     if options.total_variation_weight:
       parts["total_variation"] = losses.total_variation(images["styled"]).mean()
     return sum(options[f"{name}_weight"] * value for name, value in parts.items()), parts
-
-  def _distance(self, x, y):
-    """Squared error of pixels and, by its weight, of their differences; scalar."""
-    distance = pixels.squared_error(x, y)
-    if self.options.gradient_weight:
-      distance += self.options.gradient_weight * pixels.gradient_difference(x, y)
-    return distance.mean()
 
   def guard(self, step, means):
     if self.adversary and step > self.options.adversarial_start_steps:

@@ -35,6 +35,18 @@ def draw_task(options, bank, codes, labels, key, step, index, *, classes):
   }
 
 
+def nearest_noise(task, candidates, distance):
+  """The task with the one of its candidates, noise [M, B, Z], that comes nearest to the example's
+  image; the first where that is not the target (bank rows).
+
+  distance: from noise [B, Z] to [B]. Implicit maximum likelihood (arXiv:1809.09087; conditional,
+  arXiv:1811.12373): a reconstruction from whatever noise was drawn would teach the mean image.
+  """
+  distances = jax.lax.map(distance, candidates)  # [M, B]
+  nearest = jnp.argmin(distances, axis=0) * task["real"].astype(jnp.int32)
+  return task | {"noise": jnp.take_along_axis(candidates, nearest[None, :, None], axis=0)[0]}
+
+
 def fill_bank(gpt, params, key, *, rows, chunk, options):
   """A bank int [classes, rows, N] of codes that the GPT samples, `chunk` images at a time.
 

@@ -172,6 +172,14 @@ def test_random_resized_crop_stays_inside_and_respects_min_scale():
   np.testing.assert_allclose(np.mean(np.square(sides)) / 1e4, 0.625, atol=0.04)  # uniform in area
 
 
+def test_random_resized_crop_respects_max_scale():
+  ramp = np.arange(100, dtype=np.uint8)[:, None, None].repeat(100, 1).repeat(3, 2)
+  rng = np.random.default_rng(0)
+  crops = [transforms.random_resized_crop(ramp, 100, rng, 0.25, 0.36) for _ in range(100)]
+  spans = [int(crop.max()) - int(crop.min()) + 1 for crop in crops]
+  assert 49 <= min(spans) <= 52 and 58 <= max(spans) <= 61
+
+
 def test_random_resized_crop_of_whole_square_is_the_image():
   image = smooth_image(32, 32)
   crop = transforms.random_resized_crop(image, 32, np.random.default_rng(0), 1.0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imgtx_jax import rng
 from imgtx_jax.decode import Decoding
 from imgtx_jax.sampling import Sampling
 from imgtx_jax.stages import build
@@ -118,6 +119,32 @@ def test_the_images_gradient_trains_the_part_of_the_gpt_that_is_asked(
     np.testing.assert_array_equal(
       image, stage.renderer.render_task(plain, codebook, task, states)[0]
     )
+
+
+def test_of_several_noises_the_one_of_the_nearest_image_is_taken(tiny_config, smooth_images):
+  tiny_config.finetune.noise_candidates = 5
+  stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
+  images = stage.prepare(batch)
+  real = jnp.array([1.0, 1, 1, 1, 1, 1, 0, 0])
+  task = make_task(stage, state, batch, key, 0) | {"real": real}
+  _, states = stage.renderer.condition(state.params["gpt"], task)
+  chosen = stage._choose_noise(state, images, task, states, key, jnp.arange(8))
+
+  def error(noise):
+    codebook = state.frozen["tokenizer"]["quantizer"]
+    image, _ = stage.renderer.render_task(
+      state.params["generator"], codebook, task | {"noise": noise}, states
+    )
+    return np.mean((image - images) ** 2, axis=(1, 2, 3))
+
+  candidates = rng.normal(
+    rng.stream(key, "noise_candidates", 0), jnp.arange(8), (5, stage.options.noise_dim)
+  )
+  errors = np.stack([error(candidates[:, i]) for i in range(5)])
+  assert errors.std(0).min() > 1e-6
+  best = np.where(real, errors.argmin(0), 0)  # a bank row has no image to be near to
+  np.testing.assert_array_equal(chosen["noise"], candidates[np.arange(8), best])
+  assert len(set(best[:6])) > 1
 
 
 def test_bank_rows_have_no_reconstruction_target(tiny_config, smooth_images):
