@@ -51,9 +51,14 @@ class RetouchHead(nn.Module):
     return self._conv("rgb", x, 3, kernel_init=nn.initializers.zeros).astype(jnp.float32)
 
   def _conv(self, name, x, features, **options):
-    """A convolution of 3x3 with the border repeated beyond it: zeros would draw a frame."""
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    return nn.Conv(features, (3, 3), padding="VALID", dtype=self.dtype, name=name, **options)(x)
+    """A convolution of 3x3. At the edges what its taps find within the image stands for the rest
+    (partial convolution, arXiv:1811.11718): zeros alone darken a frame. Padding by hand takes
+    longer: XLA for CPUs is 7 times as slow in convolutions without padding of their own."""
+    options |= {"use_bias": False, "dtype": self.dtype, "name": name}
+    x = nn.Conv(features, (3, 3), **options)(x)
+    bias = self.param(f"{name}_bias", nn.initializers.zeros, (features,))
+    rows, columns = (_shares(n) for n in x.shape[1:3])
+    return x / (rows[:, None, None] * columns[:, None]).astype(x.dtype) + bias.astype(x.dtype)
 
   def _modulate(self, name, x, modulation):
     """x [B, …, F] scaled and shifted, by nothing at the start (arXiv:1709.07871)."""
@@ -63,6 +68,14 @@ class RetouchHead(nn.Module):
     table = table.reshape(len(table), *(1,) * (x.ndim - 2), -1)
     shift, scale = jnp.split(table, 2, axis=-1)
     return x * (1.0 + scale) + shift
+
+
+def _shares(n):
+  """How many of three neighbours each of n places in a row has, as a share; float32 [n]."""
+  counts = np.full(n, 3)
+  counts[0] -= 1
+  counts[-1] -= 1
+  return (counts / 3).astype(np.float32)
 
 
 def _factors(patch):
