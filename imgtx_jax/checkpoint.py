@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from imgtx_jax import checksum
+from imgtx_jax import checksum, host_copies
 from imgtx_jax import record as records
 from imgtx_jax.errors import UserError, first_line
 from imgtx_jax.files import disk_fault
@@ -80,8 +80,13 @@ class Checkpoints:
     self.directory = epath.Path(directory).expanduser().absolute()
     self._kept = _Kept(keep, keep_every)
     self._manager = None  # made by the first save: reading never writes
-    self._copies = {}  # of the arrays of the last save, whose memory the next one takes over
+    self._copies = host_copies.HostCopies()
     self._current = None  # the step that this object saved or restored last
+
+  def reserve(self, state):
+    """Begins to make room in memory for saves of such a state (as Parallel.abstract gives it), in
+    the background."""
+    self._copies.reserve(records.flatten(state)[0])
 
   def save(self, step, state, *, iterator=None, meta=None, best=None, wait=False):
     """Writes `state` (one replica, see `Parallel.get_state`) but its frozen networks.
@@ -100,7 +105,7 @@ class Checkpoints:
     arrays, empty = records.flatten(state)
     # Nobody changes a NumPy array while this waits: it need not be in memory twice.
     stay = np.ndarray if wait else ()
-    arrays = {n: x if isinstance(x, stay) else self._host_copy(n, x) for n, x in arrays.items()}
+    arrays = {n: x if isinstance(x, stay) else self._copies.take(n, x) for n, x in arrays.items()}
     items = ocp.args.Composite(
       # Orbax refuses arrays without elements: the record alone restores them.
       arrays=ocp.args.PyTreeSave({name: x for name, x in arrays.items() if x.size}),
@@ -166,19 +171,7 @@ class Checkpoints:
     if self._manager is not None:
       self._manager.close()
       self._manager = None
-    self._copies = {}
-
-  def _host_copy(self, name, x):
-    """A numpy copy: Orbax refuses numpy scalars, and a view of a CPU buffer blocks its donation.
-    Arrays over several processes stay as they are; Orbax copies their shards."""
-    if checksum.is_global(x):
-      return x
-    copy = self._copies.get(name)
-    if copy is None or (copy.shape, copy.dtype) != (np.shape(x), x.dtype):
-      # Touching new memory takes longer than copying.
-      copy = self._copies[name] = np.empty(np.shape(x), x.dtype)
-    np.copyto(copy, x)
-    return copy
+    self._copies.clear()
 
   def _prepare(self, step):
     """Clears the way for `step` and makes the manager."""
@@ -202,7 +195,7 @@ class Checkpoints:
   def _failed(self, error):
     """Lets go of a manager that could not write, and tells the user if the disk is why."""
     manager, self._manager, self._current = self._manager, None, None
-    self._copies = {}  # who knows what still reads them
+    self._copies.clear()  # who knows what still reads them
     if manager is not None:
       try:
         manager.close()

@@ -45,11 +45,8 @@ class Trainer:
     self.companions = stage.companions()
     self.root, self.best = jax.random.key(config.seed), best or Best()
     self.guard = Guard(config.guard, config.guard_lines, stage.guard)
-    self.checkpoints = Checkpoints(
-      self.directory / "checkpoints",
-      keep=config.keep_checkpoints,
-      keep_every=config.keep_every_steps,
-    )
+    keep = dict(keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
+    self.checkpoints = Checkpoints(self.directory / "checkpoints", **keep)
     self.log = MetricLog(self.directory, writes=processes.is_first())
     self.step_fn = parallel.compile_step(stage.step)
     self.refresh_fn = parallel.compile_refresh(stage.refresh) if stage.refresh else None
@@ -98,6 +95,7 @@ class Trainer:
     self._restore_best(meta and meta.get("best"))
     self.log.truncate(self.start)
     self.state = self.parallel.put_state(state.replace(rate=np.float32(state.rate * rate)))
+    self.checkpoints.reserve(self.parallel.abstract(state.replace(frozen={})))
 
   def _restore_best(self, meta):
     """Which checkpoint was the best so far; none where it is no longer there."""

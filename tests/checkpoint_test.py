@@ -244,6 +244,17 @@ def test_what_changes_after_a_save_is_saved_as_it_was(tmp_path):
   np.testing.assert_array_equal(load(tmp_path)[0]["variables"]["big"], expected)
 
 
+def test_saves_that_follow_each_other_hold_their_own_values(tmp_path):
+  state = make_state(1)
+  big = np.random.default_rng(0).normal(size=(1024, 1024))
+  with closing(Checkpoints(tmp_path, keep=3)) as checkpoints:
+    for step in (1, 2, 3):  # each takes over the memory of the last one's copies
+      state.variables["big"] = step * big
+      checkpoints.save(step, state)
+  for step in (1, 2, 3):
+    np.testing.assert_array_equal(load(tmp_path, step=step)[0]["variables"]["big"], step * big)
+
+
 def test_older_resume_replaces_newer(saved):
   with closing(Checkpoints(saved)) as checkpoints:
     checkpoints.restore(make_state(), step=1)
