@@ -4,10 +4,12 @@ import itertools
 import json
 import logging
 
+import grain
 import numpy as np
 import pytest
 from PIL import Image
 
+from imgtx_jax.data import pipeline
 from imgtx_jax.data.corrupt import CorruptImages
 from imgtx_jax.data.pipeline import Companion, corrupt_images, eval_batches, stack, train_iterator
 from imgtx_jax.data.sources import ArraySource, open_source
@@ -109,6 +111,27 @@ def test_resume_is_exact_in_the_middle_of_an_epoch_with_batches_prefetched(tmp_p
     next(resumed)  # fills its own buffer first
     resumed.set_state(state)
     assert_same(take(resumed, 20 - stop), whole[stop:])
+
+
+def test_chunks_are_read_as_a_stream_and_resumed_anywhere():
+  class Numbers(grain.MapDataset):
+    def __len__(self):
+      return 11
+
+    def __getitem__(self, index):
+      return None if index in (2, 9) else index
+
+  def read(state=None):
+    examples = iter(pipeline._read(Numbers(), 2, 3))  # chunks of 3
+    if state:
+      examples.set_state(state)
+    return examples
+
+  whole, expected = read(), [0, 1, 3, 4, 5, 6, 7, 8, 10]
+  for done, number in enumerate(expected):
+    assert list(read(whole.get_state())) == expected[done:]
+    assert next(whole) == number
+  assert list(whole) == [] and whole.get_state() == {"next_index": 11}
 
 
 @pytest.mark.parametrize("count", [20, 23])
