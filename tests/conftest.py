@@ -63,6 +63,7 @@ def make_tiny_config():
     config[stage].noise_dim = 8
     config[stage].modulation_dim = 16
   config.finetune.bank_rows = 2
+  config.finetune.noise_candidates = 2
   config.finetune.refresh_steps = 3
   config.style.update(dict(tokens=4, modulation_dim=16, shift=0))  # VGG16 needs all of 16 pixels
   for stage in ("tokenizer", "pretrain", "finetune", "gan", "style"):

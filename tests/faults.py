@@ -90,7 +90,7 @@ class Runs:
   def broken(self, name):
     """A new work directory, whose run was killed after 10 of the 12 steps: checkpoints 4 and 8."""
     directory = self.folder / name
-    status, said = self.run(directory, FAULT="kill:0:10", SLOW="0.3")
+    status, said = self.run(directory, FAULT="kill:0:10", SLOW="1")
     assert status == -9 and steps(directory)[:1] == [8], said
     return directory
 

@@ -38,6 +38,7 @@ def make_config():
     config[network].layers = 1
   config.data.flip = True
   config.quantizer.entropy = 0.01
+  config.finetune.noise_candidates = 2
   for stage in ("finetune", "gan"):
     config[stage].adversary.penalty = "difference"  # compiles in half the time
   return config
