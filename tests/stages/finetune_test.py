@@ -142,7 +142,7 @@ def test_of_several_noises_the_one_of_the_nearest_image_is_taken(tiny_config, sm
     rng.stream(key, "noise_candidates", 0), jnp.arange(8), (5, stage.options.noise_dim)
   )
   errors = np.stack([error(candidates[:, i]) for i in range(5)])
-  assert errors.std(0).min() > 1e-6
+  assert errors[:, :5].std(0).min() > 1e-6
   # A bank row has no image to be near to, and with all codes known nothing is open.
   best = np.where((real > 0) & (task["prefix"] < 16), errors.argmin(0), 0)
   np.testing.assert_array_equal(chosen["noise"], candidates[np.arange(8), best])
