@@ -37,15 +37,13 @@ def draw_task(options, bank, codes, labels, key, step, index, *, classes):
 
 def nearest_noise(task, candidates, distance):
   """The task with the one of its candidates, noise [M, B, Z], that comes nearest to the example's
-  image; the first where that is not the target (bank rows) and where all codes are known.
+  image; the first where that is not the target (bank rows).
 
   distance: from noise [B, Z] to [B]. Implicit maximum likelihood (arXiv:1809.09087; conditional,
   arXiv:1811.12373): a reconstruction from whatever noise was drawn would teach the mean image.
   """
   distances = jax.lax.map(distance, candidates)  # [M, B]
-  # With all codes known the noise would be taught to say what they do not.
-  chooses = (task["real"] > 0) & (task["prefix"] < task["codes"].shape[1])
-  nearest = jnp.where(chooses, jnp.argmin(distances, axis=0), 0)
+  nearest = jnp.where(task["real"] > 0, jnp.argmin(distances, axis=0), 0)
   return task | {"noise": jnp.take_along_axis(candidates, nearest[None, :, None], axis=0)[0]}
 
 
