@@ -21,7 +21,8 @@ class RetouchHead(nn.Module):
   half as many after each step. So fine detail follows the image's own, and where tokens are alike
   there is no grid: a head of patches draws one pattern over and over. What brush strokes in flat
   areas can grow from is grain, noise that belongs to places: origin int [2] is where the image
-  begins (multiples of the patch), so that a part of an image has the grain of the whole.
+  begins (multiples of the patch), so that a part of an image has the grain of the whole. There is
+  grain at each size, from the grid's to the pixels': strokes are of many sizes.
   modulation scales and shifts the features of each size.
   """
 
@@ -38,12 +39,12 @@ class RetouchHead(nn.Module):
     images = [image]
     for factor in factors[:0:-1]:
       images.append(_shrink(images[-1], factor))
+    x = _with_grain(x, origin // self.patch, 0)
     cell = self.patch  # pixels
     for level, (factor, small) in enumerate(zip(factors, images[::-1], strict=True), 1):
       cell //= factor
-      noise = grain(small.shape[1:3], origin // cell, level)
-      noise = jnp.broadcast_to(noise[..., None], (*small.shape[:3], 1))
-      x = jnp.concatenate([enlarge(x, factor), small, noise], axis=-1).astype(self.dtype)
+      x = jnp.concatenate([enlarge(x, factor), small], axis=-1).astype(self.dtype)
+      x = _with_grain(x, origin // cell, level)
       features = max(self.channels >> level, _LEAST_CHANNELS)
       for name in (f"conv_{level}a", f"conv_{level}b"):
         x = nn.gelu(self._conv(name, x, features))
@@ -92,6 +93,12 @@ def _shrink(images, factor):
   b, height, width, c = images.shape
   squares = images.reshape(b, height // factor, factor, width // factor, factor, c)
   return jnp.mean(squares, axis=(2, 4))
+
+
+def _with_grain(x, origin, seed):
+  """x [B, H, W, C] with a channel of grain beside the others."""
+  noise = jnp.broadcast_to(grain(x.shape[1:3], origin, seed)[..., None], (*x.shape[:3], 1))
+  return jnp.concatenate([x, noise.astype(x.dtype)], axis=-1)
 
 
 def grain(shape, origin, seed):
