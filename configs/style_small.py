@@ -44,8 +44,8 @@ def get_config(folders=""):
   config.tokenizer.optimizer.learning_rate = 1.5e-3
 
   # VGG16 takes most of a step: a small batch, crops of 64 of the 96 pixels for it, and many steps.
-  config.style.update(dict(steps=4000, batch_size=4, shift=32))
-  config.style.update(dict(content_weight=0.5, identity_weight=0.0))
+  config.style.update(dict(steps=1500, batch_size=4, shift=32))
+  config.style.update(dict(content_weight=1.5, identity_weight=0.0))
   config.style.optimizer.update(dict(learning_rate=1.5e-3, warmup_steps=50))
   config.log_steps = 20
   config.evaluate_steps = 500
