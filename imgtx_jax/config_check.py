@@ -136,8 +136,8 @@ def _check_style(config):
 def _check_scales(name, data):
   if not 0 < data.min_scale <= data.max_scale <= 1:
     raise UserError(
-      f"config.{name}.min_scale={data.min_scale:g} and max_scale={data.max_scale:g} must be above "
-      "0, at most 1, and in that order"
+      f"config.{name}.min_scale={data.min_scale:g} and config.{name}.max_scale="
+      f"{data.max_scale:g} must be above 0, at most 1, and in that order"
     )
 
 
