@@ -78,6 +78,7 @@ def measure(config, steps):
     "image_size": data.image_size,
     "crop": data.crop,
     "min_scale": data.min_scale,
+    "max_scale": data.max_scale,
     "threads": data.threads,
     "opencv": cv2.__version__,
   }
@@ -120,7 +121,8 @@ def make_crop(data):
   if data.crop == "center":
     return lambda image: transforms.center_crop(image, data.image_size)
   draw = np.random.default_rng(0)
-  return lambda image: transforms.random_resized_crop(image, data.image_size, draw, data.min_scale)
+  scales = (data.min_scale, data.max_scale)
+  return lambda image: transforms.random_resized_crop(image, data.image_size, draw, *scales)
 
 
 def measure_parts(source, encoded, data, devices):
@@ -204,6 +206,7 @@ def pipeline_rate(source, data, devices, steps):
     image_size=data.image_size,
     crop=data.crop,
     min_scale=data.min_scale,
+    max_scale=data.max_scale,
     seed=0,
     threads=data.threads,
   )
@@ -239,7 +242,7 @@ def floor_rate(encoded, data, threads, steps, decode_only):
 def _cut(image, data, draw):
   side = min(image.shape[:2])
   if data.crop == "random":
-    side = round(side * (data.min_scale + (1 - data.min_scale) * draw.random()) ** 0.5)
+    side = round(side * draw.uniform(data.min_scale, data.max_scale) ** 0.5)
   cv2.resize(image[:side, :side], (data.image_size, data.image_size))
 
 
@@ -250,8 +253,8 @@ def measure_tf_data(encoded, data, steps):
   with tempfile.TemporaryDirectory() as folder:
     for i, x in enumerate(encoded):
       Path(folder, f"{i:03}.jpg").write_bytes(x)
-    scale = data.min_scale if data.crop == "random" else 1.0
-    arguments = [folder, data.image_size, scale, steps * BATCH]
+    scales = (data.min_scale, data.max_scale) if data.crop == "random" else (1.0, 1.0)
+    arguments = [folder, data.image_size, *scales, steps * BATCH]
     done = subprocess.run(
       [sys.executable, "-m", "imgtx_jax.benchmark_tf_data", *map(str, arguments)],
       capture_output=True,

@@ -1,9 +1,9 @@
 """The rate of tf.data on JPEG files, as a process of its own for benchmark_input.py.
 
-python -m imgtx_jax.benchmark_tf_data FOLDER SIZE MIN_SCALE IMAGES prints images a second of reading
-the files, decode_and_crop_jpeg of a random square of at least MIN_SCALE of the area of the largest,
-and tf.image.resize to SIZE with antialiasing, in batches of 64: the median of three rounds. The
-only module that imports TensorFlow.
+python -m imgtx_jax.benchmark_tf_data FOLDER SIZE MIN_SCALE MAX_SCALE IMAGES prints images a second
+of reading the files, decode_and_crop_jpeg of a random square of MIN_SCALE to MAX_SCALE of the area of
+the largest, and tf.image.resize to SIZE with antialiasing, in batches of 64: the median of three
+rounds. The only module that imports TensorFlow.
 """
 
 import glob
@@ -14,14 +14,14 @@ import time
 import tensorflow as tf
 
 
-def main(folder, size, min_scale, images):
+def main(folder, size, min_scale, max_scale, images):
   """Prints the rate."""
 
   def load(path):
     data = tf.io.read_file(path)
     shape = tf.image.extract_jpeg_shape(data)
     short = tf.cast(tf.minimum(shape[0], shape[1]), tf.float32)
-    side = tf.cast(short * tf.sqrt(tf.random.uniform([], min_scale, 1.0)), tf.int32)
+    side = tf.cast(short * tf.sqrt(tf.random.uniform([], min_scale, max_scale)), tf.int32)
     top = tf.random.uniform([], 0, shape[0] - side + 1, tf.int32)
     left = tf.random.uniform([], 0, shape[1] - side + 1, tf.int32)
     image = tf.image.decode_and_crop_jpeg(data, tf.stack([top, left, side, side]), channels=3)
@@ -43,4 +43,4 @@ def main(folder, size, min_scale, images):
 
 
 if __name__ == "__main__":
-  main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+  main(sys.argv[1], int(sys.argv[2]), *map(float, sys.argv[3:5]), int(sys.argv[5]))

@@ -40,12 +40,12 @@ def train_iterator(
   image_size,
   crop,
   min_scale,
+  max_scale=1.0,
   seed,
   threads,
   process_index=0,
   process_count=1,
   companions=None,
-  max_scale=1.0,
 ):
   """An infinite Grain iterator of {"image": uint8 [b, S, S, 3], "label": int32 [b]}; of a source of
   codes, {"codes": int32 [b, N], "label"}, the codes of one of the image's crops at random.
