@@ -1,8 +1,8 @@
 """The rate of tf.data on JPEG files, as a process of its own for benchmark_input.py.
 
 python -m imgtx_jax.benchmark_tf_data FOLDER SIZE MIN_SCALE MAX_SCALE IMAGES prints images a second
-of reading the files, decode_and_crop_jpeg of a random square of MIN_SCALE to MAX_SCALE of the area of
-the largest, and tf.image.resize to SIZE with antialiasing, in batches of 64: the median of three
+of reading the files, decode_and_crop_jpeg of a random square of MIN_SCALE to MAX_SCALE of the area
+of the largest, and tf.image.resize to SIZE with antialiasing, in batches of 64: the median of three
 rounds. The only module that imports TensorFlow.
 """
 

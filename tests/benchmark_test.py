@@ -122,7 +122,7 @@ def test_tf_data_runs_in_a_process_of_its_own(monkeypatch):
   def run(command, **options):
     assert command[1:3] == ["-m", "imgtx_jax.benchmark_tf_data"]
     assert [p.read_bytes() for p in pathlib.Path(command[3]).iterdir()] == [b"jpeg"]
-    assert command[4:] == ["32", "1.0", "128"]  # a centre crop is the largest square
+    assert command[4:] == ["32", "1.0", "1.0", "128"]  # a centre crop is the largest square
     return types.SimpleNamespace(returncode=code, stdout="log\n312.5\n", stderr="trace\nwhy\n")
 
   monkeypatch.setattr(benchmark_input.subprocess, "run", run)
