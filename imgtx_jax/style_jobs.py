@@ -85,16 +85,16 @@ def read_looks(renderer: StyleRenderer, files, *, apart, weights, masked, size):
         raise
       failures.append(str(error))
       continue
-    styles.append(renderer.encode(image, size))
+    style = renderer.encode(image, size)
+    styles.append(renderer.at_strength(style) if apart else style)
     # Enough to show it; a folder's whole paintings would fill the memory.
     images.append(transforms.center_crop(image, size))
     read.append(file)
   if not styles:
     raise UserError(f"none of {len(files)} styles can be read: {failures[0]}")
   if apart:
-    styles = [[renderer.at_strength(style)] for style in styles]
     parts = zip(look_names(read, apart), images, styles, strict=True)
-    return [Look(name, [image], style) for name, image, style in parts], failures
+    return [Look(name, [image], [style]) for name, image, style in parts], failures
   if not masked:
     styles = [stylizing.mix(styles, weights)]
   (name,) = look_names(read, apart)

@@ -41,8 +41,9 @@ class StyleRenderer:
     if batch_size < 1:
       raise UserError(f"--batch_size={batch_size} is under 1; ask for at least one")
     self.stylizer, self.strength = stylizer, strength
-    self.step = math.lcm(STEP, stylizer.multiple)
-    self.overlap = -(-OVERLAP // self.step) * self.step
+    # Textures lie in windows of four patches, each two patches from the next.
+    self.step = math.lcm(STEP, 2 * stylizer.multiple)
+    self.overlap = -(-max(OVERLAP, 16 * stylizer.multiple) // self.step) * self.step
     self.tile = max(tile // self.step, 2 * self.overlap // self.step + 1) * self.step if tile else 0
     self.batch_size, self.hard = batch_size, hard
 
@@ -93,7 +94,11 @@ class StyleRenderer:
 
   def _render_tiles(self, content, style):
     # Measured on the whole image: tiles must not measure it each on itself.
-    whole = self.stylizer.measure(self._small(content)[None], style, hard=self.hard)
+    small, cut = self._small(content), []
+    if small is not content:
+      sides = dict(largest=self.tile, overlap=self.overlap, step=self.step)
+      cut = [tile[None] for tile in tiles.cut(content, **sides)]
+    whole = self.stylizer.measure(small[None], style, hard=self.hard, parts=cut)
 
     def run(tile, origin):
       batch = {"content": tile[None], "style": style}

@@ -30,6 +30,7 @@ class Stylizer:
     self._styles = jax.jit(networks.styles)
     self._null = jax.jit(networks.null, static_argnums=1)
     self._measure = jax.jit(networks.measure, static_argnames="hard")
+    self._contrast = jax.jit(networks.contrast)
     self._render = jax.jit(networks.render, static_argnames="hard")
 
   @property
@@ -48,13 +49,17 @@ class Stylizer:
     """
     return self._null(self._params, batch)
 
-  def measure(self, content, style, *, hard=False):
+  def measure(self, content, style, *, hard=False, parts=()):
     """What render takes from content images [B, H, W, 3] as a whole in a Style; a stylist.Whole.
-    The tiles of an image agree with each other if render is given that of the image (or of a small
-    copy)."""
+    The tiles of an image agree with each other if render is given that of the image; or of a small
+    copy, and then parts are the tiles, [B, h, w, 3] each: how strong detail is depends on the
+    size."""
     content = self._checked(content)
     style = repeat(style, len(content))
-    return self._measure(self._tokenizer, content, style, hard=hard)
+    whole = self._measure(self._tokenizer, content, style, hard=hard)
+    if found := [self._contrast(self._checked(part), style, whole) for part in parts]:
+      whole = whole._replace(contrast=jnp.sqrt(jnp.mean(jnp.square(jnp.stack(found)), axis=0)))
+    return whole
 
   def render(self, content, style, *, hard=False, whole=None, origin=(0, 0)):
     """Content images [B, H, W, 3] in [-1, 1] in their Style (batch B, or 1 for all of them) →

@@ -57,3 +57,10 @@ def render(run, image, *, largest, overlap, step):
       place = np.s_[top : top + high, left : left + wide]
       found[place] += run(image[place], (top, left)) * (row[:, None] * column)[..., None]
   return found
+
+
+def cut(image, *, largest, overlap, step):
+  """The tiles [h, w, 3] of an image [H, W, 3] that render runs over."""
+  tops, high = plan(image.shape[0], largest, overlap, step)
+  lefts, wide = plan(image.shape[1], largest, overlap, step)
+  return [image[top : top + high, left : left + wide] for top in tops for left in lefts]

@@ -189,7 +189,7 @@ def local_stylizer():
   import jax
 
   from imgtx_jax import stylizing
-  from imgtx_jax.models import palette
+  from imgtx_jax.models import palette, texture
 
   class LocalStylizer:
     multiple = 8
@@ -201,15 +201,17 @@ def local_stylizer():
       self.encoded += len(images)
       assert images.shape[1] % self.multiple == images.shape[2] % self.multiple == 0
       colors = jax.device_get(palette.of_images(images))
-      return stylizing.Style(
-        images.mean((1, 2), keepdims=True)[:, 0], np.ones((len(images), 1)), colors
-      )
+      detail = jax.device_get(texture.none(len(images), 2))
+      tokens = images.mean((1, 2), keepdims=True)[:, 0]
+      ones = np.ones((len(images), 1))
+      return stylizing.Style(tokens, ones, colors, detail, ones[:, 0])
 
     def null(self, batch):
-      colors = jax.device_get(palette.none(batch))
-      return stylizing.Style(np.zeros((batch, 1, 3)), np.zeros((batch, 1)), colors)
+      colors, detail = jax.device_get((palette.none(batch), texture.none(batch, 2)))
+      zeros = np.zeros((batch, 1))
+      return stylizing.Style(np.zeros((batch, 1, 3)), zeros, colors, detail, zeros[:, 0])
 
-    def measure(self, content, style, *, hard=False):
+    def measure(self, content, style, *, hard=False, parts=()):
       return np.asarray(content).mean((1, 2))
 
     def render(self, content, style, *, hard=False, whole=None, origin=(0, 0)):

@@ -92,7 +92,7 @@ class Generator(nn.Module):
   of that place stands for it. memory_mask [B, M]: False where a memory token must not be seen.
   memory_coords int [M, 2]: rows and columns the memory tokens speak of, None if they have none.
   shape: (h, w) of the grid; a square by default. With retouch_channels the last image is a change
-  to `image` [B, H, W, 3], which begins at `origin` int [2]; see RetouchHead.
+  to an image: retouch is what RetouchHead takes of it, (image, detail, gains).
   """
 
   patch: int
@@ -119,8 +119,7 @@ class Generator(nn.Module):
     memory_mask=None,
     memory_coords=None,
     shape=None,
-    image=None,
-    origin=None,
+    retouch=None,
   ):
     shape = shape or (math.isqrt(grid.shape[1]),) * 2
     head_dim = self.width // self.trunk["heads"]
@@ -159,8 +158,8 @@ class Generator(nn.Module):
         **self.trunk,
       )(x, context)
     if self.retouch_channels:
-      retouch = RetouchHead(self.patch, self.retouch_channels, dtype=self.dtype, name="retouch")
-      return retouch(x, shape, modulation, image, origin), tuple(taps)
+      retouching = RetouchHead(self.patch, self.retouch_channels, dtype=self.dtype, name="retouch")
+      return retouching(x, shape, modulation, *retouch), tuple(taps)
     return head(name="head")(x, shape), tuple(taps)
 
   def _mask_tokens(self, modulation, shape, channels):

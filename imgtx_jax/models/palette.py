@@ -8,46 +8,38 @@ _FLOOR = 1e-3  # added to variances, of images in [-1, 1]: a flat image has no c
 
 
 class Palette(NamedTuple):
-  """mean [B, 3]; spread [B, 3, 3], the symmetric root of the covariance; share [B] in [0, 1], how
-  much of an image's colours it replaces.
-
-  Linear in its fields: a weighted sum of palettes is that of a mixture, and what its shares lack to
-  1 is the image's own. All zero is none.
-  """
+  """mean [B, 3]; spread [B, 3, 3], the symmetric root of the covariance. Linear in both: a weighted
+  sum of palettes is that of a mixture."""
 
   mean: Any
   spread: Any
-  share: Any
 
 
 def none(batch):
-  """The palette that leaves images their colours, `batch` times."""
-  return Palette(jnp.zeros((batch, 3)), jnp.zeros((batch, 3, 3)), jnp.zeros(batch))
+  """All zero, `batch` times."""
+  return Palette(jnp.zeros((batch, 3)), jnp.zeros((batch, 3, 3)))
 
 
 def of_images(images):
-  """The Palette, of share 1, of images [B, H, W, 3] in [-1, 1]."""
+  """The Palette of images [B, H, W, 3] in [-1, 1]."""
   pixels = images.astype(jnp.float32).reshape(images.shape[0], -1, 3)
   mean = jnp.mean(pixels, axis=1)
   centred = pixels - mean[:, None]
   covariance = jnp.einsum("bnc,bnd->bcd", centred, centred) / pixels.shape[1]
   spread, _ = _roots(covariance + _FLOOR * jnp.eye(3))
-  return Palette(mean, spread, jnp.ones(len(images)))
+  return Palette(mean, spread)
 
 
 def transfer(own, palette):
   """(matrix [B, 3, 3], offset [B, 3]) of the colours c → matrix · c + offset that gives images of
-  palette `own` another one; 0 of share leaves them as they are.
+  palette `own` another one.
 
   The linear map that moves colours least (Monge–Kantorovich; Pitié & Kokaram 2007).
   """
-  left = (1.0 - palette.share)[:, None]
-  mean = palette.mean + left * own.mean
-  spread = palette.spread + left[..., None] * own.spread
   root, inverse = _roots(own.spread @ own.spread)
-  middle, _ = _roots(root @ spread @ spread @ root)
+  middle, _ = _roots(root @ palette.spread @ palette.spread @ root)
   matrix = inverse @ middle @ inverse
-  return matrix, mean - jnp.einsum("bij,bj->bi", matrix, own.mean)
+  return matrix, palette.mean - jnp.einsum("bij,bj->bi", matrix, own.mean)
 
 
 def apply(images, matrix, offset):

@@ -5,25 +5,29 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from imgtx_jax.models import layers
+from imgtx_jax.models.texture import bands, enlarge, factors, shrink
 
 _LEAST_CHANNELS = 16
+_SHARES = (0.5, 0.85)  # of the style's detail and of the image's own, at the start
 
 
 class RetouchHead(nn.Module):
-  """Tokens [B, h·w, D], modulation [B, S] and an image [B, h·p, w·p, 3] → a change to it of its
-  shape, float32; none at the start.
+  """Tokens [B, h·w, D], modulation [B, S], an image and detail for it, both [B, h·p, w·p, 3],
+  and gains [B, L] → a change to the image of its shape, float32.
 
   From the grid to the pixels, mostly in steps of two: features are enlarged linearly, joined by the
-  image at that size, and convolved twice (after U-Net, arXiv:1505.04597); channels at the grid,
-  half as many after each step. So fine detail follows the image's own, and where tokens are alike
-  there is no grid: a head of patches draws one pattern over and over. What brush strokes in flat
-  areas can grow from is grain, noise that belongs to places: origin int [2] is where the image
-  begins (multiples of the patch), so that a part of an image has the grain of the whole. There is
-  grain at each size, from the grid's to the pixels': strokes are of many sizes.
-  modulation scales and shifts the features of each size.
+  image and the detail at that size, and convolved twice (after U-Net, arXiv:1505.04597); channels
+  at the grid, half as many after each step. At each size they say, for every place, how much of the
+  style's detail to lay there, how much of the image's own to keep, and what colour to add (the sum
+  over sizes: after StyleGAN2's skips, arXiv:1912.04958). So fine detail follows the two images, and
+  where tokens are alike there is no grid: a head of patches draws one pattern over and over.
+
+  detail is a texture laid for the image (texture.lay). gains say how much stronger the image's own
+  detail is to be, for each size from the pixels' up, the L steps of the patch (texture.gains).
+  modulation scales and shifts the features of each size. At the start .85 of that joins half of the
+  style's detail.
   """
 
   patch: int
@@ -31,25 +35,29 @@ class RetouchHead(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, shape, modulation, image, origin):
-    factors = _factors(self.patch)
+  def __call__(self, x, shape, modulation, image, detail, gains):
+    steps = factors(self.patch)
     x = self._modulate("tokens", layers.norm("norm", self.dtype)(x), modulation)
     x = layers.Linear(self.channels, use_bias=True, dtype=self.dtype, name="project")(x)
     x = x.reshape(len(x), *shape, self.channels)
     images = [image]
-    for factor in factors[:0:-1]:
-      images.append(_shrink(images[-1], factor))
-    x = _with_grain(x, origin // self.patch, 0)
-    cell = self.patch  # pixels
-    for level, (factor, small) in enumerate(zip(factors, images[::-1], strict=True), 1):
-      cell //= factor
-      x = jnp.concatenate([enlarge(x, factor), small], axis=-1).astype(self.dtype)
-      x = _with_grain(x, origin // cell, level)
+    for factor in steps[:0:-1]:
+      images.append(shrink(images[-1], factor))
+    change = jnp.zeros((len(x), *shape, 3))
+    own, laid = bands(image, self.patch), bands(detail, self.patch)
+    for level, factor in enumerate(steps, 1):
+      parts = [enlarge(x, factor), images[-level], laid[level - 1]]
+      x = jnp.concatenate([part.astype(self.dtype) for part in parts], axis=-1)
       features = max(self.channels >> level, _LEAST_CHANNELS)
       for name in (f"conv_{level}a", f"conv_{level}b"):
         x = nn.gelu(self._conv(name, x, features))
       x = self._modulate(f"level_{level}", x, modulation)
-    return self._conv("rgb", x, 3, kernel_init=nn.initializers.zeros).astype(jnp.float32)
+      say = self._conv(f"say_{level}", x, 5, kernel_init=nn.initializers.zeros).astype(jnp.float32)
+      theirs, kept = (_SHARES[i] + say[..., 3 + i : 4 + i] for i in range(2))
+      kept = kept * gains[:, -level, None, None, None]
+      change = enlarge(change, factor) + say[..., :3]
+      change += theirs * laid[level - 1] + (kept - 1.0) * own[level - 1]
+    return change
 
   def _conv(self, name, x, features, **options):
     """A convolution of 3x3. At the edges what its taps find within the image stands for the rest
@@ -77,63 +85,3 @@ def _shares(n):
   counts[0] -= 1
   counts[-1] -= 1
   return (counts / 3).astype(np.float32)
-
-
-def _factors(patch):
-  """What a patch is the product of, twos last."""
-  twos = []
-  while patch % 2 == 0:
-    twos.append(2)
-    patch //= 2
-  return ([patch] if patch > 1 else []) + twos
-
-
-def _shrink(images, factor):
-  """Means over squares of images [B, H, W, C]."""
-  b, height, width, c = images.shape
-  squares = images.reshape(b, height // factor, factor, width // factor, factor, c)
-  return jnp.mean(squares, axis=(2, 4))
-
-
-def _with_grain(x, origin, seed):
-  """x [B, H, W, C] with a channel of grain beside the others."""
-  noise = jnp.broadcast_to(grain(x.shape[1:3], origin, seed)[..., None], (*x.shape[:3], 1))
-  return jnp.concatenate([x, noise.astype(x.dtype)], axis=-1)
-
-
-def grain(shape, origin, seed):
-  """Noise of mean 0 and variance 1 for the pixels (y, x) of an image [H, W] that begins at
-  origin int [2]; float32. A pixel's depends on its place and the seed alone: a hash (MurmurHash3's
-  last step, twice), for jax.random gives an array its numbers by its shape."""
-  rows, columns = (
-    jnp.arange(n).astype(jnp.uint32) + start.astype(jnp.uint32)
-    for n, start in zip(shape, origin, strict=True)
-  )
-  mixed = _mix(rows[:, None] * np.uint32(0x9E3779B1) + np.uint32(seed))
-  mixed = _mix(mixed ^ (columns * np.uint32(0x85EBCA77)))
-  return (mixed.astype(jnp.float32) / 2.0**31 - 1.0) * 3.0**0.5
-
-
-def _mix(x):
-  """uint32 → uint32, each bit of the result depending on all bits."""
-  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
-    x = (x ^ (x >> shift)) * np.uint32(factor)
-  return x
-
-
-def enlarge(x, factor):
-  """x [B, H, W, C] `factor` times as large, linear between the centres of its cells."""
-  for axis in (1, 2):
-    count = x.shape[axis]
-    edges = [(0, 0)] * 4
-    edges[axis] = (1, 1)
-    padded = jnp.pad(x, edges, mode="edge")
-    before, after = (lax.slice_in_dim(padded, i, i + count, axis=axis) for i in (0, 2))
-    parts = []
-    for i in range(factor):
-      place = (i + 0.5) / factor - 0.5  # from the centre of the cell, in cells
-      other = before if place < 0 else after
-      parts.append((1 - abs(place)) * x + abs(place) * other)
-    sizes = (*x.shape[:axis], count * factor, *x.shape[axis + 1 :])
-    x = jnp.stack(parts, axis=axis + 1).reshape(sizes)
-  return x

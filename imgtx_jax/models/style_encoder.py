@@ -7,18 +7,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imgtx_jax.models import attention, layers, palette, transformer
+from imgtx_jax.models import attention, layers, palette, texture, transformer
 
 _VARIANCE = 1e-4  # added to variances: flat images have none
 
 
 class Style(NamedTuple):
-  """tokens [B, M, D], modulation [B, S]; palette. Linear: mixtures and strengths are weighted sums
-  of Styles, for token m of all images speaks through the same slot."""
+  """tokens [B, M, D], modulation [B, S]; palette and texture; share [B] in [0, 1], how much of an
+  image's look it replaces.
+
+  Linear: mixtures and strengths are weighted sums of Styles, for token m of all images speaks
+  through the same slot. What shares lack to 1 is the null style's.
+  """
 
   tokens: Any
   modulation: Any
   palette: palette.Palette
+  texture: texture.Texture
+  share: Any
 
 
 class StyleEncoder(nn.Module):
@@ -72,7 +78,11 @@ class StyleEncoder(nn.Module):
     moments = jnp.concatenate([statistics(embedded), statistics(x)], axis=-1)
     modulation = self.modulate(nn.silu(self.hidden(moments)))
     return Style(
-      tokens.astype(jnp.float32), modulation.astype(jnp.float32), palette.of_images(images)
+      tokens.astype(jnp.float32),
+      modulation.astype(jnp.float32),
+      palette.of_images(images),
+      texture.of_images(images, self.patch),
+      jnp.ones(len(images)),
     )
 
   def null(self, batch):
@@ -81,6 +91,8 @@ class StyleEncoder(nn.Module):
       jnp.broadcast_to(self.null_tokens, (batch, *self.null_tokens.shape)),
       jnp.broadcast_to(self.null_modulation, (batch, self.modulation_dim)),
       palette.none(batch),
+      texture.none(batch, self.patch),
+      jnp.zeros(batch),
     )
 
 
@@ -109,6 +121,17 @@ def mix(styles, weights):
     return total
 
   return jax.tree.map(add, *styles)
+
+
+def whole_style(style):
+  """(palette, texture) of the style that a Style is a share of: what is left to the null style,
+  which has none, does not weaken them."""
+  share = jnp.maximum(style.share, 1e-6)
+
+  def divide(part):
+    return part / share.reshape(-1, *(1,) * (part.ndim - 1))
+
+  return jax.tree.map(divide, (style.palette, style.texture))
 
 
 def repeat(style, batch):

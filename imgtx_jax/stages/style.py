@@ -83,7 +83,7 @@ class StyleStage(stage.Stage):
     params = dict(state.params)
     opt_state = dict(state.opt_state)
 
-    # Anywhere in a large image: the grain of one place could be learned by heart.
+    # Anywhere in a large image: which windows of a style lie where could be learned by heart.
     origin = self.config.patch * jax.random.randint(
       rng.stream(key, "origin", state.step), (2,), 0, 2**16
     )

@@ -7,21 +7,23 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from imgtx_jax import rng
-from imgtx_jax.models import palette
+from imgtx_jax.models import palette, texture
 from imgtx_jax.models.encoder import Encoder
 from imgtx_jax.models.generator import Generator
 from imgtx_jax.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
-from imgtx_jax.models.style_encoder import StyleEncoder, statistics
+from imgtx_jax.models.style_encoder import StyleEncoder, statistics, whole_style
 from imgtx_jax.stages.renderer import copy_by_name
 
 
 class Whole(NamedTuple):
   """Of whole images, to render parts of them alike: the map of their colours to the style's, matrix
-  [B, 3, 3] and offset [B, 3], and the moments [B, 4 C] of their latents after it."""
+  [B, 3, 3] and offset [B, 3]; and after it the moments [B, 4 C] of their latents, and how strong
+  their detail is, contrast [B, L]."""
 
   matrix: Any
   offset: Any
   moments: Any
+  contrast: Any
 
 
 class Stylized(NamedTuple):
@@ -38,9 +40,9 @@ class Stylist:
   tokenizer = {"encoder", "quantizer"}, which it does not.
 
   An image in a style is the content with the style's palette and a change to it, which the
-  generator draws from the latents of what it changes and the style. The null style has no palette,
-  and so much of the change as a style has of a palette is applied: under the null style the content
-  comes back.
+  generator makes from the latents of what it changes, the style, and the style's texture laid over
+  the image. Of a style that is partly the null style as much is applied as its share says: under
+  the null style the content comes back.
 
   The generator is modulated by the style's modulation [B, S] beside the moments of the content's
   latents [B, 4 C]: what a style makes of an image depends on what it is made from.
@@ -70,8 +72,7 @@ class Stylist:
       content,
       style.tokens,
       self._modulation(style, _moments(content)),
-      image=images,
-      origin=jnp.zeros(2, jnp.int32),
+      retouch=(images, images, style.texture.contrast),
     )["params"]
     trunk = {name: weights for name, weights in decoder.items() if name != "head"}
     return {"generator": copy_by_name(fresh, trunk), "style_encoder": encoder["params"]}
@@ -95,9 +96,28 @@ class Stylist:
 
   def measure(self, tokenizer, images, style, *, hard=False):
     """What stylize takes from images [B, H, W, 3] as a whole, for a Style: a Whole."""
-    matrix, offset = palette.transfer(palette.of_images(images), style.palette)
-    moved = palette.apply(images, matrix, offset)
-    return Whole(matrix, offset, _moments(self.content(tokenizer, moved, hard=hard)))
+    return self._measured(tokenizer, images, style, hard)[0]
+
+  def _measured(self, tokenizer, images, style, hard):
+    """(the Whole of images, _move's of them, their grid)."""
+    colors, _ = whole_style(style)
+    matrix, offset = palette.transfer(palette.of_images(images), colors)
+    moved = self._move(images, style, matrix, offset)
+    content = self.content(tokenizer, moved[0], hard=hard)
+    return Whole(matrix, offset, _moments(content), self._contrast(moved[0])), moved, content
+
+  def contrast(self, images, style, whole):
+    """The contrast [B, L] that images [B, H, W, 3] have with the colours of a Whole, which may be
+    of smaller copies: how strong detail is depends on the size."""
+    return self._contrast(self._move(images, style, whole.matrix, whole.offset)[0])
+
+  def _move(self, images, style, matrix, offset):
+    """Images with the palette of a Style, and with that of the style it is a share of."""
+    full = palette.apply(images, matrix, offset)
+    return images + style.share[:, None, None, None] * (full - images), full
+
+  def _contrast(self, moved):
+    return texture.deviations(texture.bands(moved, self.multiple))
 
   def stylize(self, params, tokenizer, images, style, *, hard=False, whole=None, origin=(0, 0)):
     """Content images [B, H, W, 3] in a Style [B] → Stylized.
@@ -106,23 +126,22 @@ class Stylist:
     int [2]: where in those these begin, multiples of `multiple`.
     """
     if whole is None:
-      matrix, offset = palette.transfer(palette.of_images(images), style.palette)
+      whole, (moved, full), content = self._measured(tokenizer, images, style, hard)
     else:
-      matrix, offset, _ = whole
-    moved = palette.apply(images, matrix, offset)
-    content = self.content(tokenizer, moved, hard=hard)
-    moments = _moments(content) if whole is None else whole.moments
+      moved, full = self._move(images, style, whole.matrix, whole.offset)
+      content = self.content(tokenizer, moved, hard=hard)
+    _, detail = whole_style(style)
+    # For the style's own colours: which windows lie where is the same at every strength.
+    laid = texture.lay(detail, full, self.multiple, jnp.asarray(origin, jnp.int32))
     change, _ = self.generator.apply(
       {"params": params["generator"]},
       content,
       style.tokens,
-      self._modulation(style, moments),
+      self._modulation(style, whole.moments),
       shape=self.shape(images),
-      image=moved,
-      origin=jnp.asarray(origin, jnp.int32),
+      retouch=(moved, laid, texture.gains(whole.contrast, detail.contrast)),
     )
-    share = style.palette.share[:, None, None, None]
-    return Stylized(moved + share * change, moved)
+    return Stylized(moved + style.share[:, None, None, None] * change, moved)
 
   def render(self, params, tokenizer, images, style, **options):
     """The image of stylize alone."""

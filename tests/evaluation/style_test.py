@@ -16,7 +16,7 @@ from imgtx_jax.evaluation import (
   style_pairs,
   style_plot,
 )
-from imgtx_jax.models import palette
+from imgtx_jax.models import palette, texture
 from imgtx_jax.models.style_encoder import Style
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "small_vgg")
@@ -34,10 +34,13 @@ class FakeStylizer:
   def styles(self, images):
     images = jnp.asarray(images)
     mean = images.mean((1, 2))[:, None]
-    return Style(mean, jnp.zeros((len(images), 2)), palette.of_images(images))
+    looks = palette.of_images(images), texture.of_images(images, self.multiple)
+    return Style(mean, jnp.zeros((len(images), 2)), *looks, jnp.ones(len(images)))
 
   def null(self, batch):
-    return Style(jnp.full((batch, 1, 3), -1.0), jnp.zeros((batch, 2)), palette.none(batch))
+    empty = palette.none(batch), texture.none(batch, self.multiple)
+    nothing = jnp.zeros((batch, 2))
+    return Style(jnp.full((batch, 1, 3), -1.0), nothing, *empty, nothing[:, 0])
 
   def render(self, content, style, *, hard=False):
     self.rendered.append(len(content))

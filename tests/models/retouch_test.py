@@ -1,10 +1,11 @@
-"""The stylizer's head: it starts at nothing, draws no grid, and follows all that it is given."""
+"""The stylizer's head: it starts at a fixed mixture, draws no grid, and follows all it is given."""
 
 import jax
 import numpy as np
 import pytest
 
-from imgtx_jax.models.retouch import RetouchHead, enlarge, grain
+from imgtx_jax.models import texture
+from imgtx_jax.models.retouch import RetouchHead
 
 SHAPE, PATCH, D, S = (6, 7), 4, 8, 5
 N = SHAPE[0] * SHAPE[1]
@@ -16,44 +17,56 @@ def normal(*shape, seed=0):
   return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
-ORIGIN = np.zeros(2, np.int32)
 TOKENS, STYLE, IMAGE = normal(2, N, D), normal(2, S), normal(2, *SIZE, 3)
+DETAIL, GAINS = normal(2, *SIZE, 3, seed=1), np.float32([[1.0, 1.5], [0.5, 2.0]])
+GIVEN = TOKENS, SHAPE, STYLE, IMAGE, DETAIL, GAINS
 
 
 @pytest.fixture(scope="module")
-def drawn():
-  """drawn(tokens, modulation, image, origin): the change, with weights random all over."""
-  given = TOKENS, SHAPE, STYLE, IMAGE, ORIGIN
-  params = jax.jit(HEAD.init, static_argnums=2)(jax.random.key(0), *given)
-  change = HEAD.apply(params, *given)
-  assert change.shape == IMAGE.shape and not np.any(change)  # nothing at the start
-  leaves, treedef = jax.tree.flatten(params)
+def start():
+  return jax.jit(HEAD.init, static_argnums=2)(jax.random.key(0), *GIVEN)
+
+
+@pytest.fixture(scope="module")
+def drawn(start):
+  """drawn(tokens, modulation, image, detail, gains): the change, weights random all over."""
+  leaves, treedef = jax.tree.flatten(start)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   shaken = [x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
   params = jax.tree.unflatten(treedef, shaken)
   return jax.jit(
-    lambda tokens, style, image, origin=ORIGIN: HEAD.apply(
-      params, tokens, SHAPE, style, image, origin
+    lambda tokens, style, image=IMAGE, detail=DETAIL, gains=GAINS: HEAD.apply(
+      params, tokens, SHAPE, style, image, detail, gains
     )
   )
 
 
-def test_all_three_inputs_count(drawn):
-  change = drawn(TOKENS, STYLE, IMAGE)
+def test_at_the_start_the_detail_of_both_images_is_mixed(start):
+  change = HEAD.apply(start, *GIVEN)
+  own, laid = (texture.bands(x, PATCH) for x in (IMAGE, DETAIL))
+  kept = [0.85 * GAINS[:, i, None, None, None] - 1 for i in (1, 0)]  # the coarse one last
+  expected = [0.5 * t + k * o for t, k, o in zip(laid, kept, own, strict=True)]
+  np.testing.assert_allclose(change, texture.join(expected), atol=1e-5)
+
+
+def test_everything_given_counts(drawn):
+  change = drawn(TOKENS, STYLE)
   for other in (
-    (2 * TOKENS[:, ::-1], STYLE, IMAGE),
-    (TOKENS, -STYLE, IMAGE),
+    (2 * TOKENS[:, ::-1], STYLE),
+    (TOKENS, -STYLE),
     (TOKENS, STYLE, -IMAGE),
+    (TOKENS, STYLE, IMAGE, -DETAIL),
+    (TOKENS, STYLE, IMAGE, DETAIL, 2 * GAINS),
   ):
     assert np.abs(drawn(*other) - change).max() > 0.01
 
 
-def test_equal_tokens_on_a_flat_image_draw_grain_and_no_pattern(drawn):
+def test_equal_tokens_on_a_flat_image_draw_detail_and_no_pattern(drawn):
   flat = np.tile(TOKENS[:, :1], (1, N, 1)), STYLE, np.full_like(IMAGE, 0.3)
-  found = np.stack([drawn(*flat, PATCH * np.array([i, 3 * i])) for i in range(200)])
+  found = np.stack([drawn(*flat, normal(*DETAIL.shape, seed=i)) for i in range(200)])
   inner = found[:, :, 8:-8, 8:-8]  # at the edges the convolutions know less
   assert inner.std(0).min() > 0.01
-  # In the mean over places no pixel of a patch is another's better.
+  # In the mean over details no pixel of a patch is another's better.
   mean = inner.mean(0)
   spread = np.abs(mean - mean.mean((1, 2), keepdims=True)) / inner.std(0)
   assert spread.max() < 5 / 200**0.5
@@ -68,29 +81,8 @@ def test_a_token_reaches_its_surroundings_only(drawn):
   assert changed[13].max() > 0 and not changed[14:].any() and not changed[:, 14:].any()
 
 
-def test_grain_belongs_to_places():
-  whole = np.asarray(grain((64, 80), np.array([0, 0]), 1))
-  part = grain((20, 30), np.array([7, 40]), 1)
-  np.testing.assert_array_equal(part, whole[7:27, 40:70])
-  assert abs(whole.mean()) < 0.05 and whole.std() == pytest.approx(1, abs=0.03)
-  other = np.asarray(grain((64, 80), np.array([0, 0]), 2))
-  shifted = np.roll(whole, 1, axis=1), np.roll(whole, 1, axis=0), whole.T[:64, :64]
-  for x in (other, *shifted):
-    assert abs(np.corrcoef(whole[: len(x), : x.shape[1]].ravel(), x.ravel())[0, 1]) < 0.05
-
-
-@pytest.mark.parametrize("factor", [2, 3])
-def test_enlarging_is_linear(factor):
-  rows, columns = np.mgrid[:5, :4].astype(np.float32)
-  found = enlarge((2 * rows - columns)[None, :, :, None], factor)[0, :, :, 0]
-  places = [(np.arange(n * factor) + 0.5) / factor - 0.5 for n in (5, 4)]
-  rows, columns = (np.clip(p, 0, n - 1) for p, n in zip(places, (5, 4), strict=True))
-  np.testing.assert_allclose(found, 2 * rows[:, None] - columns, atol=1e-5)
-  assert enlarge(IMAGE, factor).shape == (2, SIZE[0] * factor, SIZE[1] * factor, 3)
-
-
 def test_a_patch_that_is_no_power_of_two():
   head = RetouchHead(patch=6, channels=16)
   image = normal(1, 12, 18, 3)
-  given = TOKENS[:1, :6], (2, 3), STYLE[:1], image, ORIGIN
+  given = TOKENS[:1, :6], (2, 3), STYLE[:1], image, -image, GAINS[:1]
   assert head.apply(head.init(jax.random.key(0), *given), *given).shape == image.shape

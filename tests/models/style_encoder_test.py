@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imgtx_jax.models.style_encoder import Style, StyleEncoder, mix, statistics
+from imgtx_jax.models.style_encoder import Style, StyleEncoder, mix, statistics, whole_style
 
 TRUNK = flax.core.freeze(dict(heads=2, hidden=32, window=4))
 ENCODER = StyleEncoder(patch=4, width=16, layers=1, tokens=6, modulation_dim=8, trunk=TRUNK)
@@ -47,7 +47,7 @@ def test_statistics_by_hand():
 
 def test_mix_is_a_weighted_sum():
   first, second = (
-    Style(np.full((2, 3, 4), v), np.full((2, 5), 10 * v), np.full((2,), v)) for v in (1.0, 2.0)
+    Style(np.full((2, 3, 4), v), np.full((2, 5), 10 * v), *[np.full(2, v)] * 3) for v in (1.0, 2.0)
   )
   mixed = mix([first, second], [0.25, 0.75])
   np.testing.assert_allclose(mixed.tokens, 1.75)
@@ -55,3 +55,14 @@ def test_mix_is_a_weighted_sum():
   each = mix([first, second], [np.array([1.0, 0.0]), np.array([0.0, 1.0])])
   np.testing.assert_allclose(each.tokens[:, 0, 0], [1, 2])
   np.testing.assert_allclose(each.modulation[:, 0], [10, 20])
+
+
+def test_a_share_of_a_style_is_of_the_whole_style(params):
+  null = ENCODER.apply(params, 2, method="null")
+  style = ENCODER.apply(params, images(2, 16, 16))
+  part = mix([null, style], [np.array([0.7, 1.0]), np.array([0.3, 0.0])])
+  np.testing.assert_allclose(part.share, [0.3, 0])
+  found, expected = whole_style(part), whole_style(style)
+  for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    assert not np.any(ours[1])

@@ -38,7 +38,7 @@ def start(config, batch=8, size=16, seed=0):
   return stage, stage.init(key, shape, {"tokenizer": {"ema": weights}}), tokenizer, weights
 
 
-def test_at_the_start_a_style_gives_its_colours_and_the_trunk_is_the_decoders(config):
+def test_at_the_start_a_style_gives_colours_and_texture_to_the_decoders_trunk(config):
   stage, state, _, weights = start(config)
   draw = np.random.default_rng(0)
   images = draw.uniform(-0.5, 0.5, (2, 24, 8, 3)).astype(np.float32)
@@ -50,15 +50,40 @@ def test_at_the_start_a_style_gives_its_colours_and_the_trunk_is_the_decoders(co
   styles = stage.stylist.styles(params, 0.5 * images[:, ::-1] + 0.2)
   found = stage.stylist.stylize(params, state.frozen["tokenizer"], images, styles)
   # Colours of so few pixels, with a floor under their variance: nearly.
-  np.testing.assert_allclose(found.image, 0.5 * images + 0.2, atol=0.01)
-  np.testing.assert_array_equal(found.image, found.moved)
-  np.testing.assert_allclose(found.image.mean((1, 2)), (0.5 * images + 0.2).mean((1, 2)), atol=1e-3)
+  np.testing.assert_allclose(found.moved, 0.5 * images + 0.2, atol=0.01)
+  np.testing.assert_allclose(found.image.mean((1, 2)), found.moved.mean((1, 2)), atol=0.02)
+  # Half of the style's detail joins .85 of the content's.
+  assert 0.2 < np.abs(found.image - found.moved).std() / found.moved.std() < 1
+  # A flat style has no detail to give, and takes most of the content's.
+  flat = stage.stylist.styles(params, np.full_like(images, 0.2))
+  found = stage.stylist.stylize(params, state.frozen["tokenizer"], images, flat)
+  assert found.image.std() < 0.7 * found.moved.std()
+
+
+def test_strength_chooses_no_other_windows(config):
+  """A little more strength changes an image a little."""
+  stage, state, *_ = start(config)
+  content, painting = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1, 32, 32, 3))
+  params, tokenizer = state.params["stylist"], state.frozen["tokenizer"]
+  null = stage.stylist.null(params, 1)
+  style = stage.stylist.styles(params, np.float32(0.5 * painting + 0.4))
+  found = [
+    stage.stylist.render(
+      params, tokenizer, np.float32(content), mix([null, style], [1 - strength, strength])
+    )
+    for strength in np.linspace(0, 1, 21)
+  ]
+  steps = [np.abs(after - before).max() for before, after in zip(found, found[1:], strict=False)]
+  assert max(steps) < 3 * np.abs(found[-1] - found[0]).max() / 20
 
 
 def test_null_gives_the_content_back_whatever_was_learned(config):
   stage, state, *_ = start(config)
   images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
-  params = jax.tree.map(lambda x: x + 0.1, state.params["stylist"])
+  draw = np.random.default_rng(1)
+  params = jax.tree.map(
+    lambda x: x + 0.05 * draw.standard_normal(x.shape, np.float32), state.params["stylist"]
+  )
   null, style = stage.stylist.null(params, 2), stage.stylist.styles(params, images[::-1])
   for hard in (False, True):
     render = functools.partial(
@@ -76,7 +101,7 @@ def test_a_part_of_an_image_is_rendered_as_in_the_whole(config):
   images = np.random.default_rng(0).uniform(-1, 1, (1, 64, 16, 3)).astype(np.float32)
   rng = np.random.default_rng(1)
   params = jax.tree.map(
-    lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), state.params["stylist"]
+    lambda x: x + 0.05 * rng.standard_normal(x.shape, np.float32), state.params["stylist"]
   )
   style, tokenizer = stage.stylist.styles(params, images[:, ::-2]), state.frozen["tokenizer"]
   measured = stage.stylist.measure(tokenizer, images, style)
@@ -86,7 +111,23 @@ def test_a_part_of_an_image_is_rendered_as_in_the_whole(config):
   )
   # A cut is felt 26 pixels deep: by windows of 8 in two networks, and by convolutions.
   np.testing.assert_allclose(below.image[:, 28:], whole.image[:, 44:], atol=1e-4)
-  assert np.abs(elsewhere.image[:, 28:] - whole.image[:, 44:]).max() > 1e-2  # of another grain
+  # Elsewhere other windows of the style are laid.
+  assert np.abs(elsewhere.image[:, 28:] - whole.image[:, 44:]).max() > 1e-2
+
+
+def test_how_strong_detail_is_shows_at_full_size(config, smooth_images):
+  stage, state, *_ = start(config)
+  image = smooth_images(1, 64) / np.float32(127.5) - 1
+  small = image.reshape(1, 32, 2, 32, 2, 3).mean((2, 4))
+  stylizer = stylizing.Stylizer(stage.stylist, state.params["stylist"], state.frozen["tokenizer"])
+  style = stylizer.styles(image[:, ::-1])
+  full, copy = (stylizer.measure(x, style) for x in (image, small))
+  tiles = [image[:, top : top + 32, left : left + 32] for top in (0, 32) for left in (0, 32)]
+  found = stylizer.measure(small, style, parts=tiles)
+  # Tiles of 32 pixels have many edges.
+  np.testing.assert_allclose(found.contrast, full.contrast, rtol=0.25)
+  assert np.all(copy.contrast > 1.5 * full.contrast)
+  np.testing.assert_array_equal(found.matrix, copy.matrix)
 
 
 def test_a_discriminator_of_styles_is_a_player_more(config):
