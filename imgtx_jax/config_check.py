@@ -118,11 +118,6 @@ def _check_style(config):
       f"config.tokenizer_kind={config.tokenizer_kind!r} has no decoder that the style stage could "
       "start from; set it to 'transformer', or leave style out of config.stages"
     )
-  if config.patch < 2:
-    raise UserError(
-      f"config.patch={config.patch} leaves the style stage no detail within a patch; set it to 2 "
-      "or more"
-    )
   left = config.data.image_size - config.style.shift
   if left < _VGG16_SIDE:
     raise UserError(

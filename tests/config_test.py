@@ -102,7 +102,6 @@ STYLE = [
   ({"style.data.path": ""}, "empty"),
   ({"style.data.crop": "middle"}, "'middle'"),
   ({"style.data.min_scale": 0.0}, "0"),
-  ({"patch": 1}, "1"),
   ({"style.data.max_scale": 0.2}, "0.2"),
   ({"style.batch_size": 0}, "0"),
   ({"style.tokens": 0}, "0"),

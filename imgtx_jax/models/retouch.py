@@ -25,7 +25,7 @@ class RetouchHead(nn.Module):
   where tokens are alike there is no grid: a head of patches draws one pattern over and over.
 
   detail is a texture laid for the image (texture.lay). gains say how much stronger the image's own
-  detail is to be, for each size from the pixels' up, the L steps of the patch (texture.gains).
+  detail is to be, for each size from the pixels' up to the grid's (texture.gains).
   modulation scales and shifts the features of each size. At the start .85 of that joins half of the
   style's detail.
   """
@@ -43,21 +43,26 @@ class RetouchHead(nn.Module):
     images = [image]
     for factor in steps[:0:-1]:
       images.append(shrink(images[-1], factor))
-    change = jnp.zeros((len(x), *shape, 3))
-    own, laid = bands(image, self.patch), bands(detail, self.patch)
+    levels = list(zip(bands(image, self.patch), bands(detail, self.patch), strict=True))
+    change = self._change(0, x.astype(self.dtype), *levels[0], gains[:, -1])
     for level, factor in enumerate(steps, 1):
-      parts = [enlarge(x, factor), images[-level], laid[level - 1]]
+      own, laid = levels[level]
+      parts = enlarge(x, factor), images[-level], laid
       x = jnp.concatenate([part.astype(self.dtype) for part in parts], axis=-1)
       features = max(self.channels >> level, _LEAST_CHANNELS)
       for name in (f"conv_{level}a", f"conv_{level}b"):
         x = nn.gelu(self._conv(name, x, features))
       x = self._modulate(f"level_{level}", x, modulation)
-      say = self._conv(f"say_{level}", x, 5, kernel_init=nn.initializers.zeros).astype(jnp.float32)
-      theirs, kept = (_SHARES[i] + say[..., 3 + i : 4 + i] for i in range(2))
-      kept = kept * gains[:, -level, None, None, None]
-      change = enlarge(change, factor) + say[..., :3]
-      change += theirs * laid[level - 1] + (kept - 1.0) * own[level - 1]
+      more = self._change(level, x, own, laid, gains[:, -1 - level])
+      change = enlarge(change, factor) + more
     return change
+
+  def _change(self, level, x, own, laid, gain):
+    """What features x [B, H, W, F] change of a level: own and laid detail [B, H, W, 3]."""
+    says = self._conv(f"say_{level}", x, 5, kernel_init=nn.initializers.zeros).astype(jnp.float32)
+    theirs, kept = (share + says[..., 3 + i : 4 + i] for i, share in enumerate(_SHARES))
+    kept = kept * gain[:, None, None, None]
+    return says[..., :3] + theirs * laid + (kept - 1.0) * own
 
   def _conv(self, name, x, features, **options):
     """A convolution of 3x3. At the edges what its taps find within the image stands for the rest

@@ -34,15 +34,15 @@ def none(batch, patch):
     jnp.zeros((batch, _GRID**2, side, side, 3)),
     jnp.zeros((batch, _GRID**2, 3)),
     jnp.zeros(batch),
-    jnp.zeros((batch, len(factors(patch)))),
+    jnp.zeros((batch, 1 + len(factors(patch)))),
   )
 
 
 def of_images(images, patch):
-  """The Texture of images [B, H, W, 3] in [-1, 1], H and W multiples of patch, 2 or more.
+  """The Texture of images [B, H, W, 3] in [-1, 1], H and W multiples of patch.
 
-  Detail is what a mean over patches leaves, a window four patches wide: of a stroke or a line
-  there is all in it, of a figure little.
+  Detail is what a mean over some two patches leaves, a window four patches wide: of a stroke or a
+  line there is all in it, of a figure little.
   """
   images = images.astype(jnp.float32)
   levels = bands(images, patch)
@@ -156,14 +156,28 @@ def factors(patch):
 
 
 def bands(images, patch):
-  """Detail of images [B, H, W, C], from coarse to fine: at each size from the grid's to the pixels'
-  what enlarging the next smaller image does not give (a Laplacian pyramid)."""
+  """Detail of images [B, H, W, C], from coarse to fine: what a blur leaves of the grid of patches,
+  and at each size from there to the pixels' what enlarging the next smaller image does not give (a
+  Laplacian pyramid)."""
   found = []
   for factor in factors(patch)[::-1]:
     smaller = shrink(images, factor)
     found.append(images - enlarge(smaller, factor))
     images = smaller
+  found.append(images - _blur(images))
   return found[::-1]
+
+
+def _blur(images):
+  """Images [B, H, W, C] with weights of 1, 2, 1 over neighbours, in both directions."""
+  for axis in (1, 2):
+    edges = [(0, 0)] * 4
+    edges[axis] = (1, 1)
+    padded = jnp.pad(images, edges, mode="edge")
+    count = images.shape[axis]
+    before, after = (jax.lax.slice_in_dim(padded, i, i + count, axis=axis) for i in (0, 2))
+    images = (before + 2 * images + after) / 4
+  return images
 
 
 def join(levels):

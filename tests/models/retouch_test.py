@@ -18,7 +18,7 @@ def normal(*shape, seed=0):
 
 
 TOKENS, STYLE, IMAGE = normal(2, N, D), normal(2, S), normal(2, *SIZE, 3)
-DETAIL, GAINS = normal(2, *SIZE, 3, seed=1), np.float32([[1.0, 1.5], [0.5, 2.0]])
+DETAIL, GAINS = normal(2, *SIZE, 3, seed=1), np.float32([[1.0, 1.5, 0.7], [0.5, 2.0, 1.2]])
 GIVEN = TOKENS, SHAPE, STYLE, IMAGE, DETAIL, GAINS
 
 
@@ -44,7 +44,7 @@ def drawn(start):
 def test_at_the_start_the_detail_of_both_images_is_mixed(start):
   change = HEAD.apply(start, *GIVEN)
   own, laid = (texture.bands(x, PATCH) for x in (IMAGE, DETAIL))
-  kept = [0.85 * GAINS[:, i, None, None, None] - 1 for i in (1, 0)]  # the coarse one last
+  kept = [0.85 * GAINS[:, i, None, None, None] - 1 for i in (2, 1, 0)]  # the coarse one last
   expected = [0.5 * t + k * o for t, k, o in zip(laid, kept, own, strict=True)]
   np.testing.assert_allclose(change, texture.join(expected), atol=1e-5)
 

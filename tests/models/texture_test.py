@@ -27,9 +27,14 @@ def test_enlarging_is_linear(factor):
 def test_bands_and_the_small_image_make_the_image(patch):
   images = noise(2, 4 * patch, 6 * patch)
   levels = texture.bands(images, patch)
-  assert [level.shape[1] for level in levels] == ([8, 16] if patch == 4 else [12, 24])
-  small = texture.enlarge(texture.shrink(images, patch), levels[0].shape[1] // 4)
-  np.testing.assert_allclose(texture.join([levels[0] + small, *levels[1:]]), images, atol=1e-5)
+  assert [level.shape[1] for level in levels] == ([4, 8, 16] if patch == 4 else [4, 12, 24])
+  grid = images.reshape(2, 4, patch, 6, patch, 3).mean((2, 4))
+  blurred = np.pad(grid, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
+  for _ in range(2):
+    blurred = (blurred[:, :-2] + 2 * blurred[:, 1:-1] + blurred[:, 2:]) / 4
+    blurred = blurred.swapaxes(1, 2)
+  np.testing.assert_allclose(levels[0] + blurred, grid, atol=1e-6)
+  np.testing.assert_allclose(texture.join([grid, *levels[1:]]), images, atol=1e-5)
   flat = texture.join(texture.bands(np.full_like(images, 0.3), patch))
   assert np.abs(flat).max() < 1e-6
 
@@ -74,7 +79,7 @@ def test_detail_is_from_places_of_the_same_colour():
   assert dark[0] == pytest.approx(expected, rel=0.25)
 
 
-@pytest.mark.parametrize("patch", [2, 3, 4, 6])
+@pytest.mark.parametrize("patch", [1, 3, 4, 6])
 def test_a_part_of_an_image_gets_what_the_whole_gets(patch):
   images = noise(1, 16 * patch, 20 * patch)
   style = texture.of_images(noise(1, 2 * patch, 16 * patch, seed=1), patch)
