@@ -150,9 +150,9 @@ def test_a_discriminator_of_styles_is_a_player_more(config):
 
 
 def test_style_loss_falls_by_half(config, smooth_images):
-  config.style.update(dict(batch_size=4, partial_share=0.0, jitter_share=0.0, steps=60))
+  config.style.update(dict(batch_size=4, partial_share=0.0, jitter_share=0.0, steps=100))
   config.style.update(dict(content_weight=0.1, identity_weight=1.0))
-  config.style.optimizer.update(dict(learning_rate=5e-3, warmup_steps=5, schedule="constant"))
+  config.style.optimizer.update(dict(learning_rate=2e-3, warmup_steps=5, schedule="constant"))
   stage, state, *_ = start(config, batch=4)
   batch = {
     "image": smooth_images(4, 16),
@@ -164,7 +164,8 @@ def test_style_loss_falls_by_half(config, smooth_images):
   for _ in range(config.style.steps):
     state, metrics = step(state, batch, jax.random.key(0))
     losses.append(float(metrics["style"]))
-  assert losses[-1] < 0.5 * losses[0], losses[:: len(losses) // 6]
+  # Which windows lie where is drawn anew for each step.
+  assert np.mean(losses[-8:]) < 0.5 * losses[0], losses[::4]
   masked = batch | {"mask": np.ones(4, np.float32)}
   evaluator = stage.evaluators()["validation"]
   sums = jax.jit(functools.partial(evaluator.sums, axis=None))(state, masked, jax.random.key(0))
