@@ -46,7 +46,7 @@ def get_config(folders=""):
   # VGG16 takes most of a step: a small batch, crops of 64 of the 96 pixels for it, and many steps.
   config.style.update(dict(steps=1500, batch_size=4, shift=32))
   config.style.update(dict(content_weight=4.0, identity_weight=0.0))
-  config.style.optimizer.update(dict(learning_rate=1.5e-3, warmup_steps=50))
+  config.style.optimizer.update(dict(learning_rate=4e-4, warmup_steps=50))
   config.log_steps = 20
   config.evaluate_steps = 500
   config.evaluate_images = 48

@@ -256,7 +256,7 @@ def style():
     modulation_dim=128,
     # Of styles, beside config.data, the contents: any source. Folders named twice count twice.
     data=dict(source="images", path="", crop="random", min_scale=0.35, max_scale=1.0),
-    jitter_share=0.5,  # of style images whose colours are changed at random
+    jitter_share=0.5,  # of style images whose colours, and whose detail, are changed at random
     partial_share=0.25,  # of the batch with a strength in [0, 1], whose target lies in between
     content_weight=1.0,
     style_weight=1.0,

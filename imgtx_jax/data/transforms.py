@@ -221,9 +221,9 @@ def _recolor(image, key, share):
   row = (1.0 + 2.0 * jnp.cos(turn + 2.0 * jnp.pi / 3.0 * jnp.arange(3))) / 3.0
   matrix = jnp.stack([jnp.roll(row, i) for i in range(3)])
   grey = jnp.mean(image, axis=-1, keepdims=True)
-  changed = grey + (image @ matrix - grey) * (0.5 + draw[2])
+  changed = grey + (image @ matrix - grey) * 1.5 * draw[2]
   mean = jnp.mean(changed)
-  changed = mean + (changed - mean) * (0.7 + 0.6 * draw[3]) + 0.3 * (2.0 * draw[4] - 1.0)
+  changed = mean + (changed - mean) * (0.6 + 0.8 * draw[3]) + 0.3 * (2.0 * draw[4] - 1.0)
   return jnp.where(draw[0] < share, jnp.clip(changed, -1.0, 1.0), image)
 
 

@@ -34,7 +34,7 @@ def none(batch, patch):
     jnp.zeros((batch, _GRID**2, side, side, 3)),
     jnp.zeros((batch, _GRID**2, 3)),
     jnp.zeros(batch),
-    jnp.zeros((batch, 1 + len(factors(patch)))),
+    jnp.zeros((batch, count(patch))),
   )
 
 
@@ -84,6 +84,15 @@ def gains(own, contrast):
   """How many times as strong the detail of an image is to be, [B, L], whose own contrast gives way
   to another, both [B, L]."""
   return jnp.clip((contrast + _CONTRAST) / (own + _CONTRAST), *_GAINS)
+
+
+def amplify(images, gains, patch):
+  """Images [B, H, W, 3] in [-1, 1] with their detail as many times as strong, gains [B, L] from the
+  pixels' size up; clipped."""
+  levels = bands(images, patch)
+  more = (gains[:, ::-1] - 1.0)[..., None, None, None]
+  change = join([more[:, i] * level for i, level in enumerate(levels)])
+  return jnp.clip(images + change, -1.0, 1.0)
 
 
 def lay(texture, images, patch, origin):
@@ -153,6 +162,11 @@ def factors(patch):
     twos.append(2)
     patch //= 2
   return ([patch] if patch > 1 else []) + twos
+
+
+def count(patch):
+  """L, of how many sizes detail is."""
+  return 1 + len(factors(patch))
 
 
 def bands(images, patch):

@@ -15,10 +15,12 @@ from imgtx_jax.importers import lpips as vgg_weights
 from imgtx_jax.losses import pixels
 from imgtx_jax.losses import style as losses
 from imgtx_jax.metrics import image as image_metrics
+from imgtx_jax.models import texture
 from imgtx_jax.models.style_encoder import mix
 from imgtx_jax.stages import adversary, networks, stage
 from imgtx_jax.state import TrainState, update_ema
 
+_LEAST_DETAIL = 0.4  # of a style's, and 1 / 0.4 times it the most, where it is changed
 _PICTURED = (4, 7)  # styles and contents of a picture
 
 
@@ -131,7 +133,8 @@ class StyleStage(stage.Stage):
     ), metrics | parts | {"gradient_norm": optax.tree.norm(grads)}
 
   def _prepare_styles(self, batch, key=None, step=None, index=None):
-    """uint8 style images of a batch as float32 [B, H, W, 3]; with a key, flipped and recoloured."""
+    """uint8 style images of a batch as float32 [B, H, W, 3]; with a key, flipped, recoloured, and
+    their detail made stronger or weaker: few paintings stand for all styles."""
     images = transforms.normalize(batch["style"])
     if key is None:
       return images
@@ -139,7 +142,12 @@ class StyleStage(stage.Stage):
       flips = rng.example_keys(rng.stream(key, "style_flip", step), index)
       images = transforms.random_flip(images, flips)
     colors = rng.example_keys(rng.stream(key, "style_colors", step), index)
-    return transforms.random_colors(images, colors, self.options.jitter_share)
+    images = transforms.random_colors(images, colors, self.options.jitter_share)
+    sizes = texture.count(self.config.patch)
+    draws = rng.uniform(rng.stream(key, "style_detail", step), index, (1 + sizes,))
+    gains = _LEAST_DETAIL ** (1.0 - 2.0 * draws[:, 1:])
+    changed = draws[:, :1] < self.options.jitter_share
+    return texture.amplify(images, jnp.where(changed, gains, 1.0), self.config.patch)
 
   def _strength(self, key, step, index):
     """Strengths [B]: 1, and for a share of the examples anything below."""

@@ -54,6 +54,17 @@ def test_gains_lead_to_the_other_contrast_within_bounds():
   np.testing.assert_array_equal(texture.gains(own, 0 * own + 1e-4), [[0.25, 0.25]])
 
 
+def test_amplified_detail():
+  images = 0.2 * noise(2, 16, 16)
+  changed = texture.amplify(images, np.float32([[1, 1, 1], [2, 0, 1]]), PATCH)
+  np.testing.assert_allclose(changed[0], images[0], atol=1e-6)
+  coarse, middle, fine = texture.bands(images[1:], PATCH)
+  expected = texture.join([0 * coarse, -middle, fine]) + images[1:]
+  np.testing.assert_allclose(changed[1:], expected, atol=1e-6)
+  loud = texture.amplify(noise(1, 16, 16), np.full((1, 3), 9.0, np.float32), PATCH)
+  assert np.abs(loud).max() == 1
+
+
 @pytest.mark.parametrize("shape", [(8, 16), (40, 24)])
 def test_windows_stand_in_the_order_of_brightness(shape):
   found = texture.of_images(noise(2, *shape), PATCH)
