@@ -16,6 +16,7 @@ from imgtx_jax import stylizing, tiles
 from imgtx_jax.batches import in_batches
 from imgtx_jax.data import transforms
 from imgtx_jax.errors import UserError
+from imgtx_jax.models import palette
 
 STYLE_SIZE = 256  # pixels: the side of the centred square of a style image
 TILE = 1024  # pixels: images up to this side are one tile
@@ -93,12 +94,15 @@ class StyleRenderer:
     return image - (1 - self.strength) * content
 
   def _render_tiles(self, content, style):
-    # Measured on the whole image: tiles must not measure it each on itself.
-    small, cut = self._small(content), []
+    # Measured on the whole image: tiles must not measure it each on itself. What the networks say
+    # is taken from a small copy, colours and detail from the image.
+    small, full = self._small(content), {}
     if small is not content:
       sides = dict(largest=self.tile, overlap=self.overlap, step=self.step)
-      cut = [tile[None] for tile in tiles.cut(content, **sides)]
-    whole = self.stylizer.measure(small[None], style, hard=self.hard, parts=cut)
+      strips = np.array_split(content, -(-content.size // (3 * _MEASURED_PIXELS)))
+      full["own"] = palette.of_parts(strips)
+      full["parts"] = [tile[None] for tile in tiles.cut(content, **sides)]
+    whole = self.stylizer.measure(small[None], style, hard=self.hard, **full)
 
     def run(tile, origin):
       batch = {"content": tile[None], "style": style}

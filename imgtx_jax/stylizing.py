@@ -49,14 +49,14 @@ class Stylizer:
     """
     return self._null(self._params, batch)
 
-  def measure(self, content, style, *, hard=False, parts=()):
+  def measure(self, content, style, *, hard=False, own=None, parts=()):
     """What render takes from content images [B, H, W, 3] as a whole in a Style; a stylist.Whole.
-    The tiles of an image agree with each other if render is given that of the image; or of a small
-    copy, and then parts are the tiles, [B, h, w, 3] each: how strong detail is depends on the
-    size."""
+    The tiles of an image agree with each other if render is given that of the image. Of a large one
+    content may be a small copy, with own, the Palette of the image itself, and parts, its tiles
+    [B, h, w, 3]: how strong detail is depends on the size."""
     content = self._checked(content)
     style = repeat(style, len(content))
-    whole = self._measure(self._tokenizer, content, style, hard=hard)
+    whole = self._measure(self._tokenizer, content, style, hard=hard, own=own)
     if found := [self._contrast(self._checked(part), style, whole) for part in parts]:
       whole = whole._replace(contrast=jnp.sqrt(jnp.mean(jnp.square(jnp.stack(found)), axis=0)))
     return whole

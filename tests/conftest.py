@@ -211,7 +211,7 @@ def local_stylizer():
       zeros = np.zeros((batch, 1))
       return stylizing.Style(np.zeros((batch, 1, 3)), zeros, colors, detail, zeros[:, 0])
 
-    def measure(self, content, style, *, hard=False, parts=()):
+    def measure(self, content, style, *, hard=False, own=None, parts=()):
       return np.asarray(content).mean((1, 2))
 
     def render(self, content, style, *, hard=False, whole=None, origin=(0, 0)):

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 _FLOOR = 1e-3  # added to variances, of images in [-1, 1]: a flat image has no colours to spread
 
@@ -28,6 +29,20 @@ def of_images(images):
   covariance = jnp.einsum("bnc,bnd->bcd", centred, centred) / pixels.shape[1]
   spread, _ = _roots(covariance + _FLOOR * jnp.eye(3))
   return Palette(mean, spread)
+
+
+def of_parts(parts):
+  """The Palette, a batch of 1, of one large image in parts [h, w, 3], arrays of NumPy."""
+  count, total, squares = 0, np.zeros(3), np.zeros((3, 3))
+  for part in parts:
+    pixels = np.asarray(part, np.float64).reshape(-1, 3)
+    count += len(pixels)
+    total += pixels.sum(0)
+    squares += pixels.T @ pixels
+  mean = total / count
+  covariance = squares / count - np.outer(mean, mean)
+  spread, _ = _roots(np.float32(covariance + _FLOOR * np.eye(3))[None])
+  return Palette(np.float32(mean)[None], spread)
 
 
 def transfer(own, palette):

@@ -94,14 +94,15 @@ class Stylist:
       return self.quantizer.dequantize(tokenizer["quantizer"], codes)
     return self.quantizer.continuous(latents)
 
-  def measure(self, tokenizer, images, style, *, hard=False):
-    """What stylize takes from images [B, H, W, 3] as a whole, for a Style: a Whole."""
-    return self._measured(tokenizer, images, style, hard)[0]
+  def measure(self, tokenizer, images, style, *, hard=False, own=None):
+    """What stylize takes from images [B, H, W, 3] as a whole, for a Style: a Whole. own: their
+    Palette, if it is known better: they may be smaller copies."""
+    return self._measured(tokenizer, images, style, hard, own)[0]
 
-  def _measured(self, tokenizer, images, style, hard):
+  def _measured(self, tokenizer, images, style, hard, own=None):
     """(the Whole of images, _move's of them, their grid)."""
     colors, _ = whole_style(style)
-    matrix, offset = palette.transfer(palette.of_images(images), colors)
+    matrix, offset = palette.transfer(palette.of_images(images) if own is None else own, colors)
     moved = self._move(images, style, matrix, offset)
     content = self.content(tokenizer, moved[0], hard=hard)
     return Whole(matrix, offset, _moments(content), self._contrast(moved[0])), moved, content

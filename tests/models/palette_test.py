@@ -43,6 +43,13 @@ def test_a_mixture_lies_between():
   np.testing.assert_allclose(moved, (first.mean + second.mean) / 2, atol=1e-5)
 
 
+def test_an_image_in_parts():
+  image = images(6, count=1)
+  parts = image[0, :5], image[0, 5:, :7], image[0, 5:, 7:]
+  for found, expected in zip(palette.of_parts(parts), palette.of_images(image), strict=True):
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("value", [-1.0, 0.3, 1.0])
 def test_flat_images_stay_finite_and_flat(value):
   flat = np.full((1, 8, 8, 3), value, np.float32)
