@@ -97,8 +97,8 @@ class StyleRenderer:
     # Measured on the whole image: tiles must not measure it each on itself. What the networks say
     # is taken from a small copy, colours and detail from the image.
     small, full = self._small(content), {}
+    sides = dict(largest=self.tile, overlap=self.overlap, step=self.step)
     if small is not content:
-      sides = dict(largest=self.tile, overlap=self.overlap, step=self.step)
       strips = np.array_split(content, -(-content.size // (3 * _MEASURED_PIXELS)))
       full["own"] = palette.of_parts(strips)
       full["parts"] = [tile[None] for tile in tiles.cut(content, **sides)]
@@ -108,7 +108,7 @@ class StyleRenderer:
       batch = {"content": tile[None], "style": style}
       return np.asarray(self._run(batch, whole=whole, origin=origin))[0]
 
-    return tiles.render(run, content, largest=self.tile, overlap=self.overlap, step=self.step)
+    return tiles.render(run, content, **sides)
 
   def _small(self, content):
     """The content, or a copy of about _MEASURED_PIXELS."""

@@ -48,8 +48,7 @@ def render(run, image, *, largest, overlap, step):
   the longest side of a tile.
   """
   height, width = image.shape[:2]
-  tops, high = plan(height, largest, overlap, step)
-  lefts, wide = plan(width, largest, overlap, step)
+  (tops, high), (lefts, wide) = (plan(n, largest, overlap, step) for n in (height, width))
   rows, columns = ramps(height, tops, high, overlap), ramps(width, lefts, wide, overlap)
   found = np.zeros(image.shape, np.float32)
   for top, row in zip(tops, rows, strict=True):
@@ -61,6 +60,5 @@ def render(run, image, *, largest, overlap, step):
 
 def cut(image, *, largest, overlap, step):
   """The tiles [h, w, 3] of an image [H, W, 3] that render runs over."""
-  tops, high = plan(image.shape[0], largest, overlap, step)
-  lefts, wide = plan(image.shape[1], largest, overlap, step)
+  (tops, high), (lefts, wide) = (plan(n, largest, overlap, step) for n in image.shape[:2])
   return [image[top : top + high, left : left + wide] for top in tops for left in lefts]

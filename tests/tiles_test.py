@@ -54,3 +54,19 @@ def test_tiles_that_disagree_meet_in_a_ramp():
   assert row[0] == 0 and row[-1] == found.max() == 3
   assert 0 <= np.diff(row).min() and np.diff(row).max() <= 1 / 32 + 1e-6
   assert (found == row[None, :, None]).all()
+
+
+def test_cut_gives_the_tiles_that_are_rendered():
+  image = np.random.default_rng(0).standard_normal((200, 120, 3)).astype(np.float32)
+  sides = dict(largest=96, overlap=32, step=16)
+  rendered = []
+
+  def run(tile, origin):
+    rendered.append(tile)
+    return tile
+
+  tiles.render(run, image, **sides)
+  found = tiles.cut(image, **sides)
+  assert len(found) == len(rendered) > 4
+  for ours, theirs in zip(found, rendered, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
