@@ -18,7 +18,7 @@ setup(
   author="The imgtx_jax authors",
   python_requires=">=3.11",
   packages=find_packages(include=["imgtx_jax", "imgtx_jax.*"]),
-  package_data={"imgtx_jax": ["data/emoji/*", "*.jinja"]},
+  package_data={"imgtx_jax": ["data/emoji/*", "reporting/templates/*"]},
   install_requires=[
     "jax>=0.10",
     "flax>=0.12",

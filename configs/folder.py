@@ -7,7 +7,7 @@ DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg alone: then 5 % 
 networks are those of a laptop; widths, layers and steps are keys like any other. Figures: not run.
 """
 
-from imgtx_jax import config as defaults
+from imgtx_jax.config import defaults
 from imgtx_jax.errors import UserError
 
 

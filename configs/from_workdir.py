@@ -10,8 +10,8 @@ class's; the discriminator and its heads start fresh. --config.rounds=2 adds a r
 finetune on the new images. Figures: not run on published weights.
 """
 
-from imgtx_jax import workdir
 from imgtx_jax.errors import UserError
+from imgtx_jax.training import workdir
 
 
 def get_config(directory=""):

@@ -19,7 +19,7 @@ frozen network.
 Hours: small took 14 minutes of one CPU core beside other work; the other not run.
 """
 
-from imgtx_jax import config as defaults
+from imgtx_jax.config import defaults
 from imgtx_jax.errors import one_of
 
 

@@ -17,7 +17,7 @@ that fall from 2e-4 to 5e-5.
 Hours: small took 17 minutes of one CPU core beside other work; the other not run.
 """
 
-from imgtx_jax import config as defaults
+from imgtx_jax.config import defaults
 from imgtx_jax.errors import one_of
 
 

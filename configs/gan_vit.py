@@ -18,7 +18,7 @@ knows the class.
 Hours: small took 21 minutes of one CPU core beside other work; the other not run.
 """
 
-from imgtx_jax import config as defaults
+from imgtx_jax.config import defaults
 from imgtx_jax.errors import one_of
 
 

@@ -19,9 +19,9 @@ configs/from_workdir.py starts from it. xl and larger split their state over dev
 Hours and figures of our own: not run.
 """
 
-from imgtx_jax import config as configs
+from imgtx_jax.config import defaults as configs
+from imgtx_jax.convert import llamagen
 from imgtx_jax.errors import one_of
-from imgtx_jax.importers import llamagen
 
 # variant → (name of the GPT, batch, learning rate, fsdp)
 VARIANTS = {

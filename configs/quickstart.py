@@ -4,7 +4,7 @@ bash launch/quickstart.sh
 python -m imgtx_jax.main --config configs/quickstart.py --workdir runs/quickstart
 """
 
-from imgtx_jax import config as defaults
+from imgtx_jax.config import defaults
 
 
 def get_config():

@@ -12,7 +12,7 @@ paintings are few. Needs the extra "perceptual" (VGG16's weights).
 What came of it: README, "Style transfer".
 """
 
-from imgtx_jax import config as defaults
+from imgtx_jax.config import defaults
 
 
 def get_config(folders=""):

@@ -11,7 +11,7 @@
 README says what of `small` was run; `base` was not run.
 """
 
-from imgtx_jax import config as defaults
+from imgtx_jax.config import defaults
 from imgtx_jax.errors import one_of
 
 

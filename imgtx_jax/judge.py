@@ -22,12 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from imgtx_jax import command, drawing, heat, rng, workdir
+from imgtx_jax import rng
+from imgtx_jax.cli import command
 from imgtx_jax.data import transforms
 from imgtx_jax.errors import UserError
-from imgtx_jax.labels import parse_label
-from imgtx_jax.pictures import save_grid
-from imgtx_jax.stages.stage import sampling
+from imgtx_jax.evaluate import saliency
+from imgtx_jax.io.image_grid import save_grid
+from imgtx_jax.sampling.labels import parse_label
+from imgtx_jax.sampling.sampler import check_prefix, load_judging_stage
+from imgtx_jax.stages.base import sampling
+from imgtx_jax.training import workdir
 
 FLAGS = flags.FLAGS
 SAMPLES = 64  # of a label, to compare with
@@ -60,7 +64,7 @@ class Judge:
 
   def __init__(self, stage, results, prefix):
     self.stage, self.prefix = stage, prefix
-    self.network = heat.exact(stage.adversary.discriminator)
+    self.network = saliency.exact(stage.adversary.discriminator)
     self.drawing_params = stage.drawing_params(results)
     self.params = self.drawing_params["discriminator"]
     self._verdict = jax.jit(self._verdict_of)
@@ -111,7 +115,7 @@ class Judge:
     return transforms.denormalize(image)
 
   def _look_of(self, params, image, label):
-    found = heat.look(self.network, params, image, label, repeat=self.stage.adversary.repeat)
+    found = saliency.look(self.network, params, image, label, repeat=self.stage.adversary.repeat)
     return found["attention"][0], found["logit"][0]
 
 
@@ -147,8 +151,8 @@ def check_out(path):
 
 def load(directory, config, class_names, prefix, checkpoint="last"):
   """The Judge of a work directory."""
-  stage, results = drawing.load_judging(directory, config, class_names, "judging", checkpoint)
-  drawing.check_prefix(stage, prefix)
+  stage, results = load_judging_stage(directory, config, class_names, "judging", checkpoint)
+  check_prefix(stage, prefix)
   return Judge(stage, results, prefix)
 
 
@@ -172,8 +176,8 @@ def write_picture(path, judge, files, images, judgements):
     large = image.repeat(scale, axis=0).repeat(scale, axis=1)
     cells += [
       large,
-      heat.overlay(large, attention, cv2.INTER_CUBIC),
-      heat.overlay(large, heat.cap(gradient), cv2.INTER_NEAREST),
+      saliency.overlay(large, attention, cv2.INTER_CUBIC),
+      saliency.overlay(large, saliency.cap(gradient), cv2.INTER_NEAREST),
     ]
     captions += [
       f"{judgement.verdict} (over {judgement.share:.0%} of own): {Path(file).name}",

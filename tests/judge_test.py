@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgtx_jax import judge, workdir
+from imgtx_jax import judge
 from imgtx_jax.errors import UserError
+from imgtx_jax.training import workdir
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NAMES = ["cat", "dog", "4", "tree"]

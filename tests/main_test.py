@@ -11,10 +11,11 @@ import sys
 import numpy as np
 import pytest
 
-from imgtx_jax import checkpoint, main, metric_log, train, workdir
-from imgtx_jax.command import Interrupted
+from imgtx_jax import main
+from imgtx_jax.cli.command import Interrupted
 from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
+from imgtx_jax.training import checkpoint, loop, metric_writer, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -60,7 +61,7 @@ def final_state(directory, task):
 def figures(directory, task):
   return [
     {k: v for k, v in line.items() if k != "seconds"}
-    for line in metric_log.read_metrics(directory / task)
+    for line in metric_writer.read_metrics(directory / task)
   ]
 
 
@@ -124,7 +125,7 @@ def interrupted_iterator(monkeypatch, after, act):
     def set_state(self, state):
       self.inner.set_state(state)
 
-  monkeypatch.setattr(train.pipeline, "train_iterator", Watched)
+  monkeypatch.setattr(loop.pipeline, "train_iterator", Watched)
 
 
 class Killed(Exception):
@@ -149,7 +150,7 @@ def test_resumed_equals_uninterrupted(trained, tiny_config, tmp_path, monkeypatc
       interrupted_iterator(patch, after, act)
       with pytest.raises(error):
         main.run(config, tmp_path, only=task[2:])
-    assert not workdir.is_finished(tmp_path, workdir.Task(1, task[2:]))
+    assert not workdir.is_finished(tmp_path, workdir.StageRun(1, task[2:]))
     main.run(config, tmp_path, only=task[2:])
     assert figures(tmp_path, task) == figures(trained, task)
     ours, theirs = final_state(tmp_path, task), final_state(trained, task)
@@ -170,7 +171,7 @@ def test_divergence_stops_the_run(tmp_path, tiny_config):
 
 def test_rounds_repeat_pretrain_and_finetune(trained, tiny_config, tmp_path):
   tiny_config.rounds = 2
-  names = [task.name for task in workdir.plan(tiny_config)]
+  names = [task.name for task in workdir.stage_runs(tiny_config)]
   assert names == [*TASKS, "2-pretrain", "2-finetune"]
   directory = tmp_path / "rounds"
   shutil.copytree(trained, directory)

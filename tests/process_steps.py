@@ -20,10 +20,12 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from imgtx_jax import checkpoint, checksum, command, parallel, processes
+from imgtx_jax.cli import command
+from imgtx_jax.cli.stop_signals import StopSignals
 from imgtx_jax.data import pipeline, sources
-from imgtx_jax.signals import StopSignals
+from imgtx_jax.distributed import processes, sharding
 from imgtx_jax.stages import STAGES, build
+from imgtx_jax.training import checkpoint, checksums
 
 STEPS, SAVED, BATCH, CLASSES = 5, 3, 16, 3
 
@@ -74,7 +76,7 @@ class Run:
 
   def __init__(self, mode, fsdp, devices=None):
     self.mode = mode
-    self.devices = parallel.make_parallel(mode, fsdp=fsdp, devices=devices)
+    self.devices = sharding.make_parallel(mode, fsdp=fsdp, devices=devices)
     self.config, self.key, self.restored = make_config(), jax.random.key(0), {}
 
   def start(self, name):
@@ -122,12 +124,12 @@ def agree():
       if stop.agreed():
         break
       time.sleep(0.02 * (1 + jax.process_index()))
-  return [int(part) for part in checksum.gather(str(number).encode())]
+  return [int(part) for part in checksums.gather(str(number).encode())]
 
 
 def main():
   out = pathlib.Path(flags.FLAGS.out)
-  parallel.MIN_SHARDED_SIZE = 64  # fsdp splits even these arrays
+  sharding.MIN_SHARDED_SIZE = 64  # fsdp splits even these arrays
   for text in flags.FLAGS.runs:
     mode, fsdp, names = text.split(":")
     run, found = Run(mode, int(fsdp)), {}

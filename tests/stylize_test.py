@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgtx_jax import contact_sheet, style_jobs, stylize, stylizing
+from imgtx_jax import stylize
 from imgtx_jax.errors import UserError
+from imgtx_jax.style_transfer import batch_jobs, contact_sheet
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -56,7 +57,7 @@ def call(place, monkeypatch, local_stylizer):
       checkpoint="last",
     )
     stylizer = local_stylizer()
-    monkeypatch.setattr(stylizing, "load", lambda directory, checkpoint: stylizer)
+    monkeypatch.setattr(stylize, "load_stylizer", lambda directory, checkpoint: stylizer)
     monkeypatch.setattr(stylize, "FLAGS", types.SimpleNamespace(**defaults | flags))
     stylize.main()
     return stylizer
@@ -215,7 +216,7 @@ def test_names_that_differ_in_their_suffix_only(place):
   Image.new("RGB", (20, 20)).save("contents/frame0.jpg")
   pathlib.Path("contents/more").mkdir()
   Image.new("RGB", (20, 20)).save("contents/more/frame0.jpg")
-  names = [file.name for file in style_jobs.find("contents")]
+  names = [file.name for file in batch_jobs.find("contents")]
   assert names == ["frame0.jpg", "frame0.png", "frame1", "frame2", "more/frame0"]
 
 

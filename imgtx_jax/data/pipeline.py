@@ -15,7 +15,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from imgtx_jax.data.codes import CodeSource
+from imgtx_jax.data.code_cache import CodeSource
 from imgtx_jax.data.sources import ArraySource, Source
 from imgtx_jax.data.transforms import CorruptImageError, center_crop, decode, random_resized_crop
 from imgtx_jax.errors import UserError

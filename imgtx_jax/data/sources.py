@@ -21,7 +21,7 @@ import os
 
 import numpy as np
 
-from imgtx_jax.data.corrupt import CorruptImages
+from imgtx_jax.data.unreadable import CorruptImages
 from imgtx_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

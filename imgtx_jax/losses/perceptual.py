@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from imgtx_jax.models.vgg import alexnet_features, vgg16_features
+from imgtx_jax.pretrained.vgg import alexnet_features, vgg16_features
 
 _EPSILON = 1e-10  # of the authors' code
 

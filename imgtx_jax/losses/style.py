@@ -7,7 +7,7 @@ of content and style presume layers of one scale, which plain VGG16's are not.
 import jax
 import jax.numpy as jnp
 
-from imgtx_jax.models.vgg import vgg16_features
+from imgtx_jax.pretrained.vgg import vgg16_features
 
 CONTENT_LAYERS = ("relu4_1", "relu5_1")
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")

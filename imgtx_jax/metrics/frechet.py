@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from imgtx_jax.errors import UserError
-from imgtx_jax.metrics import features as feature_checks
+from imgtx_jax.metrics import validate as feature_checks
 
 # How far below zero, relative to the largest, rounding may push a covariance's eigenvalues:
 # published statistics are often stored in float32.

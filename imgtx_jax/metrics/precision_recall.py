@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imgtx_jax.metrics import features as feature_checks
+from imgtx_jax.metrics import validate as feature_checks
 
 BLOCK = 2**26  # distances at a time: 256 MB
 _CHUNK = 2**22  # features at a time in float64: 32 MB

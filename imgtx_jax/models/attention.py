@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imgtx_jax.models import windows
+from imgtx_jax.models import window_attention
 from imgtx_jax.models.layers import Linear, apply_rope, norm
 
 KINDS = ("dot", "l2")
@@ -98,13 +98,13 @@ class Attention(nn.Module):
         "attention in windows has no causal order, no token mask and kind 'dot' only"
       )
     shape, batch = context.shape, len(q)
-    keys, values = (windows.neighbourhoods(t, shape, self.window) for t in (k, v))
+    keys, values = (window_attention.neighbourhoods(t, shape, self.window) for t in (k, v))
     out = jax.nn.dot_product_attention(
-      *(windows.split(q, shape, self.window), keys, values),
-      mask=windows.mask(shape, self.window, batch),
+      *(window_attention.split(q, shape, self.window), keys, values),
+      mask=window_attention.mask(shape, self.window, batch),
       implementation=self.implementation,
     )
-    return windows.join(out, shape, self.window, batch)
+    return window_attention.join(out, shape, self.window, batch)
 
 
 def _terms(kind, keys):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax.models import layers, transformer
-from imgtx_jax.models.retouch import RetouchHead
+from imgtx_jax.models.edit_head import RetouchHead
 
 _WAVES = 4  # each way, of what varies slowly over the grid
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imgtx_jax import target
+from imgtx_jax.distributed import target
 
 NORM_EPSILON = 1e-5
 ZEROS = -1.0  # as init_std: a matrix of zeros

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imgtx_jax import parallel
+from imgtx_jax.distributed import sharding
 
 
 @flax.struct.dataclass
@@ -39,7 +39,7 @@ def normalize(x):
 def _shares(codes, size, axis):
   """The share of each code in the global batch; float32 [V]."""
   counts = jnp.zeros(size).at[codes.reshape(-1)].add(1.0)
-  return parallel.pmean(counts / codes.size, axis)
+  return sharding.pmean(counts / codes.size, axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class VectorQuantizer:
     log_p = jax.nn.log_softmax(similarity / self.entropy_temperature, axis=-1)
     p = jnp.exp(log_p)
     sample = -jnp.mean(jnp.sum(p * log_p, axis=-1))
-    mean = parallel.pmean(jnp.mean(p, axis=(0, 1)), axis)
+    mean = sharding.pmean(jnp.mean(p, axis=(0, 1)), axis)
     return sample + jnp.sum(mean * jnp.log(mean + 1e-9))
 
   def dequantize(self, params, codes):
@@ -128,7 +128,7 @@ class VectorQuantizer:
     first = jnp.all(usage == 0.0)  # no code has come from data yet, however often it was chosen
     usage = self.usage_decay * usage + (1.0 - self.usage_decay) * counts
     dead = first | (usage < self.revive_below / self.codebook_size)
-    pool = parallel.all_gather(normalize(latents).reshape(-1, self.code_dim), axis)
+    pool = sharding.all_gather(normalize(latents).reshape(-1, self.code_dim), axis)
     picks = jax.random.randint(key, (self.codebook_size,), 0, pool.shape[0])
     codebook = jnp.where(dead[:, None], pool[picks], params["codebook"])
     usage = jnp.where(dead, 1.0 / self.codebook_size, usage)

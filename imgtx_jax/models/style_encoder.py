@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imgtx_jax.models import attention, layers, palette, texture, transformer
+from imgtx_jax.models import attention, color_transfer, layers, texture_synthesis, transformer
 
 _VARIANCE = 1e-4  # added to variances: flat images have none
 
@@ -22,8 +22,8 @@ class Style(NamedTuple):
 
   tokens: Any
   modulation: Any
-  palette: palette.Palette
-  texture: texture.Texture
+  palette: color_transfer.Palette
+  texture: texture_synthesis.Texture
   share: Any
 
 
@@ -80,8 +80,8 @@ class StyleEncoder(nn.Module):
     return Style(
       tokens.astype(jnp.float32),
       modulation.astype(jnp.float32),
-      palette.of_images(images),
-      texture.of_images(images, self.patch),
+      color_transfer.of_images(images),
+      texture_synthesis.of_images(images, self.patch),
       jnp.ones(len(images)),
     )
 
@@ -90,8 +90,8 @@ class StyleEncoder(nn.Module):
     return Style(
       jnp.broadcast_to(self.null_tokens, (batch, *self.null_tokens.shape)),
       jnp.broadcast_to(self.null_modulation, (batch, self.modulation_dim)),
-      palette.none(batch),
-      texture.none(batch, self.patch),
+      color_transfer.none(batch),
+      texture_synthesis.none(batch, self.patch),
       jnp.zeros(batch),
     )
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imgtx_jax import target
+from imgtx_jax.distributed import target
 from imgtx_jax.models.attention import Attention
 from imgtx_jax.models.layers import ZEROS, Dropout, DropPath, Linear, SwiGLU, norm
 

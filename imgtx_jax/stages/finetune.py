@@ -15,13 +15,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imgtx_jax import optim, parallel, refine, rng
-from imgtx_jax.losses import codes as code_losses
+from imgtx_jax import rng
+from imgtx_jax.distributed import sharding
+from imgtx_jax.losses import cross_entropy as code_losses
 from imgtx_jax.losses import perceptual, pixels
-from imgtx_jax.stages import adversary, generating, networks, stage, tasks
+from imgtx_jax.sampling import refinement
+from imgtx_jax.stages import adversarial, base, builders, finetune_inputs, generating
 from imgtx_jax.stages.gpt_gradient import gpt_gradient
 from imgtx_jax.stages.pretrain import PretrainStage
-from imgtx_jax.state import TrainState, update_ema
+from imgtx_jax.training import optimizer
+from imgtx_jax.training.train_state import TrainState, update_ema
 
 REFINE_STEPS = 10  # in the picture of refined samples, where config.sample asks for none
 
@@ -43,16 +46,16 @@ class FinetuneStage(generating.GeneratingStage):
     self.prior = PretrainStage(config, classes)
     self.gpt, self.order = self.prior.gpt, self.prior.order
     self.tokenizer = self.prior.tokenizer
-    self.renderer = networks.make_renderer(config, classes)
-    self.adversary = adversary.of_stage(config, self.name, classes, config.generator.taps)
+    self.renderer = builders.make_renderer(config, classes)
+    self.adversary = adversarial.of_stage(config, self.name, classes, config.generator.taps)
     self.captions = self.tap_captions() | {
       f"refined_k{prefix}": ["sample", "refined"] for prefix in (0, self.num_codes)
     }
     if self.options.memory == "none":
       self.draws_with, self.final_pictures = ("codes", "noise"), None
     self.tx = {
-      "generator": optim.make(self.options.optimizer, self.steps, config.generator.width),
-      "gpt": optim.make(self.options.gpt_optimizer, self.steps, config.gpt.width),
+      "generator": optimizer.make(self.options.optimizer, self.steps, config.generator.width),
+      "gpt": optimizer.make(self.options.gpt_optimizer, self.steps, config.gpt.width),
     }
 
   # -- The state -----------------------------------------------------------------------------------
@@ -96,7 +99,7 @@ class FinetuneStage(generating.GeneratingStage):
   # -- One step ------------------------------------------------------------------------------------
 
   def step(self, state, batch, key, *, axis):
-    index = parallel.example_index(len(batch["image"]), axis)
+    index = sharding.example_index(len(batch["image"]), axis)
     images = self.prepare(batch, key, state.step, index)
     task = self._draw_task(state, images, batch["label"], key, index)
     codebook = state.frozen["tokenizer"]["quantizer"]
@@ -123,7 +126,7 @@ class FinetuneStage(generating.GeneratingStage):
       state,
       axis,
     )
-    draws = adversary.make_draws(key, state.step, index)
+    draws = adversarial.make_draws(key, state.step, index)
 
     def loss_fn(image, taps, logits):
       return self._loss(state, discriminator, images, image, taps, logits, task, draws)
@@ -134,17 +137,17 @@ class FinetuneStage(generating.GeneratingStage):
     generator_grads, of_states = pull(tuple(of_image))
     of_gpt = gpt_gradient(self.options.gpt_trained, pull_gpt, of_logits, of_states)
     grads = {"generator": generator_grads, "gpt": of_gpt}
-    grads, parts = parallel.pmean((grads, parts), axis)
+    grads, parts = sharding.pmean((grads, parts), axis)
     params, opt_state = {}, {"discriminator": discriminator_state}
     for name, tx in self.tx.items():
-      params[name], opt_state[name] = optim.update(
+      params[name], opt_state[name] = optimizer.update(
         tx, grads[name], state.opt_state[name], state.params[name], state.rate
       )
     ema = update_ema(state.ema, params, self.options.ema_decay)
     parts |= {f"gradient_norm_{name}": optax.tree.norm(grads[name]) for name in self.tx}
     # Where codes are known they tell images apart, whatever the generator does.
     free = 1.0 - task["prefix"] / len(self.order)
-    parts["variety"] = adversary.variety(images, image, free, axis)
+    parts["variety"] = adversarial.variety(images, image, free, axis)
     return state.replace(
       step=state.step + 1,
       params=params | {"discriminator": discriminator},
@@ -156,7 +159,7 @@ class FinetuneStage(generating.GeneratingStage):
     """See tasks.draw_task."""
     codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
     bank = state.variables["bank"]
-    return tasks.draw_task(
+    return finetune_inputs.draw_task(
       self.options, bank, codes, labels, key, state.step, index, classes=self.classes
     )
 
@@ -173,7 +176,7 @@ class FinetuneStage(generating.GeneratingStage):
 
     shape = (options.noise_candidates, options.noise_dim)
     noise = rng.normal(rng.stream(key, "noise_candidates", state.step), index, shape)
-    return tasks.nearest_noise(task, jnp.swapaxes(noise, 0, 1), distance)
+    return finetune_inputs.nearest_noise(task, jnp.swapaxes(noise, 0, 1), distance)
 
   def _loss(self, state, discriminator, images, image, taps, logits, task, draws):
     """Everything that the generator and the GPT are trained on; (total, metrics)."""
@@ -218,13 +221,13 @@ class FinetuneStage(generating.GeneratingStage):
 
   def refresh(self, state, key, *, axis):
     """Refills the bank with codes that the averaged GPT samples now, in chunks of one batch."""
-    bank = tasks.fill_bank(
+    bank = finetune_inputs.fill_bank(
       self.gpt,
       state.ema["gpt"],
       rng.stream(key, "bank", state.step),
       rows=self.options.bank_rows,
       chunk=self.batch_size,
-      options=stage.decoding(self.config),
+      options=base.decoding(self.config),
     )
     return state.replace(variables=state.variables | {"bank": bank})
 
@@ -251,7 +254,7 @@ class FinetuneStage(generating.GeneratingStage):
 
     def score(image):
       verdict = self.adversary.verdict(params["discriminator"], image, labels)
-      return refine.realness(verdict, labels, self.classes)
+      return refinement.realness(verdict, labels, self.classes)
 
     return self.renderer.sample(
       params, labels, keys, options, prefix=prefix, given=given, score=score
@@ -270,9 +273,9 @@ class FinetuneStage(generating.GeneratingStage):
 
   def final_pictures(self, state, batch, key):
     """Samples above what becomes of them when their condition vectors are refined."""
-    labels, rows = stage.picture_labels(self.config.pictures, self.classes)
+    labels, rows = base.picture_labels(self.config.pictures, self.classes)
     labels = labels[: len(labels) // rows]
-    options = stage.sampling(self.config)
+    options = base.sampling(self.config)
     ways = [
       dataclasses.replace(options, refinement=dataclasses.replace(options.refinement, steps=steps))
       for steps in (0, options.refinement.steps or REFINE_STEPS)
@@ -286,14 +289,14 @@ class FinetuneStage(generating.GeneratingStage):
 
   def evaluators(self):
     return {
-      "validation": stage.Evaluator(self._sums, self._figures),
+      "validation": base.Evaluator(self._sums, self._figures),
       "samples": self.samples_evaluator(),
     }
 
   def _sums(self, state, batch, key, *, axis):
     images = self.prepare(batch)
     labels = batch["label"]
-    index = parallel.example_index(len(labels), axis)
+    index = sharding.example_index(len(labels), axis)
     codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
     figures = self.prior.prediction_figures(state, state.ema["gpt"], codes, labels)
 

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imgtx_jax import optim, parallel, rng
-from imgtx_jax.stages import adversary, generating, networks, stage
-from imgtx_jax.state import TrainState, update_ema
+from imgtx_jax import rng
+from imgtx_jax.distributed import sharding
+from imgtx_jax.stages import adversarial, base, builders, generating
+from imgtx_jax.training import optimizer
+from imgtx_jax.training.train_state import TrainState, update_ema
 
 
 class GanStage(generating.GeneratingStage):
@@ -28,9 +30,9 @@ class GanStage(generating.GeneratingStage):
   def __init__(self, config, classes):
     super().__init__(config, classes)
     self.options = config.gan
-    self.generator, self.mapping, self.grid_shape = networks.make_one_step(config, classes)
-    self.adversary = adversary.of_stage(config, self.name, classes, config.generator.taps)
-    self.tx = optim.make(self.options.optimizer, self.steps, config.generator.width)
+    self.generator, self.mapping, self.grid_shape = builders.make_one_step(config, classes)
+    self.adversary = adversarial.of_stage(config, self.name, classes, config.generator.taps)
+    self.tx = optimizer.make(self.options.optimizer, self.steps, config.generator.width)
     self.captions = self.tap_captions()
 
   def init(self, key, batch_shape, restored):
@@ -65,7 +67,7 @@ class GanStage(generating.GeneratingStage):
     )
 
   def step(self, state, batch, key, *, axis):
-    index = parallel.example_index(len(batch["image"]), axis)
+    index = sharding.example_index(len(batch["image"]), axis)
     images = self.prepare(batch, key, state.step, index)
     noise = rng.normal(rng.stream(key, "noise", state.step), index, (self.options.noise_dim,))
     drop = rng.uniform(rng.stream(key, "null_label", state.step), index)
@@ -90,7 +92,7 @@ class GanStage(generating.GeneratingStage):
       state,
       axis,
     )
-    draws = adversary.make_draws(key, state.step, index)
+    draws = adversarial.make_draws(key, state.step, index)
 
     def loss_fn(image, taps):
       fake = self.adversary.show(image, taps)
@@ -102,12 +104,12 @@ class GanStage(generating.GeneratingStage):
 
     cotangents, parts = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(image, taps)
     (grads,) = pull(cotangents)
-    grads, parts = parallel.pmean((grads, parts), axis)
-    params, opt_state = optim.update(
+    grads, parts = sharding.pmean((grads, parts), axis)
+    params, opt_state = optimizer.update(
       self.tx, grads, state.opt_state["generator"], params, state.rate
     )
     ema = update_ema(state.ema, {"generator": params}, self.options.ema_decay, state.step)
-    parts["variety"] = adversary.variety(images, image, jnp.ones(len(image)), axis)
+    parts["variety"] = adversarial.variety(images, image, jnp.ones(len(image)), axis)
     return state.replace(
       step=state.step + 1,
       params={"generator": params, "discriminator": discriminator},
@@ -142,13 +144,13 @@ class GanStage(generating.GeneratingStage):
 
   def evaluators(self):
     return {
-      "validation": stage.Evaluator(self._sums, self.means),
+      "validation": base.Evaluator(self._sums, self.means),
       "samples": self.samples_evaluator(),
     }
 
   def _sums(self, state, batch, key, *, axis):
     images, labels = self.prepare(batch), batch["label"]
-    index = parallel.example_index(len(labels), axis)
+    index = sharding.example_index(len(labels), axis)
 
     def render(name):
       noise = rng.normal(rng.stream(key, name, 0), index, (self.options.noise_dim,))

@@ -3,12 +3,13 @@ and as figures."""
 
 import jax.numpy as jnp
 
-from imgtx_jax import parallel, rng
-from imgtx_jax.losses import codes as code_losses
-from imgtx_jax.stages import distance, stage
+from imgtx_jax import rng
+from imgtx_jax.distributed import sharding
+from imgtx_jax.losses import cross_entropy as code_losses
+from imgtx_jax.stages import base, online_fd
 
 
-class GeneratingStage(stage.Stage):
+class GeneratingStage(base.Stage):
   """Subclasses have adversary, and define sample, prefixes and current_params: the params for
   sample, from the state that training is at."""
 
@@ -29,10 +30,10 @@ class GeneratingStage(stage.Stage):
     return image, taps
 
   def pictures(self, state, batch, key):
-    labels, rows = stage.picture_labels(self.config.pictures, self.classes)
+    labels, rows = base.picture_labels(self.config.pictures, self.classes)
     columns, grids = len(labels) // rows, {}
     for prefix in self.prefixes():
-      options = stage.sampling(self.config)
+      options = base.sampling(self.config)
       image, taps = self.draw_pictures(state, labels, key, options, prefix)
       grids[f"samples_k{prefix}"] = image.reshape(rows, -1, *image.shape[1:])
       if taps:
@@ -53,25 +54,25 @@ class GeneratingStage(stage.Stage):
   def samples_evaluator(self):
     """One sample of the label of each held-out image at each prefix, for what tells them apart;
     with config.metrics.fd_images their distance from as many held-out images."""
-    return stage.Evaluator(self._sample_sums, self._sample_figures, self.fd_images)
+    return base.Evaluator(self._sample_sums, self._sample_figures, self.fd_images)
 
   def _sample_sums(self, state, batch, key, *, axis):
     images, labels = self.prepare(batch), batch["label"]
-    index = parallel.example_index(len(labels), axis)
+    index = sharding.example_index(len(labels), axis)
     keys = rng.example_keys(rng.stream(key, "samples", 0), index)
-    params, options = self.current_params(state), stage.sampling(self.config)
+    params, options = self.current_params(state), base.sampling(self.config)
     sums, drawn = {}, {}
     for prefix in self.prefixes():
       drawn[f"k{prefix}"] = samples = self.sample(params, labels, keys, options, prefix=prefix)[0]
       sums[f"k{prefix}"] = self.masked_sums(batch, self.grid_figures(images, samples))
     if self.fd_images:
-      sums["rows"] = distance.rows(state.frozen, drawn | {"real": images}, batch, axis)
+      sums["rows"] = online_fd.rows(state.frozen, drawn | {"real": images}, batch, axis)
     return sums
 
   def _sample_figures(self, sums):
     rows, figures = sums.pop("rows", None), {}
     for prefix, of_prefix in sums.items():
       found = self.with_grid_ratio(self.means(of_prefix))
-      found |= distance.figures(rows, prefix) if rows else {}
+      found |= online_fd.figures(rows, prefix) if rows else {}
       figures |= {f"{prefix}_{name}": value for name, value in found.items()}
     return figures

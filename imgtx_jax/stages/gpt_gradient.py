@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from imgtx_jax import config as configs
+from imgtx_jax.config import defaults as configs
 
 
 def gpt_gradient(trained, pull, of_logits, of_states):

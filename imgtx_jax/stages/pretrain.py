@@ -9,18 +9,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imgtx_jax import accumulate, decode, optim, parallel, rng
-from imgtx_jax import config as configs
+from imgtx_jax import rng
+from imgtx_jax.config import defaults as configs
 from imgtx_jax.data import transforms
-from imgtx_jax.losses import codes as code_losses
-from imgtx_jax.stages import distance, networks, stage
-from imgtx_jax.state import TrainState, update_ema
+from imgtx_jax.distributed import sharding
+from imgtx_jax.losses import cross_entropy as code_losses
+from imgtx_jax.sampling import autoregressive
+from imgtx_jax.stages import base, builders, online_fd
+from imgtx_jax.training import gradient_accumulation, optimizer
+from imgtx_jax.training.train_state import TrainState, update_ema
 
 # Keys of encoder and quantizer that change how codes are learned or computed, not what they are.
 _NOT_OF_CODES = (*configs.RUNNING, "commitment", "entropy", "revive_below")
 
 
-class PretrainStage(stage.Stage):
+class PretrainStage(base.Stage):
   """See the module's docstring; the contract is stage.Stage."""
 
   name = "pretrain"
@@ -31,17 +34,17 @@ class PretrainStage(stage.Stage):
     super().__init__(config, classes)
     self.options = config.pretrain
     self.class_dropout = config.gpt.class_dropout
-    self.tokenizer = networks.make_tokenizer(config)
-    self.gpt = networks.make_gpt(config, classes)
+    self.tokenizer = builders.make_tokenizer(config)
+    self.gpt = builders.make_gpt(config, classes)
     self.order = self.gpt.code_order()
     self.permutes = bool(self.options.permute_steps + self.options.permute_anneal_steps)
-    self.tx = optim.make(self.options.optimizer, self.steps, config.gpt.width)
+    self.tx = optimizer.make(self.options.optimizer, self.steps, config.gpt.width)
 
   def inputs(self, restored):
     if not self.options.code_cache:
       return None
     tokenizer = restored["tokenizer"]["ema"]
-    return stage.CodeInputs(
+    return base.CodeInputs(
       folder=self.options.code_cache,
       crops=self.options.cache_crops,
       scales=tuple(self.options.cache_scales),
@@ -79,7 +82,7 @@ class PretrainStage(stage.Stage):
     return {"gpt": params["params"]}
 
   def step(self, state, batch, key, *, axis):
-    index = parallel.example_index(len(batch["label"]), axis)
+    index = sharding.example_index(len(batch["label"]), axis)
     if "codes" in batch:
       codes = batch["codes"]
     else:
@@ -108,14 +111,14 @@ class PretrainStage(stage.Stage):
         "accuracy": code_losses.accuracy(logits, targets).mean(),
       }
 
-    grads, metrics = accumulate.mean_over_parts(
+    grads, metrics = gradient_accumulation.mean_over_parts(
       lambda part: jax.grad(loss_fn, has_aux=True)(state.params, part),
       (codes, labels, orders, targets, index),
       self.options.accumulate,
     )
     shares = jnp.zeros(self.gpt.codebook_size).at[codes.reshape(-1)].add(1.0 / codes.size)
-    grads, metrics, shares = parallel.pmean((grads, metrics, shares), axis)
-    params, opt_state = optim.update(
+    grads, metrics, shares = sharding.pmean((grads, metrics, shares), axis)
+    params, opt_state = optimizer.update(
       self.tx, grads, state.opt_state["gpt"], state.params, state.rate
     )
     counts = state.variables["code_counts"] + shares * self.batch_size * len(self.order)
@@ -142,8 +145,8 @@ class PretrainStage(stage.Stage):
 
   def evaluators(self):
     return {
-      "validation": stage.Evaluator(self._sums, self.means),
-      "samples": stage.Evaluator(self._sample_sums, self._sample_figures, self.fd_images),
+      "validation": base.Evaluator(self._sums, self.means),
+      "samples": base.Evaluator(self._sample_sums, self._sample_figures, self.fd_images),
     }
 
   def _sums(self, state, batch, key, *, axis):
@@ -155,22 +158,22 @@ class PretrainStage(stage.Stage):
   def _sample_sums(self, state, batch, key, *, axis):
     """One sample of the label of each held-out image, for what tells the two apart."""
     labels = batch["label"]
-    index = parallel.example_index(len(labels), axis)
+    index = sharding.example_index(len(labels), axis)
     keys = rng.example_keys(rng.stream(key, "samples", 0), index)
     params = {"gpt": state.ema["gpt"], "tokenizer": state.frozen["tokenizer"]}
-    options = stage.sampling(self.config)
+    options = base.sampling(self.config)
     images = self.prepare(batch)
     samples, _ = self.sample(params, labels, keys, options, prefix=self.num_codes)
     sums = self.masked_sums(batch, self.grid_figures(images, samples))
     if self.fd_images:
       shown = {"samples": samples, "real": images}
-      sums["rows"] = distance.rows(state.frozen, shown, batch, axis)
+      sums["rows"] = online_fd.rows(state.frozen, shown, batch, axis)
     return sums
 
   def _sample_figures(self, sums):
     rows = sums.pop("rows", None)
     figures = self.with_grid_ratio(self.means(sums))
-    return figures | (distance.figures(rows, "samples") if rows else {})
+    return figures | (online_fd.figures(rows, "samples") if rows else {})
 
   def prediction_figures(self, state, params, codes, labels):
     """Bits per code [B] of the GPT, and of the unigram distribution of the training codes."""
@@ -200,7 +203,7 @@ class PretrainStage(stage.Stage):
     decode.sample_codes."""
     if prefix != self.num_codes:
       raise ValueError(f"the tokenizer decodes all {self.num_codes} codes, not {prefix}")
-    codes, _ = decode.sample_codes(
+    codes, _ = autoregressive.sample_codes(
       self.gpt,
       params["gpt"],
       labels,
@@ -209,13 +212,13 @@ class PretrainStage(stage.Stage):
       options=options.codes,
       given=given,
     )
-    codes, _ = decode.to_raster(codes, self.order, len(self.order))
+    codes, _ = autoregressive.to_raster(codes, self.order, len(self.order))
     return self.tokenizer.decode(params["tokenizer"], codes), codes
 
   def pictures(self, state, batch, key):
-    labels, rows = stage.picture_labels(self.config.pictures, self.classes)
+    labels, rows = base.picture_labels(self.config.pictures, self.classes)
     keys = rng.example_keys(rng.stream(key, "pictures", 0), jnp.arange(len(labels)))
     params = {"gpt": state.ema["gpt"], "tokenizer": state.frozen["tokenizer"]}
-    options = stage.sampling(self.config)
+    options = base.sampling(self.config)
     images, _ = self.sample(params, labels, keys, options, prefix=self.num_codes)
     return {"samples": images.reshape(rows, -1, *images.shape[1:])}

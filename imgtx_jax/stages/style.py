@@ -9,22 +9,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imgtx_jax import optim, parallel, rng
+from imgtx_jax import rng
 from imgtx_jax.data import pipeline, sources, transforms
-from imgtx_jax.importers import lpips as vgg_weights
+from imgtx_jax.distributed import sharding
 from imgtx_jax.losses import pixels
 from imgtx_jax.losses import style as losses
 from imgtx_jax.metrics import image as image_metrics
-from imgtx_jax.models import texture
+from imgtx_jax.models import texture_synthesis
 from imgtx_jax.models.style_encoder import mix
-from imgtx_jax.stages import adversary, networks, stage
-from imgtx_jax.state import TrainState, update_ema
+from imgtx_jax.pretrained import lpips_weights as vgg_weights
+from imgtx_jax.stages import adversarial, base, builders
+from imgtx_jax.training import optimizer
+from imgtx_jax.training.train_state import TrainState, update_ema
 
 _LEAST_DETAIL = 0.4  # of a style's, and 1 / 0.4 times it the most, where it is changed
 _PICTURED = (4, 7)  # styles and contents of a picture
 
 
-class StyleStage(stage.Stage):
+class StyleStage(base.Stage):
   """See the module's docstring; the contract is stage.Stage.
 
   Players: "stylist" (generator and style encoder; see Stylist) and, with an adversary,
@@ -38,11 +40,11 @@ class StyleStage(stage.Stage):
   def __init__(self, config, classes):
     super().__init__(config, classes)
     self.options = config.style
-    self.stylist = networks.make_stylist(config)
-    self.tx = optim.make(self.options.optimizer, self.steps, config.generator.width)
+    self.stylist = builders.make_stylist(config)
+    self.tx = optimizer.make(self.options.optimizer, self.steps, config.generator.width)
     self.adversary = None
     if self.options.adversarial_weight:
-      self.adversary = adversary.of_stage(config, self.name, classes)
+      self.adversary = adversarial.of_stage(config, self.name, classes)
     styles = min(_PICTURED[0], config.pictures)
     self.captions = {"styles": ["content", *["style"] * styles]}
 
@@ -78,7 +80,7 @@ class StyleStage(stage.Stage):
     )
 
   def step(self, state, batch, key, *, axis):
-    index = parallel.example_index(len(batch["image"]), axis)
+    index = sharding.example_index(len(batch["image"]), axis)
     contents = self.prepare(batch, key, state.step, index)
     styles = self._prepare_styles(batch, key, state.step, index)
     strength = self._strength(key, state.step, index)
@@ -108,7 +110,7 @@ class StyleStage(stage.Stage):
     def loss_fn(images):
       total, parts = self._loss(state.frozen, images, styles, targets, shift)
       if self.adversary:
-        draws = adversary.make_draws(key, state.step, index)
+        draws = adversarial.make_draws(key, state.step, index)
         against, _, more = self.adversary.generator_loss(
           params["discriminator"], styles, images["styled"], labels, draws
         )
@@ -119,12 +121,14 @@ class StyleStage(stage.Stage):
 
     cotangents, parts = jax.grad(loss_fn, has_aux=True)(images)
     (grads,) = pull(cotangents)
-    grads, parts = parallel.pmean((grads, parts), axis)
-    params["stylist"], opt_state["stylist"] = optim.update(
+    grads, parts = sharding.pmean((grads, parts), axis)
+    params["stylist"], opt_state["stylist"] = optimizer.update(
       self.tx, grads, opt_state["stylist"], params["stylist"], state.rate
     )
     average = {"stylist": params["stylist"]}
-    parts["variety"] = adversary.variety(contents, images["styled"], jnp.ones(len(contents)), axis)
+    parts["variety"] = adversarial.variety(
+      contents, images["styled"], jnp.ones(len(contents)), axis
+    )
     return state.replace(
       step=state.step + 1,
       params=params,
@@ -143,11 +147,11 @@ class StyleStage(stage.Stage):
       images = transforms.random_flip(images, flips)
     colors = rng.example_keys(rng.stream(key, "style_colors", step), index)
     images = transforms.random_colors(images, colors, self.options.jitter_share)
-    sizes = texture.count(self.config.patch)
+    sizes = texture_synthesis.count(self.config.patch)
     draws = rng.uniform(rng.stream(key, "style_detail", step), index, (1 + sizes,))
     gains = _LEAST_DETAIL ** (1.0 - 2.0 * draws[:, 1:])
     changed = draws[:, :1] < self.options.jitter_share
-    return texture.amplify(images, jnp.where(changed, gains, 1.0), self.config.patch)
+    return texture_synthesis.amplify(images, jnp.where(changed, gains, 1.0), self.config.patch)
 
   def _strength(self, key, step, index):
     """Strengths [B]: 1, and for a share of the examples anything below."""
@@ -220,7 +224,7 @@ class StyleStage(stage.Stage):
   # -- Figures and pictures ------------------------------------------------------------------------
 
   def evaluators(self):
-    return {"validation": stage.Evaluator(self._sums, self._figures)}
+    return {"validation": base.Evaluator(self._sums, self._figures)}
 
   def _sums(self, state, batch, key, *, axis):
     contents, styles = self.prepare(batch), self._prepare_styles(batch)

@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from imgtx_jax import optim, parallel, rng
+from imgtx_jax import rng
+from imgtx_jax.distributed import sharding
 from imgtx_jax.losses import perceptual, pixels
-from imgtx_jax.metrics import codes as code_metrics
+from imgtx_jax.metrics import codebook as code_metrics
 from imgtx_jax.metrics import image as image_metrics
-from imgtx_jax.stages import adversary, distance, networks, stage
-from imgtx_jax.state import TrainState, update_ema
+from imgtx_jax.stages import adversarial, base, builders, online_fd
+from imgtx_jax.training import optimizer
+from imgtx_jax.training.train_state import TrainState, update_ema
 
 
-class TokenizerStage(stage.Stage):
+class TokenizerStage(base.Stage):
   """See the module's docstring; the contract is stage.Stage."""
 
   name = "tokenizer"
@@ -27,11 +29,11 @@ class TokenizerStage(stage.Stage):
   def __init__(self, config, classes):
     super().__init__(config, classes)
     self.options = config.tokenizer
-    self.tokenizer = networks.make_tokenizer(config)
-    self.tx = optim.make(self.options.optimizer, self.steps, networks.tokenizer_width(config))
+    self.tokenizer = builders.make_tokenizer(config)
+    self.tx = optimizer.make(self.options.optimizer, self.steps, builders.tokenizer_width(config))
     self.adversary = None
     if self.options.adversarial_weight:
-      self.adversary = adversary.of_stage(config, self.name, classes, self.tokenizer.decoder.taps)
+      self.adversary = adversarial.of_stage(config, self.name, classes, self.tokenizer.decoder.taps)
     self.lpips_weight = self.options.lpips_weight
     conditioned = [f"after layer {depth}" for depth in self.tokenizer.decoder.taps]
     self.captions = {"reconstructions": ["original", *conditioned, "reconstruction"]}
@@ -54,7 +56,7 @@ class TokenizerStage(stage.Stage):
     )
 
   def step(self, state, batch, key, *, axis):
-    index = parallel.example_index(len(batch["image"]), axis)
+    index = sharding.example_index(len(batch["image"]), axis)
     images = self.prepare(batch, key, state.step, index)
     params = dict(state.params)
     opt_state = dict(state.opt_state)
@@ -84,7 +86,7 @@ class TokenizerStage(stage.Stage):
 
     cotangents, parts = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(image, taps, code_parts)
     if self.adversary:
-      draws = adversary.make_draws(key, state.step, index)
+      draws = adversarial.make_draws(key, state.step, index)
 
       def against(image, taps):
         real, fake = self.adversary.repeat(images), self.adversary.show(image, taps)
@@ -94,8 +96,8 @@ class TokenizerStage(stage.Stage):
       cotangents, ratio = self._oppose(cotangents, opposing, pull, state.step, axis)
       parts |= more | ratio
     (grads,) = pull(cotangents)
-    grads, parts = parallel.pmean((grads, parts), axis)
-    params, opt_state["tokenizer"] = optim.update(
+    grads, parts = sharding.pmean((grads, parts), axis)
+    params, opt_state["tokenizer"] = optimizer.update(
       self.tx, grads, opt_state["tokenizer"], params, state.rate
     )
     ema = update_ema(state.ema, params, self.options.ema_decay, state.step)
@@ -180,7 +182,7 @@ class TokenizerStage(stage.Stage):
     norms = []
     for image in (cotangents[0], opposing[0]):
       (grads,) = pull((image, *nothing[1:]))  # of which the compiler keeps the last layer's
-      kernel = parallel.pmean(self.tokenizer.last_kernel(grads), axis)
+      kernel = sharding.pmean(self.tokenizer.last_kernel(grads), axis)
       norms.append(jnp.sqrt(jnp.sum(kernel**2)))
     return jnp.clip(norms[0] / (norms[1] + 1e-4), 0.0, 1e4)
 
@@ -206,9 +208,9 @@ class TokenizerStage(stage.Stage):
     return params | {"quantizer": after}, ema | {"quantizer": averaged}, usage, revived
 
   def evaluators(self):
-    found = {"validation": stage.Evaluator(self._sums, self._figures)}
+    found = {"validation": base.Evaluator(self._sums, self._figures)}
     if self.fd_images:
-      found["reconstructions"] = stage.Evaluator(
+      found["reconstructions"] = base.Evaluator(
         self._distance_rows, self._distance_figures, self.fd_images
       )
     return found
@@ -240,13 +242,13 @@ class TokenizerStage(stage.Stage):
     images = self.prepare(batch)
     decoded = self.tokenizer.decode(state.ema, self.tokenizer.encode(state.ema, images))
     shown = {"decoded": decoded, "real": images}
-    return {"rows": distance.rows(state.frozen, shown, batch, axis)}
+    return {"rows": online_fd.rows(state.frozen, shown, batch, axis)}
 
   def _distance_figures(self, sums):
-    return {f"r{name}": value for name, value in distance.figures(sums["rows"], "decoded").items()}
+    return {f"r{name}": value for name, value in online_fd.figures(sums["rows"], "decoded").items()}
 
   def pictures(self, state, batch, key):
-    images = self.prepare(batch)[: stage.MAX_COLUMNS]
+    images = self.prepare(batch)[: base.MAX_COLUMNS]
     codes = self.tokenizer.encode(state.ema, images)
     vectors = self.tokenizer.quantizer.dequantize(state.ema["quantizer"], codes)
     image, taps = self.tokenizer.render(state.ema, vectors)

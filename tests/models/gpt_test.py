@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from imgtx_jax import decode
-from imgtx_jax.importers import llamagen, state_dict
+from imgtx_jax.convert import llamagen
 from imgtx_jax.models import layers, transformer
 from imgtx_jax.models.gpt import GPT, code_order
+from imgtx_jax.pretrained import state_dict
+from imgtx_jax.sampling import autoregressive
 
 B, SHAPE, N, V, CLASSES, D, HIDDEN, LAYERS = 3, (3, 4), 12, 20, 5, 32, 64, 2
 TRUNK = flax.core.freeze(dict(heads=2, hidden=HIDDEN))  # hashable, for jit
@@ -186,15 +187,15 @@ def test_cached_decoding_is_the_full_forward(order, target_position, params):
 @pytest.mark.parametrize("order, target_position", KINDS[::3])
 def test_greedy_samples_are_the_full_forwards_choice(order, target_position, params):
   model, params = make(order, target_position), of_kind(params, target_position)
-  greedy = decode.Decoding(temperature=0.0)
+  greedy = autoregressive.Decoding(temperature=0.0)
   keys = jax.random.split(jax.random.key(0), B)
 
   @jax.jit
   def sample(params):
-    return decode.sample_codes(model, params, LABELS, keys, steps=N, options=greedy)
+    return autoregressive.sample_codes(model, params, LABELS, keys, steps=N, options=greedy)
 
   codes, states = sample(params)
-  raster, known = decode.to_raster(codes, code_order(order, SHAPE), N)
+  raster, known = autoregressive.to_raster(codes, code_order(order, SHAPE), N)
   assert np.all(known) and len(np.unique(codes)) > 3
   logits, full_states = forward(model, params, raster, LABELS)
   # With the choices as input, each position's choice again: step by step, by causality.
@@ -242,13 +243,13 @@ def test_greedy_codes_are_llamagens(guided, recorded, reference):
   manifest, arrays, _ = recorded
   model, params = reference
   expected = arrays["greedy_cfg" if guided else "greedy_no_cfg"]
-  options = decode.Decoding(
+  options = autoregressive.Decoding(
     temperature=0.0, cfg_scale=manifest["greedy_cfg_scale"] if guided else 1.0
   )
   labels = arrays["labels"][:2]
   keys = jax.random.split(jax.random.key(0), 2)
   steps = expected.shape[1]
   codes, _ = jax.jit(
-    lambda p: decode.sample_codes(model, p, labels, keys, steps=steps, options=options)
+    lambda p: autoregressive.sample_codes(model, p, labels, keys, steps=steps, options=options)
   )(params)
   np.testing.assert_array_equal(codes, expected)

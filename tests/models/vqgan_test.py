@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from imgtx_jax.importers import llamagen, state_dict
+from imgtx_jax.convert import llamagen
 from imgtx_jax.models import vqgan
 from imgtx_jax.models.quantizer import VectorQuantizer
 from imgtx_jax.models.tokenizer import Tokenizer
+from imgtx_jax.pretrained import state_dict
 
 B, C, SHARED = 2, 8, dict(channels=64, multipliers=(1, 2), z_channels=16)
 ENCODER = vqgan.Encoder(blocks=1, code_dim=C, **SHARED)

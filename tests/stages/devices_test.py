@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from imgtx_jax import parallel
+from imgtx_jax.distributed import sharding
 from imgtx_jax.stages import STAGES, build
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -18,7 +18,7 @@ MODES = {
 
 
 def run(stage, state, batches, mode, count, fsdp=1):
-  devices = parallel.make_parallel(mode, fsdp=fsdp, devices=jax.devices()[:count])
+  devices = sharding.make_parallel(mode, fsdp=fsdp, devices=jax.devices()[:count])
   step = devices.compile_step(stage.step)
   refresh = devices.compile_refresh(stage.refresh) if stage.refresh else None
   placed = devices.put_state(state)
@@ -38,7 +38,7 @@ def run(stage, state, batches, mode, count, fsdp=1):
 @pytest.fixture
 def small_shards(monkeypatch):
   """FSDP splits even the tiny arrays of these tests."""
-  monkeypatch.setattr(parallel, "MIN_SHARDED_SIZE", 64)
+  monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)
 
 
 @pytest.mark.parametrize("name", STAGES)

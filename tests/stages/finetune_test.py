@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from imgtx_jax import rng
-from imgtx_jax.decode import Decoding
-from imgtx_jax.sampling import Sampling
+from imgtx_jax.sampling.autoregressive import Decoding
+from imgtx_jax.sampling.options import Sampling
 from imgtx_jax.stages import build
 from imgtx_jax.stages.gpt_gradient import gpt_gradient
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from imgtx_jax import config_check
+from imgtx_jax.config import validation
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 
@@ -53,7 +53,7 @@ def test_permuted_orders_need_target_positions(tiny_config):
   tiny_config.gpt.target_position = False
   tiny_config.pretrain.permute_anneal_steps = 5
   with pytest.raises(UserError, match="permute_anneal_steps = 5 needs config.gpt.target_position"):
-    config_check.check(tiny_config)
+    validation.check(tiny_config)
 
 
 @pytest.mark.parametrize("permuted", [False, True])

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgtx_jax import checkpoint, command, main, stylizing, workdir
+from imgtx_jax import main
+from imgtx_jax.cli import command
 from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
-from imgtx_jax.models import palette
-from imgtx_jax.models.style_encoder import mix
+from imgtx_jax.models import color_transfer
 from imgtx_jax.stages import build
+from imgtx_jax.style_transfer.stylizer import Stylizer, load_stylizer, mix
+from imgtx_jax.training import checkpoint, workdir
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.usefixtures("random_vgg")]
 
@@ -120,11 +122,11 @@ def test_how_strong_detail_is_shows_at_full_size(config, smooth_images):
   stage, state, *_ = start(config)
   image = smooth_images(1, 64) / np.float32(127.5) - 1
   small = image.reshape(1, 32, 2, 32, 2, 3).mean((2, 4))
-  stylizer = stylizing.Stylizer(stage.stylist, state.params["stylist"], state.frozen["tokenizer"])
+  stylizer = Stylizer(stage.stylist, state.params["stylist"], state.frozen["tokenizer"])
   style = stylizer.styles(image[:, ::-1])
   full, copy = (stylizer.measure(x, style) for x in (image, small))
   tiles = [image[:, top : top + 32, left : left + 32] for top in (0, 32) for left in (0, 32)]
-  found = stylizer.measure(small, style, own=palette.of_images(image), parts=tiles)
+  found = stylizer.measure(small, style, own=color_transfer.of_images(image), parts=tiles)
   # Tiles of 32 pixels have many edges.
   np.testing.assert_allclose(found.contrast, full.contrast, rtol=0.25)
   assert np.all(copy.contrast > 1.5 * full.contrast)
@@ -250,7 +252,7 @@ def test_resumed_equals_uninterrupted_and_the_result_loads(folders, tmp_path, mo
   main.run(folders, whole)
   main.run(folders, broken, only="tokenizer")
   with pytest.raises(UserError, match="the style stage is not finished"):
-    stylizing.load(broken)
+    load_stylizer(broken)
   with monkeypatch.context() as patch:
     terminate_before(patch, 1)
     with pytest.raises(command.Interrupted, match="step 2 of 4"):
@@ -258,9 +260,9 @@ def test_resumed_equals_uninterrupted_and_the_result_loads(folders, tmp_path, mo
   main.run(folders, broken)
   jax.tree.map(np.testing.assert_array_equal, final_state(broken), final_state(whole))
 
-  stylizer = stylizing.load(whole)
+  stylizer = load_stylizer(whole)
   images = np.random.default_rng(0).uniform(-1, 1, (2, 24, 12, 3)).astype(np.float32)
-  style = stylizing.mix([stylizer.null(1), stylizer.styles(images[:1])], [0.5, 0.5])
+  style = mix([stylizer.null(1), stylizer.styles(images[:1])], [0.5, 0.5])
   out = stylizer.render(images, style)
   assert out.shape == images.shape and np.abs(out).max() <= 1
   again = stylizer.render(images, style, whole=stylizer.measure(images, style))
@@ -272,7 +274,7 @@ def test_resumed_equals_uninterrupted_and_the_result_loads(folders, tmp_path, mo
 
 def test_load_needs_a_style_stage(tmp_path, tiny_config):
   with pytest.raises(UserError, match="no config.json"):
-    stylizing.load(tmp_path / "nothing")
+    load_stylizer(tmp_path / "nothing")
   workdir.claim(tiny_config.lock(), tmp_path, ["a"])
   with pytest.raises(UserError, match="has no style stage, only tokenizer, pretrain, finetune"):
-    stylizing.load(tmp_path)
+    load_stylizer(tmp_path)

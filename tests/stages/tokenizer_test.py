@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from imgtx_jax import optim
 from imgtx_jax.metrics import image as image_metrics
+from imgtx_jax.stages import base as stage_module
 from imgtx_jax.stages import build
-from imgtx_jax.stages import stage as stage_module
+from imgtx_jax.training import optimizer
 
 
 def train(stage, batch, steps, key):
@@ -95,7 +95,7 @@ def test_fsq_learns_too(tiny_config, smooth_images):
 def test_weight_decay_skips_vectors(tiny_config):
   stage = build("tokenizer", tiny_config, 3)
   state = jax.eval_shape(lambda k: stage.init(k, (1, 16, 16, 3), {}), jax.random.key(0))
-  mask = optim.decay_mask(state.params)
+  mask = optimizer.decay_mask(state.params)
   block = mask["encoder"]["transformer"]["layers"]["block"]
   assert block["mlp"]["w2"]["kernel"] and not block["mlp_norm"]["scale"]
 

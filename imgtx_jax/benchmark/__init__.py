@@ -1,0 +1,1 @@
+"""`python -m imgtx_jax.benchmark`: speed of training, sampling, input and checkpoints, as JSON."""

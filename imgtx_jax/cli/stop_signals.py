@@ -1,0 +1,39 @@
+"""Asking a long loop to stop."""
+
+import os
+import signal
+
+from imgtx_jax.distributed import processes
+
+
+class StopSignals:
+  """Turns SIGTERM and Ctrl-C into a flag, number; a second one acts at once. A context manager.
+
+  Where several processes agree on when to stop (processes.start), SIGTERM is theirs, and Ctrl-C
+  sends it: number then changes in agreed alone, in all of them after the same step.
+  """
+
+  def __init__(self):
+    self.number = None
+
+  def __enter__(self):
+    numbers = (signal.SIGINT,) if processes.agreeing() else (signal.SIGTERM, signal.SIGINT)
+    self._before = {n: signal.signal(n, self._note) for n in numbers}
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def agreed(self):
+    """The signal to stop at now, or None; to be asked once in every step, by every process."""
+    if processes.should_stop():
+      self.number = signal.SIGTERM
+    return self.number
+
+  def _note(self, number, _):
+    signal.signal(number, self._before[number])
+    if processes.agreeing():
+      os.kill(os.getpid(), signal.SIGTERM)  # jax's own handler tells the others
+    else:
+      self.number = number

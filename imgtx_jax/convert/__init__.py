@@ -1,0 +1,1 @@
+"""`python -m imgtx_jax.convert`: published weights and data sets into what other commands read."""

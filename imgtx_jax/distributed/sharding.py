@@ -1,0 +1,319 @@
+"""Where arrays live and how a step runs on all devices: the only file that places arrays.
+
+A step is written once, `step(state, batch, rng, *, axis) -> (state, metrics)`, and reduces through
+`pmean` and `all_gather` below. Two modes run it:
+
+  pmap  one program a device, the state replicated; the batch keeps a leading axis of devices;
+        `axis` is a name, and the reductions are collectives over it.
+  jit   one global program over a mesh (data x fsdp); `axis` is None, the reductions are
+        identities, and named shardings say where parameters live (fsdp > 1: split over devices).
+
+Both give the same numbers (tests/parallel_test.py).
+"""
+
+import abc
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from imgtx_jax.distributed import target
+from imgtx_jax.distributed.split import split_axis
+from imgtx_jax.errors import UserError
+
+# pmap's axis and the mesh axis must share one name: pmap's outputs are sharded over a mesh of its
+# axis name, and an input that is sharded under another name would compile every step twice.
+AXIS = "data"
+MIN_SHARDED_SIZE = 2**16  # smaller arrays are replicated: gathering them costs more than it saves
+
+
+def pmean(tree, axis):
+  """Mean of every array of `tree` over the devices; the identity when `axis` is None."""
+  return tree if axis is None else jax.lax.pmean(tree, axis)
+
+
+def all_gather(x, axis):
+  """Local batch [b, ...] -> global batch [B, ...] in example order; identity without `axis`.
+
+  Gradients flow back to every device's examples; after `pmean` of the gradients a loss on the
+  gathered batch has the same gradient as under jit.
+  """
+  return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
+
+
+def example_index(n_local, axis):
+  """Global indices, int32 [n_local], of this device's examples; fold them into random keys."""
+  index = jnp.arange(n_local, dtype=jnp.int32)
+  return index if axis is None else index + n_local * jax.lax.axis_index(axis)
+
+
+def make_parallel(mode, *, fsdp=1, rules=(), devices=None):
+  """A `Parallel` over `devices` (default: all of them, of all processes).
+
+  mode: "pmap" or "jit". fsdp: over how many devices each large array is split (jit only).
+  rules: (regex, axis or None) pairs, searched in paths such as
+  "params/generator/layers/mlp/kernel"; the first match decides which axis is split (None: none).
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  if mode == "pmap":
+    if fsdp != 1:
+      raise UserError(f"parallel mode pmap keeps whole replicas but fsdp is {fsdp}: use mode jit")
+    return PmapParallel(devices)
+  if mode == "jit":
+    if fsdp < 1 or len(devices) % fsdp:
+      raise UserError(f"fsdp {fsdp} does not divide the {len(devices)} devices: use a divisor")
+    return JitParallel(devices, fsdp, rules)
+  raise UserError(f"parallel mode {mode!r} is unknown: use 'pmap' or 'jit'")
+
+
+class Parallel(abc.ABC):
+  """What the training loop knows about devices; made by `make_parallel`.
+
+  The states that `put_state` and the compiled functions return are fit for each other, and a
+  compiled step or refresh donates the one it is given: do not use that one again.
+  """
+
+  def __init__(self, devices):
+    self.devices = devices
+    self.local_devices = [d for d in devices if d.process_index == jax.process_index()]
+    # Steps dispatched ahead on several fake CPU devices can deadlock in their collectives.
+    self._wait = devices[0].platform == "cpu" and len(devices) > 1
+
+  @property
+  def batch_divisor(self):
+    """A global batch must be divisible by this."""
+    return len(self.devices)
+
+  @abc.abstractmethod
+  def put_state(self, state):
+    """A state of host arrays or of one replica's -> a placed copy, safe to donate."""
+
+  @abc.abstractmethod
+  def get_state(self, state):
+    """One replica, fit for a checkpoint. pmap: numpy copies; jit: the global arrays themselves,
+    which the next step donates. `state.replace(frozen={})` first saves copying frozen networks."""
+
+  @abc.abstractmethod
+  def abstract(self, state):
+    """A one-replica state or its shapes -> ShapeDtypeStructs as `Checkpoints.restore` takes them:
+    what it restores then fits `put_state` without a detour through one device."""
+
+  @abc.abstractmethod
+  def put_batch(self, batch):
+    """This process's share of a batch, numpy [b, ...] -> arrays for the compiled functions."""
+
+  @abc.abstractmethod
+  def compile_step(self, step):
+    """`step(state, batch, rng, *, axis)` -> callable (state, batch, rng) -> (state, metrics).
+
+    Metrics are scalar jax arrays, already without a device axis; reading one waits for the step.
+    """
+
+  @abc.abstractmethod
+  def compile_refresh(self, fn):
+    """`fn(state, rng, *, axis) -> state` -> callable (state, rng) -> state."""
+
+  @abc.abstractmethod
+  def compile_sums(self, fn):
+    """`fn(state, batch, rng, *, axis) -> sums over the local batch` -> callable giving the sums
+    over the global batch, as jax arrays. The state is not donated."""
+
+  @abc.abstractmethod
+  def compile_local(self, fn):
+    """`fn(state, batch, rng) -> arrays` -> callable (state, small numpy batch, rng) -> numpy.
+
+    The batch is not split; every process passes the same one and gets the same outputs.
+    """
+
+  def _waiting(self, fn):
+    return (lambda *args: jax.block_until_ready(fn(*args))) if self._wait else fn
+
+  def _check_batch(self, batch):
+    size = len(jax.tree.leaves(batch)[0])
+    if size % len(self.local_devices):
+      raise UserError(
+        f"a process's batch of {size} does not split over its {len(self.local_devices)} devices: "
+        f"use a batch size that {self.batch_divisor} divides"
+      )
+
+
+class PmapParallel(Parallel):
+  """Replicated data parallelism: every array has a leading axis of local devices."""
+
+  def __init__(self, devices):
+    # A process's rows of a batch are one block (data/pipeline.py), so its devices must be too.
+    super().__init__(sorted(devices, key=lambda d: (d.process_index, d.id)))
+    mesh = jax.sharding.Mesh(np.array(self.local_devices), (AXIS,))
+    self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    self._pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=self.devices)
+
+  def put_state(self, state):
+    n = len(self.local_devices)
+
+    def put(x):
+      x = np.asarray(x)
+      shape = (n, *x.shape)
+      return jax.make_array_from_callback(shape, self._sharding, lambda _: np.array(x)[None])
+
+    return jax.tree.map(put, state)
+
+  def get_state(self, state):
+    shards = jax.device_get(jax.tree.map(lambda x: x.addressable_shards[0].data, state))
+    # A copy: on the CPU device_get is a view, which would keep the buffer from being donated.
+    return jax.tree.map(lambda x: np.array(x[0]), shards)
+
+  def abstract(self, state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+  def put_batch(self, batch):
+    self._check_batch(batch)
+    n = len(self.local_devices)
+    split = jax.tree.map(lambda x: x.reshape(n, len(x) // n, *x.shape[1:]), batch)
+    return jax.device_put(split, self._sharding)
+
+  def compile_step(self, step):
+    step = functools.partial(step, axis=AXIS)
+    axes = {"in_axes": (0, 0, None), "out_axes": (0, None)}  # None: metrics of the first device
+    return self._waiting(self._pmap(step, **axes, donate_argnums=0))
+
+  def compile_refresh(self, fn):
+    fn = functools.partial(fn, axis=AXIS)
+    return self._waiting(self._pmap(fn, in_axes=(0, None), donate_argnums=0))
+
+  def compile_sums(self, fn):
+    def sums(state, batch, rng):
+      return jax.lax.psum(fn(state, batch, rng, axis=AXIS), AXIS)
+
+    return self._waiting(self._pmap(sums, in_axes=(0, 0, None), out_axes=None))
+
+  def compile_local(self, fn):
+    # One device of each process is enough: all replicas would compute the same.
+    @jax.jit
+    def run(replica, batch, rng):
+      return fn(jax.tree.map(lambda x: x[0], replica), batch, rng)
+
+    def local(state, batch, rng):
+      replica = jax.tree.map(lambda x: x.addressable_shards[0].data, state)
+      return jax.device_get(run(replica, batch, rng))
+
+    return local
+
+
+class JitParallel(Parallel):
+  """One program over a mesh: the batch is split over all devices, large arrays over fsdp."""
+
+  def __init__(self, devices, fsdp, rules):
+    super().__init__(devices)
+    self.fsdp = fsdp
+    self.rules = tuple((re.compile(pattern), axis) for pattern, axis in rules)
+    shape, auto = (len(devices) // fsdp, fsdp), (AxisType.Auto, AxisType.Auto)
+    # jax.make_mesh refuses an fsdp of 4 on v6e:8x8, or of 8 on v5p:4x4x4: a part of a torus's side.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    self.mesh = jax.sharding.Mesh(grid, (AXIS, "fsdp"), axis_types=auto)
+    self._replicated = NamedSharding(self.mesh, PartitionSpec())
+    self._batch = NamedSharding(self.mesh, PartitionSpec((AXIS, "fsdp")))
+
+  def shardings(self, state):
+    """The NamedSharding of every array of a state (arrays or shapes).
+
+    Optimizer state and averages end in their parameter's path and share its shape, so the same
+    rules put them beside it.
+    """
+
+    def sharding(path, x):
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      axis = split_axis(name, x.shape, self.fsdp, self.rules, MIN_SHARDED_SIZE)
+      if axis is None:
+        return self._replicated
+      return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+  def put_state(self, state):
+    shardings = self.shardings(state)
+    if all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(state)):
+      return jax.tree.map(_place, state, shardings)
+    return jax.jit(lambda s: jax.tree.map(jnp.copy, s), out_shardings=shardings)(state)
+
+  def get_state(self, state):
+    return state
+
+  def abstract(self, state):
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self.shardings(state)
+    )
+
+  def put_batch(self, batch):
+    self._check_batch(batch)
+    put = functools.partial(jax.make_array_from_process_local_data, self._batch)
+    return jax.tree.map(put, batch)
+
+  def compile_step(self, step):
+    return self._compile(step, has_metrics=True)
+
+  def compile_refresh(self, fn):
+    return self._compile(fn, has_metrics=False)
+
+  def _compile(self, fn, has_metrics):
+    # Shardings of the state are pinned at the first call, or XLA may choose others for the new
+    # state: the next call would then compile again.
+    compiled = None
+
+    def call(state, *args):
+      nonlocal compiled
+      compiled = compiled or self._jit(fn, state, has_metrics)
+      return compiled(state, *args)
+
+    return self._waiting(call)
+
+  def _jit(self, fn, state, has_metrics):
+    out = jax.tree.map(lambda x: x.sharding, state)
+    out = (out, self._replicated) if has_metrics else out
+    return jax.jit(self._whole(fn), donate_argnums=0, out_shardings=out)
+
+  def _whole(self, fn):
+    """fn of the whole batch, whose activations stay split as the batch is."""
+
+    def run(*args):
+      with target.keep_rows(self._keep_rows):
+        return fn(*args, axis=None)
+
+    return run
+
+  def _keep_rows(self, x):
+    """Activations [B, …] split as the batch is. Without this XLA splits their width over fsdp, as
+    the weights are, and exchanges them several times a layer instead of gathering the weights."""
+    if self.fsdp == 1 or len(x) % self.batch_divisor:
+      return x
+    return jax.lax.with_sharding_constraint(x, self._batch)
+
+  def compile_sums(self, fn):
+    return self._waiting(jax.jit(self._whole(fn), out_shardings=self._replicated))
+
+  def compile_local(self, fn):
+    run = jax.jit(fn, out_shardings=self._replicated)
+
+    def local(state, batch, rng):
+      batch = jax.tree.map(lambda x: _place(x, self._replicated), batch)
+      return jax.device_get(run(state, batch, rng))
+
+    return local
+
+
+def map_local(fn, params):
+  """`fn(params, batch) -> arrays with a row an example` -> callable (numpy batch) -> jax arrays,
+  not yet waited for. Every process alone, over its own devices: none waits for another's."""
+  local = JitParallel(jax.local_devices(), 1, ())
+  params = local.put_state(params)
+  run = jax.jit(fn, out_shardings=local._batch)
+  return lambda batch: run(params, local.put_batch(batch))
+
+
+def _place(x, sharding):
+  """A fresh copy of a whole array, equal on all processes, under a sharding of any devices."""
+  x = np.asarray(x)
+  return jax.make_array_from_callback(x.shape, sharding, lambda index: np.array(x[index]))

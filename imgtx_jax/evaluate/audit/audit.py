@@ -1,0 +1,220 @@
+"""The audit of a trained model: which classes it renders badly, favours or drops, and what its
+discriminator and class head judge by. One self-contained page, and the same figures as JSON.
+
+The discriminator's logit is relativistic: it has no zero and is compared within a label only.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from imgtx_jax.data.sources import open_source
+from imgtx_jax.errors import UserError
+from imgtx_jax.evaluate import extractors
+from imgtx_jax.evaluate.audit import html_page, probes, sample_groups
+from imgtx_jax.evaluate.audit.summary import summarize
+from imgtx_jax.io.atomic import write_atomically
+from imgtx_jax.metrics import classification as class_metrics
+from imgtx_jax.metrics import small_sample
+from imgtx_jax.reporting import report
+from imgtx_jax.sampling.options import as_values
+from imgtx_jax.sampling.sampler import Sampler, check_prefix, load_judging_stage
+
+HELD_OUT = 1000  # held-out images, or as many as samples where that is more
+
+
+def run_audit(
+  directory,
+  config,
+  class_names,
+  *,
+  num,
+  seed,
+  prefix,
+  options,
+  network,
+  batch_size,
+  out,
+  checkpoint="last",
+):
+  """Audits a work directory's last stage that trained a discriminator: writes the page and its
+  figures, returns a summary.
+
+  num: samples with a label, all classes in turn, and as many without one. prefix: the dial k (None:
+  all codes). options: options.Sampling. network: a FeatureNetwork, the name of one, or None; where
+  it is None or its weights are missing, the figures on features are left out and the page says so.
+  checkpoint: which of the stage's, "last" or "best".
+  out: the HTML file ("" or None: audit.html in the work directory); the figures go beside it, as
+  .json. Returns audit["summary"] and the two paths: {"worst", "ranked_by", "biases", "page",
+  "figures"}. Raises UserError where neither finetune nor gan has finished, or on a prefix or num
+  that is none.
+  """
+  began = time.monotonic()
+  page, figures = _paths(out or Path(directory) / "audit.html")
+  if num < 2 * len(class_names):
+    raise UserError(
+      f"--num={num} is under {2 * len(class_names)}, two samples for each of the "
+      f"{len(class_names)} classes; ask for more"
+    )
+  stage, results = load_judging_stage(directory, config, class_names, "the audit", checkpoint)
+  prefix = stage.num_codes if prefix is None else prefix
+  check_prefix(stage, prefix)
+  network, reason = _feature_network(network, config)
+  examiner = sample_groups.Examiner(stage, results, network, batch_size)
+  sampler = Sampler(stage, results, options, prefix=prefix, seed=seed, batch_size=batch_size)
+  sets, data_counts = _gather(examiner, sampler, config, len(class_names), num)
+  audit = {
+    "protocol": _protocol(directory, sets, network, reason, options)
+    | {"checkpoint": checkpoint, "step": int(results[stage.name]["step"])}
+    | {"num": num, "seed": seed, "prefix": prefix, "num_codes": stage.num_codes}
+  }
+  audit |= _class_figures(sets, class_names, data_counts, seed)
+  audit["stability"] = probes.stability(examiner, sets["held_out"], sets["samples"])
+  shown = {"real": sets["held_out"], "samples": sets["samples"]}
+  audit["looks"], pictures = probes.looks(examiner, shown, class_names)
+  audit["summary"] = summarize(audit)
+  audit["protocol"]["seconds"] = time.monotonic() - began
+  pictures["corrupted"] = sets["held_out"].images[0]
+  text = json.dumps(report.finite(audit), indent=1, ensure_ascii=False, allow_nan=False)
+  write_atomically(figures, text.encode())
+  title = Path(directory).resolve().name
+  write_atomically(page, html_page.render(title, audit, pictures).encode())
+  return audit["summary"] | {"page": str(page), "figures": str(figures)}
+
+
+def _paths(out):
+  """(page, figures) for the name of a page."""
+  out = Path(out)
+  if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
+    raise UserError(f"the audit's page cannot be called {out}; name an .html file")
+  return out, out.with_suffix(".json")
+
+
+def _feature_network(network, config):
+  """(FeatureNetwork, "") or (None, why there is none)."""
+  if network is None:
+    return None, "no feature network was asked for"
+  if isinstance(network, str):
+    try:
+      network = extractors.load(network)
+    except UserError as error:
+      return None, str(error)
+  if config.data.image_size < network.smallest:
+    return None, f"{network.name} needs images of {network.smallest} pixels or more"
+  return network, ""
+
+
+def _gather(examiner, sampler, config, classes, num):
+  """The ImageSets samples, unconditional, training and held_out; and the training images of each
+  class [K] (an estimate of their shares where the source cannot count them)."""
+  data = config.data
+
+  def source(split):
+    return open_source(data.source, split=split, path=data.path)
+
+  def examine(name, chunks):
+    began = time.monotonic()
+    found = examiner.examine(chunks)
+    print(f"{name}: {len(found)} images in {time.monotonic() - began:.1f} s", flush=True)
+    return found
+
+  labels = (np.arange(num) % classes).astype(np.int32)
+  none = np.full(num, classes, np.int32)
+  training, held_out = source("train"), source("validation")
+  # Halves of the real images stand against the samples: twice as many are of use.
+  indices, counts = sample_groups.spread_over_classes(training, 2 * -(-num // classes), classes)
+  held = sample_groups.spread(held_out, max(num, HELD_OUT))
+  size = examiner.batch_size
+  sets = {
+    "samples": examine("samples of all classes", sample_groups.drawn(sampler, labels, 0)),
+    "unconditional": examine("samples without a label", sample_groups.drawn(sampler, none, num)),
+    "training": examine("training images", sample_groups.read(training, indices, data, size)),
+    "held_out": examine("held-out images", sample_groups.read(held_out, held, data, size)),
+  }
+  if counts is None:
+    counts = np.bincount(sets["training"].labels, minlength=classes)
+  return sets, counts
+
+
+def _class_figures(sets, class_names, data_counts, seed):
+  """{"confusion", "unconditional": of the class head, "by_features", "classes"} of audit.json."""
+  held_out, samples = sets["held_out"], sets["samples"]
+  head = _sorted(sets, class_names, data_counts, lambda found: found.answer)
+  by_features = None
+  if samples.features is not None:
+    training = sets["training"]
+    predict = class_metrics.discriminant(training.features, training.labels, len(class_names))
+    by_features = _sorted(sets, class_names, data_counts, lambda found: predict(found.features))
+  real, own = (np.array(head["confusion"][key]) for key in ("real", "samples"))
+  rows = [
+    {
+      "name": name,
+      "data_count": int(data_counts[i]),
+      "held_out": int(real[i].sum()),
+      "samples": int(own[i].sum()),
+      "recognised_real": _share(real[i, i], real[i].sum()),
+      "recognised_samples": _share(own[i, i], own[i].sum()),
+      "told_apart": class_metrics.share_above(
+        held_out.logit[held_out.labels == i], samples.logit[samples.labels == i]
+      ),
+      "distance": _distance(samples, sets["training"], i, seed),
+    }
+    for i, name in enumerate(class_names)
+  ]
+  return head | {"by_features": by_features, "classes": rows}
+
+
+def _sorted(sets, class_names, data_counts, answers):
+  """{"confusion": {"names", "real", "samples", "mean_accuracy"}, "unconditional"} by one
+  classifier: answers(ImageSet) → int [n]."""
+  count = len(class_names)
+  counts = {
+    key: class_metrics.confusion(sets[name].labels, answers(sets[name]), count)
+    for key, name in (("real", "held_out"), ("samples", "samples"))
+  }
+  shares = data_counts / max(data_counts.sum(), 1)
+  unlabelled = np.bincount(answers(sets["unconditional"]), minlength=count)
+  rows = class_metrics.favour(unlabelled, shares, counts["real"])
+  confusion = {"names": list(class_names)} | {key: c.tolist() for key, c in counts.items()}
+  confusion["mean_accuracy"] = class_metrics.mean_accuracy(counts["real"])
+  return {
+    "confusion": confusion,
+    "unconditional": [{"name": name} | row for name, row in zip(class_names, rows, strict=True)],
+  }
+
+
+def _distance(samples, real, label, seed):
+  """small_sets.compare_with_halves of a class, or None without features or with too few images."""
+  if samples.features is None:
+    return None
+  ours, theirs = (found.features[found.labels == label] for found in (samples, real))
+  if not len(ours) or not len(theirs):
+    return None
+  return small_sample.compare_with_halves(ours, theirs, seed=seed)
+
+
+def _share(part, whole):
+  return float(part / whole) if whole else None
+
+
+def _protocol(directory, sets, network, reason, options):
+  """What must be told with the figures."""
+  told = None
+  if network is not None:
+    told = {key: getattr(network, key) for key in ("name", "label", "resize", "weights_sha256")}
+    told["width"] = int(sets["samples"].features.shape[1])
+  return {
+    "workdir": str(directory),
+    "network": told,
+    "left_out": reason,
+    "splits": small_sample.SPLITS,
+    "neighbours": small_sample.NEIGHBOURS,
+    "images": {name: len(found) for name, found in sets.items()},
+    "kept": {name: len(sets[name].images) for name in ("held_out", "samples")},
+    "sampling": as_values(options),
+    "device": jax.devices()[0].device_kind,
+    "jax": jax.__version__,
+  }

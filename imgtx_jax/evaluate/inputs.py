@@ -1,0 +1,122 @@
+"""What is evaluated: a trained model, its samples or those of a file, and what to compare with."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imgtx_jax.data import sources
+from imgtx_jax.errors import UserError
+from imgtx_jax.evaluate import extractors, feature_networks, image_sets
+from imgtx_jax.evaluate.reference import Reference
+from imgtx_jax.sampling import options as sampling_options
+from imgtx_jax.sampling.sampler import SAMPLING_STAGES, Sampler, load_stage
+from imgtx_jax.training import workdir
+
+LABELS = ("balanced", "data")
+
+
+@dataclasses.dataclass
+class Model:
+  """A work directory's last finished stage (or the one asked for) and the results up to it."""
+
+  directory: str
+  config: Any
+  class_names: list
+  stage: Any
+  results: dict
+
+  @property
+  def draws(self):
+    """Whether it draws images: a tokenizer alone does not."""
+    return bool(self.stage.draws_with)
+
+
+@dataclasses.dataclass
+class Subject:
+  """widths: {part: D} of what the network gives. Sets that are not there are None."""
+
+  network: extractors.FeatureNetwork
+  widths: dict
+  model: Model | None = None
+  samples: image_sets.ImageSet | None = None
+  reference: Reference | None = None
+  held_out: image_sets.ImageSet | None = None
+  training: image_sets.ImageSet | None = None
+
+
+def load_model(directory, stage="", checkpoint="last"):
+  """The Model of a work directory; stage: "" for the last one that is finished; checkpoint: which
+  one of it, "last" or "best"."""
+  config, class_names = workdir.read(directory)
+  only = (stage,) if stage else ("tokenizer", *SAMPLING_STAGES)
+  built, results = load_stage(directory, config, class_names, only, checkpoint)
+  return Model(directory, config, class_names, built, results)
+
+
+def widths(network, size=None):
+  """{part: width} of what a FeatureNetwork gives for images of a size; without running it."""
+  size = size or (max(network.smallest, 32),) * 2
+  image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+  found = jax.eval_shape(network.apply, network.params, image)
+  return {part: x.shape[-1] for part, x in found.items()}
+
+
+def draw_samples(model, options, *, count, prefix, seed, rule, batch_size):
+  """The ImageSet that a Model draws: `count` images at prefix k by options.Sampling options.
+
+  rule: "balanced" (the classes in turn), "data" (their frequencies in the training data) or "": the
+  latter where the labels are known without reading the images.
+  """
+  labels, rule = draw_labels(model, count, rule, seed)
+  sampler = Sampler(
+    model.stage, model.results, options, prefix=prefix, seed=seed, batch_size=batch_size
+  )
+  size = (model.config.data.image_size,) * 2
+  fingerprint = {
+    "kind": "drawn",
+    "stage": model.stage.name,
+    "step": int(model.results[model.stage.name]["step"]),
+    "weights": feature_networks.digest(model.stage.drawing_params(model.results)),
+    "networks": feature_networks.hyperparameters(model.config),
+    "prefix": prefix,
+    "of_codes": model.stage.num_codes,
+    "sampling": sampling_options.as_values(options),
+    "labels": rule,
+    "classes": len(model.class_names),
+    "seed": seed,
+    "image_number": "0 … count − 1, folded into the seed",
+  }
+  return image_sets.DrawnImages(sampler, labels, size, fingerprint)
+
+
+def draw_labels(model, count, rule, seed):
+  """(labels int32 [count], the rule in words)."""
+  classes = len(model.class_names)
+  given = None if rule == "balanced" else data_labels(model.config, rule == "data")
+  if given is None:
+    return np.arange(count, dtype=np.int32) % classes, "balanced: the classes in turn"
+  # Quantiles of the sorted labels: every class within one of its share.
+  spread = np.sort(given)[np.arange(count) * len(given) // count]
+  order = np.random.default_rng(seed).permutation(count)
+  return spread[order].astype(np.int32), "data: the training data's frequencies, shuffled"
+
+
+def data_labels(config, needed):
+  """Labels int [n] of the training data if they are known without reading images, else None, or a
+  UserError if they are needed."""
+  try:
+    source = sources.open_source(config.data.source, split="train", path=config.data.path)
+  except UserError:
+    if needed:
+      raise
+    return None
+  labels = getattr(source, "labels", None)
+  if labels is None and needed:
+    raise UserError(
+      f"--labels=data needs labels that are known before the images are read, and those of "
+      f"{config.data.source} are not; use --labels=balanced"
+    )
+  return labels

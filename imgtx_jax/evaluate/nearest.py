@@ -1,0 +1,91 @@
+"""Whether samples are copies: their nearest training images, by pixels and by features."""
+
+import numpy as np
+
+from imgtx_jax.io.image_grid import save_grid
+
+MOST = 1000  # samples, and held-out images, whose nearest training image is looked for
+_BLOCK = 2**25  # distances at a time: 128 MB
+
+
+def need(subject):
+  """Why there is nothing to look among, or ""."""
+  if subject.training is None:
+    return "it looks among a work directory's training images: give --workdir"
+  if subject.training.size != subject.samples.size:
+    ours, theirs = subject.samples.size, subject.training.size
+    return f"samples of {ours[0]}×{ours[1]} and training images of {theirs[0]}×{theirs[1]} differ"
+  return ""
+
+
+def uses(subject):
+  """The stores that `figures` reads."""
+  pairs = [("samples", "network"), ("training", "network"), ("training", "examples")]
+  return pairs + ([("held_out", "network")] if subject.held_out else [])
+
+
+def figures(stores, subject):
+  """[(name, value, None, of)]: the median distance of a sample's features to the nearest training
+  image's, that of held-out images, and their ratio. Far below 1 samples are copies."""
+  training = stores["training", "network"]
+  label = subject.network.label.removeprefix("FD-").replace("FID", "Inception")
+  rows = []
+  for name, title in (("samples", "samples"), ("held_out", "held-out images")):
+    if (name, "network") in stores:
+      features = stores[name, "network"].spread("features", MOST)
+      distance, _ = search(features, training.chunks("features"))
+      title = f"nearest training image of {title} ({label})"
+      rows.append((title, float(np.median(distance)), None, f"median of {len(features):,}"))
+  if len(rows) == 2:
+    ratio = rows[0][1] / max(rows[1][1], 1e-12)
+    rows.append((f"nearest, samples over held-out ({label})", ratio, None, "1: no copies"))
+  return rows
+
+
+def write_picture(path, stores, subject, count, batch_size):
+  """A row for each of the first `count` samples: itself, its nearest training image by pixels (and
+  the root of the mean squared difference, of 255), and by features (and their distance)."""
+  (batch, *_) = subject.samples.batches(range(min(count, subject.samples.count)), batch_size)
+  queries = batch["image"]
+
+  def pixels():
+    whole = range(subject.training.count)
+    for part in subject.training.batches(whole, batch_size):
+      yield part["image"].reshape(len(part["image"]), -1).astype(np.float32) / 255
+
+  by_pixels, pixel_rows = search(
+    queries.reshape(len(queries), -1).astype(np.float32) / 255, pixels()
+  )
+  features = stores["samples", "network"].read("features", np.arange(len(queries)))
+  by_features, feature_rows = search(features, stores["training", "network"].chunks("features"))
+  places = stores["training", "examples"].read("row")
+  scale = 255 / queries[0].size ** 0.5
+  cells, captions = [], []
+  for i, query in enumerate(queries):
+    cells += [query, *(_image(subject.training, places[r[i]]) for r in (pixel_rows, feature_rows))]
+    captions += ["sample", f"pixels {by_pixels[i] * scale:.1f}", f"features {by_features[i]:.3g}"]
+  enlarge = max(1, 96 // queries.shape[1])
+  save_grid(np.stack(cells), path, columns=3, captions=captions, scale=enlarge)
+
+
+def search(queries, chunks):
+  """(distance float64 [q], row int64 [q]) of the nearest of all rows of chunks [n, D] to each of
+  queries [q, D]."""
+  best, rows, start = np.full(len(queries), np.inf), np.zeros(len(queries), np.int64), 0
+  for chunk in chunks:
+    step = max(1, _BLOCK // len(queries))
+    for at in range(0, len(chunk), step):
+      block = chunk[at : at + step]
+      norms = (queries**2).sum(1)[:, None] + (block**2).sum(1)
+      found = (norms - 2 * queries @ block.T).argmin(axis=1)
+      # The winner's distance anew: of copies the formula above leaves rounding.
+      exact = ((queries.astype(np.float64) - block[found]) ** 2).sum(axis=1)
+      closer = exact < best
+      best[closer], rows[closer] = exact[closer], start + at + found[closer]
+    start += len(chunk)
+  return np.sqrt(best), rows
+
+
+def _image(images, row):
+  (batch,) = images.batches(range(row, row + 1), 1)
+  return batch["image"][0]

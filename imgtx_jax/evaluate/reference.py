@@ -1,0 +1,145 @@
+"""What samples are compared with: images, or mean and covariance of their features in a file.
+
+Statistics as ADM's evaluator has them: mu [D] and sigma [D, D], and mu_s, sigma_s of the spatial
+features. Files that write_statistics made also name the network that they are of.
+"""
+
+import dataclasses
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from imgtx_jax.errors import UserError
+from imgtx_jax.evaluate import image_sets
+from imgtx_jax.io.atomic import open_atomically, write_atomically
+
+_PARTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+
+
+@dataclasses.dataclass
+class Reference:
+  """about: for the protocol; images: an ImageSet or None; statistics: {part: (mean, covariance)} of
+  a file, which go before those of the images."""
+
+  about: dict
+  images: image_sets.ImageSet | None = None
+  statistics: dict = dataclasses.field(default_factory=dict)
+
+
+def open_reference(text, network, widths, *, config=None, size=None, crop=None, limit=0):
+  """The Reference that `text` names: "train" or "validation" (of config.data), "tfds:NAME" or
+  "tfds:NAME:SPLIT", a folder, an .npz of images or of statistics.
+
+  network: the FeatureNetwork in use, and widths {part: D} what it gives. size: the side of data
+  sets' images; crop: that of a folder's, None as they are; limit: at most so many images, 0 all.
+  """
+  if text in ("train", "validation"):
+    if config is None:
+      raise UserError(f"--reference={text} is the data of a work directory; give --workdir")
+    images = own_data(config, text, limit)
+  elif text.startswith("tfds:"):
+    name, _, split = text.removeprefix("tfds:").partition(":")
+    if split not in ("", "train", "validation"):
+      raise UserError(f"--reference={text}: {split!r} is not one of: train, validation")
+    path = config.data.path if config and config.data.source == f"tfds:{name}" else ""
+    options = dict(path=path, size=size, limit=limit)
+    images = image_sets.open_data(f"tfds:{name}", split or "validation", **options)
+  elif text.endswith(".npz") and Path(text).is_file():
+    return _open_npz(Path(text), network, widths, limit)
+  else:
+    images = image_sets.open_files(text, size=crop, limit=limit)
+  return Reference(images.fingerprint, images)
+
+
+def own_data(config, split, limit=0):
+  """The images of a work directory's data."""
+  data = config.data
+  return image_sets.open_data(
+    data.source, split, path=data.path, size=data.image_size, limit=limit, threads=data.threads
+  )
+
+
+def _open_npz(path, network, widths, limit):
+  if not zipfile.is_zipfile(path):
+    raise UserError(f"{path} is no .npz file, whatever its name; name another file")
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      has_images = "arr_0" in arrays
+      small = [key for key in arrays if key not in ("arr_0", "arr_1")]
+      found = {key: arrays[key] for key in small}
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f"{path} cannot be read as .npz ({error}); name another file") from error
+  if not has_images and not {"mu", "sigma"} <= found.keys():
+    raise UserError(
+      f"{path} holds {', '.join(found) or 'nothing'}; a reference needs arr_0 (images), or mu and "
+      "sigma (statistics)"
+    )
+  images = image_sets.NpzImages(path, limit=limit) if has_images else None
+  refused = _refuse(path, found, network, widths)
+  if refused and not has_images:
+    raise UserError(refused)
+  about = {"kind": "npz", "path": str(path.resolve()), "sha256": image_sets.hash_file(path)}
+  if images:
+    about |= images.fingerprint
+  if refused:
+    return Reference(about | {"statistics": "of the images"}, images)
+  statistics = {
+    part: (found[mean], found[covariance])
+    for part, (mean, covariance) in _PARTS.items()
+    if {mean, covariance} <= found.keys() and found[mean].shape == (widths.get(part),)
+  }
+  about |= {"statistics": f"{', '.join(statistics)} as the file has them"}
+  if "count" in found:
+    about["count"] = int(found["count"])
+  return Reference(about, images, statistics)
+
+
+def _refuse(path, found, network, widths):
+  """Why the file's statistics are not of this network, or "" if they are."""
+  if "mu" not in found or "sigma" not in found:
+    return f"{path} has no mu and sigma"
+  own = str(found.get("weights_sha256", network.weights_sha256))
+  name = str(found.get("network", network.name))
+  if (name, own) != (network.name, network.weights_sha256):
+    return (
+      f"{path} is of the network {name} with weights {own[:8]}, and {network.name} with weights "
+      f"{network.weights_sha256[:8]} is in use: choose its --network, or another reference"
+    )
+  if np.shape(found["mu"]) != (widths["features"],):
+    return (
+      f"{path}: mu has the shape {list(np.shape(found['mu']))}, and {network.label} has "
+      f"{widths['features']} features, so it is of another network: choose that --network, or "
+      "another reference"
+    )
+  width = widths["features"]
+  if np.shape(found["sigma"]) != (width, width):
+    return f"{path}: sigma has the shape {list(np.shape(found['sigma']))}, not [{width}, {width}]"
+  return ""
+
+
+def write_statistics(path, network, moments):
+  """Writes moments {part: Moments} of a network's features as an .npz that open_reference reads."""
+  arrays = {"network": network.name, "weights_sha256": network.weights_sha256}
+  for part, (mean, covariance) in _PARTS.items():
+    if part in moments:
+      arrays |= {mean: moments[part].mean, covariance: moments[part].covariance}
+      arrays["count"] = moments[part].count
+  data = io.BytesIO()
+  np.savez(data, **arrays)
+  write_atomically(path, data.getvalue())
+
+
+def write_npz(path, stores_images, labels, count, size):
+  """Writes samples as ADM's evaluator reads them: arr_0 uint8 [count, H, W, 3] and, unless labels
+  is None, arr_1 [count]. stores_images: yields them a part at a time."""
+  header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
+  with open_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+      np.lib.format.write_array_header_1_0(member, header)
+      for images in stores_images:
+        member.write(np.ascontiguousarray(images).tobytes())
+    if labels is not None:
+      with archive.open("arr_1.npy", "w") as member:
+        np.lib.format.write_array(member, np.asarray(labels, np.int64))

@@ -1,0 +1,159 @@
+"""Style transfer measured over pairs of content and style: a row for each method.
+
+Figures of every pair are kept in shards (feature_store), so that a killed run goes on.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import imgtx_jax
+from imgtx_jax.evaluate import runner
+from imgtx_jax.evaluate.feature_store import FeatureStore
+from imgtx_jax.evaluate.style.style_measures import CONTENT, METRICS, Measures, describe
+from imgtx_jax.evaluate.style.style_methods import Model
+from imgtx_jax.evaluate.style.style_pairs import Outputs, RepeatedOutputs
+from imgtx_jax.training.memory import peak_memory_bytes
+
+LEAST_SIDE = 32  # of images: AlexNet's, rounded up
+SHARD = 32  # pairs: what a kill loses
+_REPEATS = 5  # of which the median time counts
+
+
+def default_batch(size):
+  """Images of side `size` at a time: VGG16 takes about 2 GB for them."""
+  return max(1, 8 * 256**2 // size**2)
+
+
+def run(pairs, methods, *, out, batch_size, leak_pairs, leak_rounds, report=None):
+  """Measures methods on Pairs; a dict of rows, leak, protocol and timing, or None in other
+  processes than the first.
+
+  out: the folder that figures are kept in. leak_pairs: on so many pairs each method that can is
+  applied leak_rounds times to its own output in the same style; 0: none. report: see
+  evaluation.Progress.
+  """
+  timing = {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+  # Before the judging networks are in memory: the model's own peak.
+  timed = sorted((m for m in methods if m.repeats), key=lambda m: not isinstance(m, Model))
+  timing["methods"] = {m.name: time_method(m, pairs) for m in timed}
+  measures = Measures(pairs, batch_size)
+  options = dict(out=Path(out) / "features", batch_size=batch_size, report=report)
+  stores = {m.name: _fill(Outputs(m, pairs), measures.extractor(), **options) for m in methods}
+  leaks = {}
+  for method in methods if leak_pairs else ():
+    if method.repeats:
+      images = RepeatedOutputs(method, pairs, count=leak_pairs, rounds=leak_rounds)
+      store = _fill(images, measures.repeated_extractor(), **options)
+      leaks[method.name] = images, store
+  if jax.process_index():
+    return None
+  timing["peak_memory_bytes"] = peak_memory_bytes()
+  return {
+    "rows": {name: _means(store, METRICS) for name, store in stores.items()},
+    "leak": {
+      name: {str(r): _means(store, CONTENT, i) for i, r in enumerate(images.seen)}
+      for name, (images, store) in leaks.items()
+    },
+    "protocol": _protocol(pairs, methods, leaks),
+    "timing": timing,
+  }
+
+
+def _fill(images, extractor, *, out, batch_size, report):
+  """The FeatureStore of an image set, filled."""
+
+  def make():
+    return FeatureStore(out, extractor, images.fingerprint, versions(), images.count, SHARD)
+
+  with runner.agreement():
+    store = make() if jax.process_index() == 0 else None
+  store = store or make()
+  title = f"{images.method.name}, repeated" if extractor.name == "leak" else images.method.name
+  runner.fill(title, images, [(store, extractor)], batch_size, report)
+  return store
+
+
+def versions():
+  """Of what computes the figures."""
+  return {"imgtx_jax": imgtx_jax.__version__, "jax": jax.__version__}
+
+
+def _means(store, names, column=None):
+  """{name: {"value", "deviation"}} over pairs; column: of the round."""
+  found = {}
+  for name in names:
+    values = store.read(name).astype(np.float64)
+    values = values if column is None else values[:, column]
+    found[name] = {"value": float(values.mean()), "deviation": float(values.std())}
+  return found
+
+
+def _protocol(pairs, methods, leaks):
+  found = {
+    "metrics": ["style"],
+    "pairs": pairs.fingerprint,
+    "methods": {method.name: method.fingerprint for method in methods},
+    "networks": describe(),
+    "deviation": "over pairs, which share contents and styles: no standard error",
+    "versions": versions(),
+  }
+  for images, _ in leaks.values():
+    found["leak"] = {"pairs": images.count, "rounds": images.rounds, "bits": 8}
+  return found
+
+
+def time_method(method, pairs):
+  """Seconds a pair with the style at hand, after compilation, one pair at a time; of a Model also
+  seconds a style and the peak memory in bytes (on a CPU, that of the process so far)."""
+  row = np.zeros(1, np.int64)
+  content = pairs.content(row)
+  if not isinstance(method, Model):
+    return {"seconds_a_pair": _seconds(lambda: method.apply(content, pairs, row))}
+  single = method.single()
+  found = {
+    "seconds_a_pair": _seconds(lambda: single.apply(content, pairs, row)),
+    "seconds_a_style": _seconds(lambda: single.encode(pairs.style(row)[0])),
+  }
+  return found | {"peak_memory_bytes": peak_memory_bytes()}
+
+
+def _seconds(function):
+  """The median time of a call, in seconds; the first one compiles and does not count."""
+  function()
+  taken = []
+  for _ in range(_REPEATS):
+    began = time.monotonic()
+    function()
+    taken.append(time.monotonic() - began)
+  return float(np.median(taken))
+
+
+def table(found):
+  """Lines: a row a method, then what repetition does to content."""
+  heads = [f"{label} {better}".rstrip() for label, better, _ in METRICS.values()] + ["s a pair"]
+  rows = [["", *heads]]
+  for name, figures in found["rows"].items():
+    seconds = found["timing"]["methods"].get(name, {}).get("seconds_a_pair")
+    cells = [f"{figures[metric]['value']:.4g}" for metric in METRICS]
+    rows.append([name, *cells, "" if seconds is None else f"{seconds:.3g}"])
+  lines = _aligned(rows)
+  for name, rounds in found["leak"].items():
+    rows = [[f"{name}, applied", *heads[: len(CONTENT)]]]
+    for count, figures in rounds.items():
+      rows.append([f"{count} ×", *(f"{figures[metric]['value']:.4g}" for metric in CONTENT)])
+    lines += ["", *_aligned(rows)]
+  return lines
+
+
+def _aligned(rows):
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    "  ".join(
+      cell.rjust(width) if place else cell.ljust(width)
+      for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  ]

@@ -1,0 +1,151 @@
+"""The methods that evaluation compares: baselines, a trained stylizer, a folder of outputs."""
+
+import abc
+import copy
+import functools
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from imgtx_jax.data import sources, transforms
+from imgtx_jax.errors import UserError
+from imgtx_jax.evaluate import feature_networks, image_sets
+from imgtx_jax.metrics import style as style_metrics
+from imgtx_jax.style_transfer.stylizer import load_stylizer, mix
+from imgtx_jax.training import workdir
+
+_KEPT = 64  # styles in memory
+_MODEL = ("patch", "tokenizer_kind", "encoder.", "quantizer.", "generator.", "style_encoder.")
+
+
+class Method(abc.ABC):
+  """name: of its row; fingerprint: {name: plain value} of all that decides its outputs; repeats:
+  whether it can be applied to its own output."""
+
+  name: str
+  fingerprint: dict
+  repeats = False
+
+  @abc.abstractmethod
+  def apply(self, contents, pairs, rows):
+    """uint8 images [n, S, S, 3] in the styles of the Pairs' rows int [n]; the same shape."""
+
+
+class Identity(Method):
+  """The content as it is: the best of content measures."""
+
+  name, fingerprint = "identity", {}
+
+  def apply(self, contents, pairs, rows):
+    return contents
+
+
+class StyleCopy(Method):
+  """The style image in the place of the output: the best of style measures."""
+
+  name, fingerprint = "style copy", {}
+
+  def apply(self, contents, pairs, rows):
+    return pairs.style(rows)
+
+
+class ColorTransfer(Method):
+  """Mean and deviation of each colour channel."""
+
+  name, repeats = "colour mean-std", True
+  fingerprint = {"rule": "mean and deviation of each RGB channel, clipped"}
+
+  def apply(self, contents, pairs, rows):
+    images, styles = (x.astype(np.float32) / 127.5 - 1 for x in (contents, pairs.style(rows)))
+    return transforms.denormalize(style_metrics.transfer_color(images, styles))
+
+
+class Model(Method):
+  """A stylizer.Stylizer; a style is encoded once for as long as it is among the last that were
+  used. config: its work directory's. strength in [0, 1]: of the style."""
+
+  name, repeats = "this model", True
+
+  def __init__(self, stylizer, config, batch_size, strength=1.0):
+    self.stylizer, self.batch_size, self.strength = stylizer, batch_size, strength
+    if strength < 1:
+      self.name, self.repeats = f"strength {strength:g}", False
+    self._style = functools.lru_cache(_KEPT)(lambda pairs, i: self.encode(pairs.styles.read(i)))
+    self.fingerprint = {
+      "weights": feature_networks.digest(stylizer.weights),
+      "networks": feature_networks.hyperparameters(config, _MODEL),
+    }
+    if strength < 1:
+      self.fingerprint["strength"] = strength
+
+  def apply(self, contents, pairs, rows):
+    parts = []
+    for start in range(0, len(rows), self.batch_size):
+      # The last batch is filled up: no second program for its size.
+      batch = np.arange(start, start + self.batch_size) % len(rows)
+      styles = [self._style(pairs, i) for i in pairs.places[rows[batch], 1].tolist()]
+      style = jax.tree.map(lambda *x: np.concatenate(x), *styles)
+      images = self.stylizer.render(contents[batch].astype(np.float32) / 127.5 - 1, style)
+      parts.append(transforms.denormalize(np.asarray(images)))
+    return np.concatenate(parts)[: len(rows)]
+
+  def single(self):
+    """The same one, an image at a time."""
+    found = copy.copy(self)
+    found.batch_size = 1
+    return found
+
+  def encode(self, style):
+    """The Style, at the strength, of one image, uint8 [S, S, 3]; batch 1, NumPy arrays."""
+    style = self.stylizer.styles(style[None].astype(np.float32) / 127.5 - 1)
+    if self.strength < 1:
+      parts = [1.0 - self.strength, self.strength]
+      style = mix([self.stylizer.null(1), style], parts)
+    return jax.device_get(style)
+
+
+class Files(Method):
+  """Another method's outputs: FOLDER/CONTENT--STYLE.png (or .jpg, .webp), of any size."""
+
+  def __init__(self, name, folder, pairs):
+    self.name, self.folder = name, folder
+    if not Path(folder).is_dir():
+      raise UserError(f"--outputs={name}={folder} is no folder of images; name one that is there")
+    source = sources.open_files(folder)
+    self.fingerprint = image_sets.folder_fingerprint(source)
+    found = {os.path.splitext(file)[0]: file for file in source.files}
+    missing = [row for row in range(pairs.count) if pairs.name(row) not in found]
+    if missing:
+      raise UserError(
+        f"--outputs={name}={folder} lacks {len(missing)} of {pairs.count} outputs, such as "
+        f"{pairs.name(missing[0])}.png (the names of content and style): add them, or leave it out"
+      )
+    self.files = [os.path.join(folder, found[pairs.name(row)]) for row in range(pairs.count)]
+
+  def apply(self, contents, pairs, rows):
+    return np.stack([transforms.read_image(self.files[row], pairs.size) for row in rows])
+
+
+def open_methods(pairs, *, directory, outputs, batch_size, checkpoint="last", strengths=()):
+  """The Methods to compare on Pairs: the baselines, the style stage of a work directory (or None;
+  checkpoint: its "last" or "best") at strength 1 and at each of strengths, and the folders of
+  outputs, texts NAME=FOLDER."""
+  methods = [Identity(), StyleCopy(), ColorTransfer()]
+  if directory:
+    config, _ = workdir.read(directory)
+    stylizer = load_stylizer(directory, checkpoint)
+    if pairs.size % stylizer.multiple:
+      raise UserError(
+        f"--image_size={pairs.size} is no multiple of {stylizer.multiple}, the patch of the style "
+        f"stage in {directory}: ask for one"
+      )
+    strengths = sorted({*strengths, 1})
+    methods += [Model(stylizer, config, batch_size, strength) for strength in strengths]
+  for text in outputs:
+    name, _, folder = text.partition("=")
+    if not name or not folder or name in [method.name for method in methods]:
+      raise UserError(f"--outputs={text}: give NAME=FOLDER, each NAME once")
+    methods.append(Files(name, folder, pairs))
+  return methods

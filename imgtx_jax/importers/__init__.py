@@ -1,1 +1,0 @@
-"""Readers of published weights: each gives plain trees of float32 NumPy arrays."""

@@ -1,0 +1,70 @@
+"""FID's InceptionV3: the published .pth becomes one .safetensors file, which evaluation reads.
+
+`python -m imgtx_jax.convert inception` writes it, with the sha256 of its source in its metadata.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from imgtx_jax.errors import UserError
+from imgtx_jax.io.atomic import write_atomically
+from imgtx_jax.pretrained import state_dict
+from imgtx_jax.pretrained.batch_norm_folding import fold
+from imgtx_jax.pretrained.inception import shapes
+
+FILE = "pt_inception-2015-12-05-6726825d.pth"
+PUBLISHED = "6726825d"  # how the sha256 of the published file begins: PyTorch's way of naming
+_KIND = "imgtx_jax inception"
+
+
+def default_path():
+  """Where the converted weights lie: inception.safetensors in $IMGTX_CACHE or
+  ~/.cache/imgtx_jax."""
+  folder = os.environ.get("IMGTX_CACHE") or Path.home() / ".cache" / "imgtx_jax"
+  return Path(folder) / "inception.safetensors"
+
+
+def params_of(weights):
+  """The params that models.inception takes, from {name: Weight} of the published file; UserError
+  if a weight is missing, left over or of another shape."""
+  names = {name: (f"{name}.conv", f"{name}.bn") for name in shapes()} | {"fc": ("fc", None)}
+  return fold(weights, shapes(), names, "FID's InceptionV3")
+
+
+def write(path, params, source):
+  """Writes converted params; source: {"source_file", "source_sha256"} of what they came from."""
+  flat = {f"{layer}.{part}": x for layer, parts in params.items() for part, x in parts.items()}
+  write_atomically(path, safetensors.numpy.save(flat, {"kind": _KIND} | source))
+
+
+def load(path=None):
+  """(params, the sha256 of the file that they were converted from); UserError with the command to
+  run if they are not there."""
+  path = Path(path or default_path())
+  remedy = f"python -m imgtx_jax.convert inception {FILE}"
+  if not path.is_file():
+    raise UserError(
+      f"FID needs InceptionV3's weights, and there is no {path}: fetch {FILE} from the releases of "
+      f"github.com/mseitzer/pytorch-fid, then {remedy}"
+    )
+  try:
+    weights = state_dict.read_file(path, ())
+    with safetensors.safe_open(path, framework="np") as file:
+      source = file.metadata() or {}
+  except UserError as error:
+    raise UserError(f"{path}: {error}, or {remedy}") from error
+  wanted = {}
+  for layer, shape in shapes().items():
+    wanted |= {f"{layer}.kernel": shape, f"{layer}.bias": shape[-1:]}
+  found = {name: weight.shape for name, weight in weights.items()}
+  if source.get("kind") != _KIND or found != wanted:
+    raise UserError(f"{path} holds something else than converted InceptionV3 weights: {remedy}")
+  read = {name: np.asarray(weight.read()) for name, weight in weights.items()}
+  params = {
+    layer: {part: read[f"{layer}.{part}"] for part in ("kernel", "bias")} for layer in shapes()
+  }
+  return params, source["source_sha256"]

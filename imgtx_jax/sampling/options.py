@@ -1,0 +1,76 @@
+"""How images are drawn: all that config.sample and the flags of the sample command can set."""
+
+import dataclasses
+
+from imgtx_jax.errors import UserError
+from imgtx_jax.sampling.autoregressive import Decoding
+from imgtx_jax.sampling.refinement import Refinement
+
+# The numbers of config.sample: name → (least, most, what a stage must draw with for it to matter).
+RANGES = {
+  "cfg_scale": (0, 100, "codes"),
+  "cfg_start": (0, 1, "codes"),
+  "cfg_stop": (0, 1, "codes"),
+  "cfg_power": (0, 100, "codes"),
+  "temperature": (0, 100, "codes"),
+  "top_k": (0, None, "codes"),
+  "top_p": (0, 1, "codes"),
+  "truncation": (0, 1, "noise"),
+  "w_scale": (0, 100, "noise"),
+  "refine_steps": (0, 1000, "condition vectors"),
+  "refine_rate": (0, 1, "condition vectors"),
+  "refine_radius": (0, 1, "condition vectors"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How images are drawn.
+
+  codes: from the GPT. truncation ψ: the generator's noise is ψ·z, z standard normal (after
+  arXiv:1809.11096); 1 is none, 0 the one image in the middle. Scaled rather than cut off: 1 is then
+  exactly none, and one z makes the same image at every ψ, from its own to the middle one.
+  w_scale s: guidance in modulation space, w = w₀ + s (w_label − w₀) where w₀ is the mapping of the
+  same noise with the null label; 1 is none. Both trade diversity for fidelity.
+  refinement: of the condition vectors; see refine.py.
+  """
+
+  codes: Decoding = Decoding()
+  truncation: float = 1.0
+  w_scale: float = 1.0
+  refinement: Refinement = Refinement()
+
+
+def make_sampling(values):
+  """Sampling from a flat dict with the keys of config.sample."""
+  values = dict(values)
+  names = [field.name for field in dataclasses.fields(Refinement)]
+  refinement = Refinement(**{name: values.pop(f"refine_{name}") for name in names})
+  codes = Decoding(**{f.name: values.pop(f.name) for f in dataclasses.fields(Decoding)})
+  return Sampling(codes=codes, refinement=refinement, **values)
+
+
+def as_values(options):
+  """The flat dict that make_sampling takes."""
+  values = dataclasses.asdict(options)
+  refinement = {f"refine_{name}": value for name, value in values.pop("refinement").items()}
+  return values.pop("codes") | values | refinement
+
+
+def with_option(options, name, value):
+  """Sampling with another value of one key of config.sample."""
+  values = as_values(options)
+  return make_sampling(values | {name: type(values[name])(value)})
+
+
+def check_flag(name, value, stage):
+  """UserError for a flag that was given, unless it matters to the stage.
+
+  stage.draws_with: what its images are drawn with, of those named in RANGES.
+  """
+  needed = RANGES[name][2] if name in RANGES else "codes"
+  if needed not in stage.draws_with:
+    raise UserError(
+      f"--{name}={value} is about {needed}, and the {stage.name} stage of this work directory "
+      f"draws with {' and '.join(stage.draws_with)} only; leave it out"
+    )

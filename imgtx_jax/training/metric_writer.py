@@ -1,0 +1,97 @@
+"""The metrics of one stage: JSON lines, and TensorBoard events beside them."""
+
+import json
+import math
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from imgtx_jax.io.atomic import explain_disk, write_atomically
+
+_FILE = "metrics.jsonl"
+
+
+class MetricLog:
+  """Appends to a stage's metrics; survives kills and goes on after a resume.
+
+  writes: False for the processes of a run that leave writing to the first.
+  """
+
+  def __init__(self, directory, *, writes=True):
+    self._directory, self._writes = Path(directory), writes
+    if writes:
+      self._directory.mkdir(parents=True, exist_ok=True)
+    self._path = self._directory / _FILE
+    self._events = None
+    self._first_step = 0
+    if writes and self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+      self._keep(lambda record: True)  # a kill or a full disk left half a line
+
+  def write(self, step, seconds, metrics):
+    """One line: the step, seconds since the stage's first start, and {name: scalar}."""
+    if not self._writes:
+      return
+    values = {name: float(f"{float(value):.9g}") for name, value in metrics.items()}
+    record = {"step": int(step), "seconds": round(float(seconds), 3)}
+    # JSON knows no NaN; read_metrics gives it back.
+    record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+    with explain_disk(self._path):
+      with open(self._path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+      events = self._open_events()
+      for name, value in values.items():
+        if math.isfinite(value):
+          events.add_scalar(name, value, int(step))
+      events.flush()
+
+  def truncate(self, step):
+    """Forgets every line after step, here and in TensorBoard: training goes on from step."""
+    self.close()
+    self._first_step = int(step) + 1
+    if self._writes and self._path.exists():
+      self._keep(lambda record: record["step"] <= step)
+
+  def close(self):
+    """Closes the events file; a later write opens another."""
+    if self._events is not None:
+      self._events.close()
+      self._events = None
+
+  def _open_events(self):
+    if self._events is None:
+      # purge_step tells TensorBoard to forget what an earlier events file holds from there on. The
+      # suffix keeps two files of the same second apart.
+      self._events = SummaryWriter(
+        logdir=str(self._directory),
+        purge_step=self._first_step or None,
+        filename_suffix=f".{self._first_step}",
+      )
+    return self._events
+
+  def _keep(self, wanted):
+    kept = [json.dumps(record) for record in _parse(self._path) if wanted(record)]
+    write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
+
+
+def read_metrics(directory):
+  """A stage's metrics as one dict a line, in order; [] if there are none, NaN for null."""
+  path = Path(directory) / _FILE
+  if not path.exists():
+    return []
+  return [
+    {name: math.nan if value is None else value for name, value in record.items()}
+    for record in _parse(path)
+  ]
+
+
+def _parse(path):
+  """The whole lines of path; half a line, as a killed writer leaves it, is passed over."""
+  records = []
+  for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if isinstance(record, dict) and "step" in record:
+      records.append(record)
+  return records

@@ -1,0 +1,78 @@
+"""Starting from another work directory: its tokenizer and GPT become finished stages of this one.
+
+config.finetune_from names it; it may hold imported weights (imgtx_jax.convert) or what was trained
+there, of the same networks, on other classes.
+"""
+
+import numpy as np
+
+from imgtx_jax.config import defaults as configs
+from imgtx_jax.errors import UserError
+from imgtx_jax.training import workdir
+
+STAGES = ("tokenizer", "pretrain")
+# What the adopted networks are made of: all keys that begin so must be equal.
+_NETWORKS = ("patch", "data.image_size", "tokenizer_kind", "encoder.", "quantizer.", "vqgan.")
+_GPT = (
+  *("gpt.width", "gpt.layers", "gpt.heads", "gpt.hidden", "gpt.qk_norm", "gpt.layer_scale"),
+  *("gpt.attention", "gpt.spectral_norm"),
+)
+_ORDER = ("gpt.order", "gpt.target_position")
+
+
+def adopt(config, directory, class_names):
+  """Writes the stages tokenizer and pretrain of config.finetune_from into directory, where they are
+  not finished yet. UserError if it has none, or other networks."""
+  tasks = [workdir.StageRun(1, stage) for stage in STAGES]
+  if all(workdir.is_finished(directory, task) for task in tasks):
+    return
+  source = config.finetune_from
+  theirs, their_names = workdir.read(source)
+  _check(config, theirs, source)
+  done = workdir.finished(theirs, source)
+  missing = [stage for stage in STAGES if stage not in {task.stage for task in done}]
+  if missing:
+    raise UserError(
+      f"config.finetune_from={source} has not finished {', '.join(missing)}; finish it there, or "
+      "convert published weights (python -m imgtx_jax.convert)"
+    )
+  results = workdir.results(source, done, theirs.start_from)
+  pretrain = results["pretrain"]
+  # A later fine-tuning has trained the GPT on.
+  gpt = results.get("finetune", pretrain)["ema"]["gpt"]
+  gpt["label"]["embedding"] = label_table(gpt["label"]["embedding"], their_names, class_names)
+  origin = {"adopted": str(source)}
+  workdir.write_finished(directory, "tokenizer", results["tokenizer"]["ema"], {}, origin)
+  workdir.write_finished(directory, "pretrain", {"gpt": gpt}, pretrain["variables"], origin)
+  known = len(set(their_names) & set(class_names))
+  print(
+    f"adopted tokenizer and pretrain of {source}; {known} of {len(class_names)} classes were known "
+    "there by name, the others start from the null class",
+    flush=True,
+  )
+
+
+def label_table(table, their_names, class_names):
+  """A table of label embeddings [K' + 1, D] for other classes: [K + 1, D].
+
+  A class of the same name keeps its row; a new one starts from the null class's, the last.
+  """
+  rows = [
+    their_names.index(name) if name in their_names else len(their_names) for name in class_names
+  ]
+  return np.asarray(table)[[*rows, len(their_names)]]
+
+
+def _check(config, theirs, source):
+  """UserError naming the first key in which the networks differ."""
+  keys = (*_NETWORKS, *_GPT, *_ORDER)
+  if theirs.tokenizer_kind == "transformer":
+    keys += ("generator.",)  # its decoder, which fine-tuning starts from
+  ours, others = configs.flatten(config), configs.flatten(theirs)
+  for key in sorted(others):
+    running = key.rpartition(".")[2] in configs.RUNNING
+    if key.startswith(keys) and not running and ours[key] != others[key]:
+      raise UserError(
+        f"config.{key} is {ours[key]!r}, and {others[key]!r} in config.finetune_from={source}; "
+        f"take its config: --config configs/from_workdir.py:{source}"
+      )

@@ -1,0 +1,358 @@
+"""Bad values give one line each; every config file builds and traces every one of its stages."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from imgtx_jax import stages
+from imgtx_jax.cli import flag_errors
+from imgtx_jax.config import defaults as configs
+from imgtx_jax.config import validation
+from imgtx_jax.errors import UserError
+from imgtx_jax.training import workdir
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted(path.name for path in ROOT.glob("configs/*.py"))
+ARGUMENTS = {
+  "imagenet256.py": ["b", "l", "xl", "xxl", "3b"],
+  "style_small.py": ["photos,paintings"],
+  "tiny_imagenet.py": ["small", "base"],
+  "folder.py": ["64", "256"],
+  "gan_gat.py": ["imagenet256", "small"],
+  "gan_r3.py": ["imagenet64", "small"],
+  "gan_vit.py": ["cifar10", "small"],
+}
+SPECS = [f"{file}:{a}" if a else file for file in FILES for a in ARGUMENTS.get(file, [""])]
+CLASSES = 10
+
+
+# -- Bad values ------------------------------------------------------------------------------------
+
+BAD = [
+  ({"stages": ("tokenizer", "train")}, "'train'"),
+  ({"stages": ()}, "empty"),
+  ({"rounds": 0}, "0"),
+  ({"dtype": "float16"}, "'float16'"),
+  ({"parallel.mode": "gpu"}, "'gpu'"),
+  ({"parallel.rules": ("codebook=none", "head")}, "'head'"),
+  ({"parallel.rules": ("(=1",)}, "'(=1'"),
+  ({"parallel.rules": ("head=-1",)}, "'head=-1'"),
+  ({"pretrain.accumulate": 0}, "0"),
+  ({"pretrain.accumulate": 3}, "3"),
+  ({"data.crop": "middle"}, "'middle'"),
+  ({"data.max_scale": 0.3}, "0.3"),
+  ({"quantizer.kind": "rq"}, "'rq'"),
+  ({"gpt.order": "zigzag"}, "'zigzag'"),
+  ({"tokenizer_kind": "mlp"}, "'mlp'"),
+  ({"patch": 5}, "5"),
+  ({"patch": 0}, "0"),
+  ({"data.image_size": 30}, "30"),
+  ({"discriminator.patch": 3}, "3"),
+  ({"discriminator.overlap": 9}, "9"),
+  ({"encoder.width": 130}, "130"),
+  ({"gpt.heads": 5}, "heads"),
+  ({"generator.heads": 0}, "heads"),
+  ({"generator.layers": 0}, "0"),
+  ({"encoder.remat": "some"}, "'some'"),
+  ({"gpt.unroll": 0}, "config.gpt.unroll=0"),
+  ({"gpt.implementation": "fast"}, "'fast'"),
+  ({"generator.taps": (4,)}, "(4,)"),
+  ({"generator.taps": (0,)}, "(0,)"),
+  ({"generator.taps": (2, 1)}, "(2, 1)"),
+  ({"generator.taps": (1, 1)}, "(1, 1)"),
+  ({"tokenizer.steps": 0}, "0"),
+  ({"pretrain.batch_size": 0}, "0"),
+  ({"finetune.batch_size": 30}, "30"),
+  ({"pretrain.optimizer.schedule": "linear"}, "'linear'"),
+  ({"finetune.gpt_optimizer.schedule": "linear"}, "'linear'"),
+  ({"finetune.adversary.optimizer.schedule": "linear"}, "'linear'"),
+  ({"tokenizer.adversary.loss": "wasserstein"}, "'wasserstein'"),
+  ({"finetune.adversary.penalty": "none"}, "'none'"),
+  ({"finetune.adversary.augment": ("color", "blur")}, "'blur'"),
+  ({"finetune.prefix_none_share": 0.9}, "1.2"),
+  ({"finetune.memory": "codes"}, "'codes'"),
+  ({"discriminator.attention": "l1"}, "'l1'"),
+  ({"sample.truncation": 1.5}, "1.5"),
+  ({"sample.refine_radius": -1.0}, "-1"),
+  ({"finetune.gpt_trained": "some"}, "'some'"),
+  ({"finetune.gpt_trained": "last:7"}, "the 6 layers"),
+  ({"guard": "wait"}, "'wait'"),
+  ({"guard_lines": 0}, "0"),
+  ({"finetune.adversary.updates": 0}, "0"),
+  ({"keep_checkpoints": 0}, "0"),
+  ({"finetune.adversary.class_weight": -1.0}, "-1"),
+  ({"finetune.reconstruct_all_steps": -5}, "-5"),
+  ({"tokenizer.adversary.penalty_every": 0}, "0"),
+  ({"metrics.fd_images": 1}, "1"),
+  ({"metrics.fd_images": 20_000}, "20000"),
+  ({"metrics.fd_images": 8, "data.image_size": 8, "discriminator.patch": 4}, "image_size=8"),
+  ({"best_mode": "most"}, "'most'"),
+  ({"start_from": "first"}, "'first'"),
+  ({"start_from": "best"}, "config.best_metric is empty"),
+  ({"tokenizer.continuous_share": 1.5}, "1.5"),
+  ({"encoder.window": 3}, "3"),
+  ({"generator.window": -2}, "-2"),
+  ({"gpt.window": 8}, "8"),
+  ({"discriminator.window": 8}, "8"),
+  ({"style_encoder.heads": 5}, "heads"),
+]
+
+STYLE = [
+  ({"style.data.path": ""}, "empty"),
+  ({"style.data.crop": "middle"}, "'middle'"),
+  ({"style.data.min_scale": 0.0}, "0"),
+  ({"style.data.max_scale": 0.2}, "0.2"),
+  ({"style.batch_size": 0}, "0"),
+  ({"style.tokens": 0}, "0"),
+  ({"style.partial_share": -0.1}, "-0.1"),
+  ({"tokenizer_kind": "vqgan", "patch": 16}, "'vqgan'"),
+]
+
+
+@pytest.mark.parametrize("changes, value", STYLE, ids=[str(changes) for changes, _ in STYLE])
+def test_a_bad_value_of_the_style_stage_is_named(changes, value):
+  config = configs.default()
+  config.stages = ("tokenizer", "style")
+  config.style.data.path = "paintings"
+  validation.check(config)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError) as caught:
+    validation.check(config)
+  message, key = str(caught.value), next(iter(changes))
+  assert "\n" not in message and f"config.{key}" in message and value in message
+
+
+@pytest.mark.parametrize("changes, value", BAD, ids=[str(changes) for changes, _ in BAD])
+def test_a_bad_value_is_named_in_one_line(changes, value):
+  config = configs.default()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError) as caught:
+    validation.check(config)
+  message, (key, *_) = str(caught.value), changes
+  assert "\n" not in message and f"config.{key}" in message and value in message
+
+
+VQGAN = [
+  ({"patch": 8}, "8"),
+  ({"vqgan.multipliers": (1, 2)}, "config.patch=4"),
+  ({"vqgan.multipliers": (1, 0, 2)}, "(1, 0, 2)"),
+  ({"vqgan.multipliers": ()}, "()"),
+  ({"vqgan.channels": 48}, "48"),
+  ({"vqgan.z_channels": 0}, "0"),
+  ({"vqgan.decoder_blocks": 0}, "0"),
+]
+
+
+@pytest.mark.parametrize("changes, value", VQGAN, ids=[str(changes) for changes, _ in VQGAN])
+def test_a_bad_value_of_the_convolutional_tokenizer_is_named_if_it_is_chosen(changes, value):
+  config = configs.default()
+  config.vqgan.multipliers = (1, 1, 2)
+  config.update_from_flattened_dict(changes)
+  validation.check(config)
+  config.tokenizer_kind = "vqgan"
+  with pytest.raises(UserError) as caught:
+    validation.check(config)
+  message, (key,) = str(caught.value), changes
+  assert "\n" not in message and f"config.{key}" in message and value in message
+
+
+def test_sharding_rules_are_pairs():
+  config = configs.default()
+  config.parallel.rules = ("codebook=none", "head/(a|b)=1")
+  assert configs.sharding_rules(config) == [("codebook", None), ("head/(a|b)", 1)]
+
+
+def test_the_defaults_are_fine():
+  validation.check(configs.default())
+
+
+def test_attention_by_distance_is_refused_where_it_is_not_there():
+  config = configs.default()
+  config.discriminator.attention = "l2"
+  validation.check(config)
+  config.discriminator.implementation = "cudnn"
+  with pytest.raises(UserError, match="config.discriminator.implementation='cudnn'.*'xla'"):
+    validation.check(config)
+
+
+def test_only_the_stages_that_run_are_checked():
+  config = configs.default()
+  config.stages = ("tokenizer",)
+  config.pretrain.batch_size = 30
+  validation.check(config)
+
+
+# -- Files -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+  """A function from FILE.py[:argument] in configs/ to its config."""
+
+  def get(spec):
+    if spec == "from_workdir.py":
+      directory = tmp_path_factory.mktemp("source")
+      workdir.claim(configs.default().lock(), directory, ["cat"])
+      spec += f":{directory}"
+    return flag_errors.load(f"{ROOT}/configs/{spec}")
+
+  return get
+
+
+@pytest.fixture(params=SPECS)
+def config(request, load):
+  """The config of one file, with one argument."""
+  return load(request.param)
+
+
+def test_there_are_configs():
+  assert {"quickstart.py", *ARGUMENTS} <= set(FILES)
+
+
+def test_every_config_is_whole_locked_and_good(config, monkeypatch):
+  # Its batch is for a machine that its mesh fits.
+  monkeypatch.setattr(jax, "device_count", lambda: config.parallel.fsdp)
+  validation.check(config)
+  assert config.is_locked
+  assert set(configs.flatten(config)) == set(configs.flatten(configs.default()))
+
+
+def test_every_config_survives_its_work_directory(config, tmp_path):
+  workdir.claim(config, tmp_path, ["cat", "dog"])
+  flat = json.loads((tmp_path / "config.json").read_text())
+  assert flat["generator.taps"] == list(config.generator.taps)
+  found, names = workdir.read(tmp_path)
+  assert found == config and found.is_locked and names == ["cat", "dog"]
+  assert [type(v) for _, v in found.items()] == [type(v) for _, v in config.items()]
+  workdir.claim(found, tmp_path, names)  # and is the same config to a second start
+
+
+def test_a_key_that_came_later_counts_as_its_default(tmp_path):
+  config = configs.default()
+  workdir.claim(config, tmp_path, ["cat"])
+  flat = json.loads((tmp_path / "config.json").read_text())
+  del flat["gpt.drop_path"]
+  (tmp_path / "config.json").write_text(json.dumps(flat))
+  config.gpt.drop_path = 0.1
+  with pytest.raises(UserError, match="gpt.drop_path is 0.0 there and 0.1 here"):
+    workdir.claim(config, tmp_path, ["cat"])
+  config.gpt.drop_path = 0.0
+  workdir.claim(config, tmp_path, ["cat"])
+
+
+def test_a_key_that_is_gone_is_named(tmp_path):
+  workdir.claim(configs.default(), tmp_path, ["cat"])
+  flat = json.loads((tmp_path / "config.json").read_text())
+  (tmp_path / "config.json").write_text(json.dumps(flat | {"gpt.vanished": 1}))
+  with pytest.raises(UserError, match="has gpt.vanished, which this version"):
+    workdir.read(tmp_path)
+
+
+def describe(tree):
+  """Shapes and types of a tree."""
+  return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_config_traces_all_its_stages(file, load, random_vgg):
+  """With its first argument: larger variants are the same program, and take long to trace."""
+  config = load(next(spec for spec in SPECS if spec.startswith(file)))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  size, restored = config.data.image_size, {}
+  for task in workdir.stage_runs(config):
+    stage = stages.build(task.stage, config, CLASSES)
+    shape = (stage.batch_size, size, size, 3)
+    assert set(stage.sources) <= set(restored)
+    state = jax.eval_shape(
+      lambda key, restored, stage=stage, shape=shape: stage.init(key, shape, restored),
+      key,
+      restored,
+    )
+    batch = {
+      "image": jax.ShapeDtypeStruct(shape, np.uint8),
+      "label": jax.ShapeDtypeStruct(shape[:1], np.int32),
+    }
+    batch |= {name: batch["image"] for name in stage.companion_names}
+    after, metrics = jax.eval_shape(functools.partial(stage.step, axis=None), state, batch, key)
+    assert describe(after) == describe(state)
+    assert "loss" in metrics and all(m.shape == () for m in metrics.values())
+    if stage.refresh:
+      refreshed = jax.eval_shape(functools.partial(stage.refresh, axis=None), state, key)
+      assert describe(refreshed) == describe(state)
+    restored[task.stage] = {
+      name: getattr(state, name) for name in ("params", "ema", "variables", "step")
+    }
+
+
+# -- Flattening ------------------------------------------------------------------------------------
+
+
+def test_flatten_names_every_leaf_as_json_has_it():
+  flat = configs.flatten(configs.default())
+  assert json.loads(json.dumps(flat)) == flat
+  assert flat["finetune.adversary.optimizer.beta1"] == 0.0
+  assert flat["stages"] == ["tokenizer", "pretrain", "finetune"]
+  assert not any(isinstance(value, (dict, tuple)) for value in flat.values())
+
+
+def test_grid():
+  config = configs.default()
+  config.data.image_size, config.patch = 48, 4
+  assert configs.grid_shape(config) == (12, 12) and configs.num_codes(config) == 144
+
+
+def test_compute_dtype_is_float32_on_a_cpu_unless_asked():
+  config = configs.default()
+  assert configs.compute_dtype(config) == "float32"
+  config.dtype = "bfloat16"
+  assert configs.compute_dtype(config) == "bfloat16"
+
+
+# -- Small variants --------------------------------------------------------------------------------
+
+
+def shrink(config):
+  """The same experiment with networks, images and batches that compile and run in seconds."""
+  small = config.copy_and_resolve_references()
+  with small.unlocked():
+    small.data.image_size = 2 * max(small.patch, small.discriminator.patch)
+    for name in ("encoder", "generator", "gpt", "discriminator"):
+      small[name].update(dict(width=16, heads=2, layers=1, hidden=32, remat="none"))
+    small.generator.taps = ()
+    small.generator.head_channels = 4
+    small.vqgan.update(dict(channels=32, z_channels=8, encoder_blocks=1, decoder_blocks=1))
+    small.quantizer.codebook_size = 16
+    small.finetune.update(dict(noise_dim=4, modulation_dim=8, bank_rows=1))
+    small.gan.update(dict(noise_dim=4, modulation_dim=8))
+    for stage in ("tokenizer", "pretrain", "finetune", "gan"):
+      small[stage].update(dict(batch_size=4, steps=2))
+      small[stage].optimizer.warmup_steps = 0
+    for stage in ("tokenizer", "finetune"):
+      small[stage].lpips_weight = 0.0  # its weights are an extra
+    for stage in ("tokenizer", "finetune", "gan"):
+      small[stage].adversary.penalty_share = 0.5
+  return small
+
+
+# Fine-tuning beside the other tokenizer than main_test's: vqgan_test trains that one, and what the
+# rest of the files change, the test above traces.
+@pytest.mark.parametrize("file", ["imagenet256.py"])
+def test_a_small_variant_runs_two_steps_of_its_last_stage(file, load, quick_compilation):
+  config = shrink(load(file))
+  size, restored, key = config.data.image_size, {}, jax.random.key(0)
+  images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
+  batch = {"image": images, "label": np.arange(4, dtype=np.int32) % 3}
+  for name in config.stages:
+    stage = stages.build(name, config, 3)
+    state = before = stage.init(key, images.shape, restored)
+    restored[name] = {key: getattr(state, key) for key in ("params", "ema", "variables")}
+  step = jax.jit(functools.partial(stage.step, axis=None))
+  for _ in range(2):
+    state, metrics = step(state, batch, key)
+  assert all(np.isfinite(float(value)) for value in metrics.values()), metrics
+  moved = jax.tree.map(lambda a, b: np.any(np.asarray(a != b)), state.params, before.params)
+  assert any(jax.tree.leaves(moved)) and int(state.step) == 2

@@ -1,0 +1,47 @@
+"""Activations keep the split of the batch, under fsdp only; plans trace for their own platform."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from imgtx_jax.benchmark import model_flops
+from imgtx_jax.config import defaults
+from imgtx_jax.distributed import target
+from imgtx_jax.distributed.sharding import make_parallel
+from imgtx_jax.models import layers
+from imgtx_jax.models.transformer import Context, Transformer
+
+
+def constraints(jaxpr):
+  """Specs of the sharding constraints in a jaxpr and those inside it."""
+  found = []
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "sharding_constraint":
+      found.append(tuple(equation.params["sharding"].spec))
+    for inner in model_flops._inner_jaxprs(equation.params):
+      found += constraints(inner)
+  return found
+
+
+@pytest.mark.parametrize(("fsdp", "rows", "kept"), [(2, 8, True), (2, 6, False), (1, 8, False)])
+def test_activations_keep_the_split_of_the_batch(fsdp, rows, kept):
+  devices = make_parallel("jit", fsdp=fsdp)
+  network = Transformer(layers=2, heads=2, hidden=16)
+  x = jnp.zeros((rows, 4, 8))
+  context = Context(rope=layers.rope_table(layers.grid_coords(2, 2), 4))
+
+  def step(params, batch, rng, *, axis):
+    return network.apply(params, batch, context)[0]
+
+  params = jax.eval_shape(network.init, jax.random.key(0), x, context)
+  found = constraints(jax.make_jaxpr(devices._whole(step))(params, x, None).jaxpr)
+  assert set(found) == ({(("data", "fsdp"),)} if kept else set())
+  assert target.rows(x) is x  # no mesh, no constraint
+
+
+def test_programs_are_traced_for_the_planned_platform():
+  assert target.platform() == "cpu" and layers._is_slow(4096)
+  with target.plan_for("tpu"):
+    assert not layers._is_slow(4096)
+    assert defaults.compute_dtype(defaults.default()) == "bfloat16"
+  assert defaults.compute_dtype(defaults.default()) == "float32"

@@ -1,0 +1,57 @@
+import math
+
+import numpy as np
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from imgtx_jax.training import metric_writer
+
+
+def test_metrics_come_back_in_order_and_unrounded(tmp_path):
+  log = metric_writer.MetricLog(tmp_path)
+  log.write(1, 0.5, {"loss": np.float32(0.1), "bad": np.float32(math.inf)})
+  log.write(2, 1.0, {"loss": 7})
+  log.close()
+  first, second = metric_writer.read_metrics(tmp_path)
+  assert np.float32(first["loss"]) == np.float32(0.1) and math.isnan(first["bad"])
+  assert second == {"step": 2, "seconds": 1.0, "loss": 7.0}
+  assert metric_writer.read_metrics(tmp_path / "absent") == []
+
+
+def test_half_a_line_of_a_killed_run_is_dropped(tmp_path):
+  metric_writer.MetricLog(tmp_path).write(1, 0.0, {"loss": 1.0})
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step": 2, "lo')
+  assert [line["step"] for line in metric_writer.read_metrics(tmp_path)] == [1]
+  metric_writer.MetricLog(tmp_path).write(2, 0.0, {"loss": 2.0})
+  assert [line["step"] for line in metric_writer.read_metrics(tmp_path)] == [1, 2]
+  assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_truncate_forgets_later_steps_here_and_in_tensorboard(tmp_path):
+  log = metric_writer.MetricLog(tmp_path)
+  for step in (1, 2, 3):
+    log.write(step, 0.0, {"loss": step})
+  log.truncate(1)
+  log.write(2, 0.0, {"loss": 20.0})
+  log.close()
+  lines = metric_writer.read_metrics(tmp_path)
+  assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 20.0)]
+  events = sorted(path.name for path in tmp_path.glob("events.*"))
+  assert [name[-2:] for name in events] == [".0", ".2"]
+  assert tensorboard_view(tmp_path) == {1: 1.0, 2: 20.0}
+
+
+def tensorboard_view(directory):
+  """{step: value} as TensorBoard reads the events: a start event purges the later steps."""
+  view = {}
+  for path in sorted(directory.glob("events.*")):
+    data = path.read_bytes()
+    while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
+      length = int.from_bytes(data[:8], "little")
+      event = Event.FromString(data[12 : 12 + length])
+      data = data[16 + length :]
+      if event.session_log.status == SessionLog.START:
+        view = {step: value for step, value in view.items() if step < event.step}
+      for value in event.summary.value:
+        view[event.step] = value.simple_value
+  return view
