@@ -24,14 +24,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from imgtx_jax.cli import command
+from imgtx_jax.cli import command, sampling_flags
 from imgtx_jax.data import transforms
 from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError
 from imgtx_jax.io import image_files
 from imgtx_jax.io.atomic import write_atomically
 from imgtx_jax.io.image_grid import save_grid
-from imgtx_jax.sampling import autoregressive
 from imgtx_jax.sampling import options as sampling_options
 from imgtx_jax.sampling.labels import parse_labels
 from imgtx_jax.sampling.sampler import SCORES, Sampler, check_prefix, first_rows, load_stage
@@ -46,15 +45,15 @@ def main():
   """Draws what the flags ask for and writes it."""
   config, class_names = workdir.read(FLAGS.workdir)
   check_flags()
-  options = choose_options(config)
+  options = sampling_flags.choose(FLAGS, config)
   initial = transforms.read_image(FLAGS.init, config.data.image_size) if FLAGS.init else None
   groups = -(-FLAGS.num // FLAGS.keep) if FLAGS.candidates else FLAGS.num
   labels = parse_labels(FLAGS.labels, class_names, groups)
   stage, results = load_stage(FLAGS.workdir, config, class_names, checkpoint=FLAGS.checkpoint)
-  for name in given_options():
+  for name in sampling_flags.given(FLAGS):
     sampling_options.check_flag(name, FLAGS[name].value, stage)
   prefix = stage.num_codes if FLAGS.prefix is None else FLAGS.prefix
-  check_flag_prefix(stage, prefix)
+  check_prefix(stage, prefix)
   if FLAGS.save_codes and not stage.num_codes:
     raise UserError(f"--save_codes: the {stage.name} stage draws without codes; leave it out")
   given = blanked = None
@@ -125,32 +124,6 @@ def load_style():
   return functools.partial(tiled_renderer.in_style, renderer, style)
 
 
-def check_flag_prefix(stage, prefix):
-  """UserError unless the stage can draw at this prefix."""
-  check_prefix(stage, prefix)
-  if stage.name == "pretrain" and prefix != stage.num_codes:
-    raise UserError(
-      f"--prefix={prefix} needs the finetune stage, and {FLAGS.workdir} has only finished "
-      f"pretrain: finish it, or leave --prefix out"
-    )
-
-
-def given_options():
-  """Names of the flags that override config.sample, those given."""
-  return [n for n in ("guidance", *sampling_options.RANGES) if FLAGS[n].value is not None]
-
-
-def choose_options(config):
-  """How images are drawn: the config's way, with the flags that were given."""
-  values = config.sample.to_dict() | {name: FLAGS[name].value for name in given_options()}
-  for name, (least, most, _) in sampling_options.RANGES.items():
-    if values[name] < least or (most is not None and values[name] > most):
-      raise UserError(f"--{name}={values[name]} is outside {least} … {most or 'the vocabulary'}")
-  if values["top_p"] == 0:
-    raise UserError("--top_p=0 leaves no code to draw; choose more than 0, or --temperature=0")
-  return sampling_options.make_sampling(values)
-
-
 def save_images(first, images, labels, class_names):
   """The single images, if the flags ask for them; first: the number of the first one."""
   if FLAGS.save_images:
@@ -185,23 +158,6 @@ def gather_rows(rows):
     return data.reshape(-1, *rows.shape[1:])
 
 
-def define_option_flags():
-  """--cfg_scale and its like; what is not given is as the config has it."""
-  flags.DEFINE_float("cfg_scale", None, "Guidance: 1 is none.")
-  flags.DEFINE_enum("guidance", None, autoregressive.GUIDANCE, "How guidance goes over the codes.")
-  flags.DEFINE_float("cfg_start", None, "Guidance interval: from this share of the codes.")
-  flags.DEFINE_float("cfg_stop", None, "Guidance interval: up to this share of the codes.")
-  flags.DEFINE_float("cfg_power", None, "The power of power-cosine guidance.")
-  flags.DEFINE_float("temperature", None, "0 draws the likeliest code.")
-  flags.DEFINE_integer("top_k", None, "Draw among this many codes; 0: all.")
-  flags.DEFINE_float("top_p", None, "Draw within this probability.")
-  flags.DEFINE_float("truncation", None, "The generator's noise is scaled by this: 1 is none.")
-  flags.DEFINE_float("w_scale", None, "Guidance in modulation space: 1 is none.")
-  flags.DEFINE_integer("refine_steps", None, "Steps uphill on the discriminator: 0 is none.")
-  flags.DEFINE_float("refine_rate", None, "Their length, relative to the condition vectors.")
-  flags.DEFINE_float("refine_radius", None, "How far they may go from a vector, relative to it.")
-
-
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "The work directory of imgtx_jax.main.")
   flags.DEFINE_string("labels", "", "Classes to draw in turn, by number or name; empty: all.")
@@ -210,7 +166,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("save_images", "", "A folder for the single images.")
   flags.DEFINE_string("save_codes", "", "An .npy file for the codes, int [num, N].")
   flags.DEFINE_integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
-  define_option_flags()
+  sampling_flags.define()
   command.define_checkpoint_flag()
   flags.DEFINE_integer("seed", 0, "Image i depends on the seed, i and its label.")
   flags.DEFINE_integer("batch_size", 64, "Images at a time.")

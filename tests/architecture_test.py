@@ -49,7 +49,7 @@ ALONE = {
   "absl.flags": ("cli", *COMMANDS),
   "ml_collections.config_flags": ("cli", *COMMANDS),
   "orbax": ("training.checkpoint",),
-  "tensorflow": ("benchmark.tf_data",),
+  "tensorflow": (),
 }
 PLACING = ("device_put", "make_array_", "NamedSharding", "PartitionSpec", "GSPMDSharding")
 

@@ -1,34 +1,28 @@
-"""benchmark input: the speed of the input, each part of it alone, and of the whole pipeline.
+"""benchmark input: the speed of the input, of each part alone and of the whole pipeline.
 
-Images are those of the config's data, the first 256 of its training split; without --config, 256
-generated photographs of 500x375 pixels (JPEG, quality 92), cropped at random to 256 pixels. All of
-it is read once before, so that files come from memory. Rates are images a second.
+Images are the first 256 of the training split of the config's data; without --config, 256 generated
+photographs of 500x375 pixels (JPEG, quality 92), cropped at random to 256 pixels. All files are
+read once before, so that they come from memory. Rates are images a second.
 
-source, decode, resize    of one thread: reading the bytes, decoding them, the crop and its resizing
-batch, transfer           of stacking 64 crops, and of handing such a batch to the devices
-megabytes_per_second      of the encoded files, at the rate of source
-mean_bytes                of an encoded file
+  source, decode, resize      one thread: reading the bytes, decoding, the crop and its resizing
+  batch, transfer             stacking 64 crops, and handing such a batch to the devices
+  megabytes_per_second        of encoded files, at the rate of source
+  mean_bytes                  size of an encoded file
 
 Lists have an entry for one core, and one for all cores if there are more:
 
-cores                     how many
-pipeline                  the pipeline of training, transfer included: batches of 64, in `threads`
-decode_floor              OpenCV's imdecode alone on the same bytes in memory, in as many threads
-decode_crop_floor         the same with a crop of the same place, resized without antialiasing
-*_cpu_ms                  the same as CPU time an image, which other programs change less
-decode_floor_share        pipeline over decode_floor, the median of five rounds of both in turn
-decode_crop_floor_share   pipeline over decode_crop_floor, likewise
-tf_data                   tf.data's decode_and_crop_jpeg and antialiased resize of the same files,
-                          on all cores, in a process of its own; "not run" without TensorFlow
+  cores                       how many
+  pipeline                    training's input, transfer included: batches of 64, in `threads`
+  decode_floor                OpenCV's imdecode alone on the same bytes in memory, as many threads
+  decode_crop_floor           the same with a crop at the same place, resized without antialiasing
+  *_cpu_ms                    the same as CPU time an image, which other programs change less
+  decode_floor_fraction       pipeline over decode_floor, the median of five rounds of both in turn
+  decode_crop_floor_fraction  pipeline over decode_crop_floor, likewise
 """
 
 import contextlib
-import importlib.util
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -48,9 +42,8 @@ ROUNDS = 5
 
 
 def measure(config, steps):
-  """The figures above; a round is of about `steps` batches."""
-  if steps < 1:
-    raise UserError(f"--steps={steps} must be 1 or more")
+  """Measures the input in rounds of about `steps` batches; returns the object of the module's
+  docstring. config: None for generated photographs."""
   with tempfile.TemporaryDirectory() as folder:
     if config is None:
       data = configs.default().data
@@ -72,7 +65,6 @@ def measure(config, steps):
     result = measure_parts(source, encoded, data, devices)
     result |= {"megabytes_per_second": result["source"] * size / 1e6, "mean_bytes": size}
     result |= measure_whole(source, encoded, data, devices, steps)
-    result["tf_data"] = measure_tf_data(encoded, data, steps)
   return result | {
     "images": len(encoded),
     "image_size": data.image_size,
@@ -104,8 +96,8 @@ class FirstImages(sources.Source):
 
 
 def write_photographs(folder, count):
-  """JPEGs of 500x375 pixels with as much contrast at every scale, as photographs have, and noise;
-  about 90 kB each."""
+  """Writes JPEGs of 500x375 pixels, about 90 kB each: noise, and equal contrast at every scale, as
+  photographs have."""
   draw = np.random.default_rng(0)
   for index in range(count):
     image = draw.normal(0, 4, (375, 500, 3)).astype(np.float32) + 120
@@ -117,7 +109,7 @@ def write_photographs(folder, count):
 
 
 def make_crop(data):
-  """A function image → crop, as the config's data asks, with random numbers of its own."""
+  """Returns image → crop as the config's data asks, with random numbers of its own."""
   if data.crop == "center":
     return lambda image: transforms.center_crop(image, data.image_size)
   draw = np.random.default_rng(0)
@@ -126,7 +118,7 @@ def make_crop(data):
 
 
 def measure_parts(source, encoded, data, devices):
-  """{part: images a second in one thread}."""
+  """Images a second of each part of the input, in one thread: {part: rate}."""
   crop = make_crop(data)
   images = [transforms.decode(x) for x in encoded]
   crops = [crop(x) for x in images]
@@ -143,12 +135,12 @@ def measure_parts(source, encoded, data, devices):
 
 
 def wait(batch):
-  """Until a batch is on the devices."""
+  """Returns once a batch is on the devices."""
   return batch["image"].block_until_ready()
 
 
 def rate(function, inputs):
-  """Calls a second over the inputs, after a call that does not count."""
+  """Calls a second of function over the inputs, after one call that does not count."""
   function(inputs[0])
   began = time.monotonic()
   for x in inputs:
@@ -157,7 +149,7 @@ def rate(function, inputs):
 
 
 def measure_whole(source, encoded, data, devices, steps):
-  """The pipeline beside the floors, on one core and on all: lists of figures."""
+  """Rates of the pipeline and of the floors, on one core and on all: {name: [value]}."""
   every = sorted(os.sched_getaffinity(0))
   # As many threads as the pipeline has: where other programs run, they get as much of the cores.
   threads = max(len(every), data.threads)
@@ -175,19 +167,19 @@ def measure_whole(source, encoded, data, devices, steps):
 
 
 def summarize(rounds):
-  """Medians of rounds {name: (images a second, CPU seconds an image)}."""
-  figures = {}
+  """Medians over rounds {name: (images a second, CPU seconds an image)}."""
+  values = {}
   for name in rounds[0]:
-    figures[name] = statistics.median(x[name][0] for x in rounds)
-    figures[f"{name}_cpu_ms"] = 1e3 * statistics.median(x[name][1] for x in rounds)
+    values[name] = statistics.median(x[name][0] for x in rounds)
+    values[f"{name}_cpu_ms"] = 1e3 * statistics.median(x[name][1] for x in rounds)
   for name in ("decode_floor", "decode_crop_floor"):
-    figures[f"{name}_share"] = statistics.median(x["pipeline"][0] / x[name][0] for x in rounds)
-  return figures
+    values[f"{name}_fraction"] = statistics.median(x["pipeline"][0] / x[name][0] for x in rounds)
+  return values
 
 
 @contextlib.contextmanager
 def only(cores):
-  """Keeps this thread, and those that it starts meanwhile, on some of the cores."""
+  """Keeps this thread, and those that it starts meanwhile, on the given cores."""
   before = os.sched_getaffinity(0)
   os.sched_setaffinity(0, cores)
   try:
@@ -197,7 +189,7 @@ def only(cores):
 
 
 def pipeline_rate(source, data, devices, steps):
-  """(Images a second of training's input, CPU seconds for each that was read)."""
+  """(images a second of training's input, CPU seconds for each image read)."""
   busy, reads = time.process_time(), source.reads
   batch = min(BATCH, len(source)) // devices.batch_divisor * devices.batch_divisor
   batches = pipeline.train_iterator(
@@ -221,7 +213,7 @@ def pipeline_rate(source, data, devices, steps):
 
 
 def floor_rate(encoded, data, threads, steps, decode_only):
-  """(Images a second, CPU seconds an image) of OpenCV alone, which needs no lock of Python's."""
+  """(images a second, CPU seconds an image) of OpenCV alone, which releases Python's lock."""
   buffers = [np.frombuffer(x, np.uint8) for x in encoded]
   numbers = iter(range(steps * BATCH))  # whichever thread is free takes the next
 
@@ -244,23 +236,3 @@ def _cut(image, data, draw):
   if data.crop == "random":
     side = round(side * draw.uniform(data.min_scale, data.max_scale) ** 0.5)
   cv2.resize(image[:side, :side], (data.image_size, data.image_size))
-
-
-def measure_tf_data(encoded, data, steps):
-  """The rate of tf_data.py, a process of its own; "not run" without TensorFlow."""
-  if importlib.util.find_spec("tensorflow") is None:
-    return "not run"
-  with tempfile.TemporaryDirectory() as folder:
-    for i, x in enumerate(encoded):
-      Path(folder, f"{i:03}.jpg").write_bytes(x)
-    scales = (data.min_scale, data.max_scale) if data.crop == "random" else (1.0, 1.0)
-    arguments = [folder, data.image_size, *scales, steps * BATCH]
-    done = subprocess.run(
-      [sys.executable, "-m", "imgtx_jax.benchmark.tf_data", *map(str, arguments)],
-      capture_output=True,
-      text=True,
-    )
-  if done.returncode:
-    lines = done.stderr.strip().splitlines()
-    return f"failed: {lines[-1] if lines else done.returncode}"
-  return json.loads(done.stdout.splitlines()[-1])

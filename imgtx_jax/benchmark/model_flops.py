@@ -7,9 +7,30 @@ counts nothing. Loops without a known length count once, of a cond its costliest
 recomputed products count again.
 """
 
+import functools
 import math
 
 import jax
+from ml_collections import ConfigDict
+
+from imgtx_jax.benchmark import common
+from imgtx_jax.stages import build
+
+
+def count_step(config, name, classes, state, inputs=None):
+  """Model FLOPs of a training step of the stage `name` on its global batch.
+
+  state: shapes of its TrainState; inputs: see common.batch_shapes. Rematerialisation and attention
+  kernels change how a step runs, not what the model is: both are off here.
+  """
+  plain = config.copy_and_resolve_references()
+  with plain.unlocked():
+    for network in plain.values():
+      if isinstance(network, ConfigDict) and "remat" in network:
+        network.update(remat="none", implementation="xla")
+  stage = build(name, plain, classes)
+  step = functools.partial(stage.step, axis=None)
+  return count(step, state, common.batch_shapes(config, stage, inputs), jax.random.key(0))
 
 
 def count(fn, *args):

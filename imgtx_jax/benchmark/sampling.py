@@ -1,14 +1,20 @@
-"""benchmark sample: the speed of drawing codes from the GPT of a config, with random weights.
+"""benchmark sampling: the speed of drawing codes from the GPT of a config, with random weights.
 
-images_per_second      whole images of N codes, guided as config.sample says (twice the batch)
-seconds                of one batch: the median of --steps runs
-ms_per_code            of the batch
-compile_seconds        of the whole sampling loop
-peak_memory_bytes      of the first accelerator; on a CPU, of the whole process
-weight_bytes           of what each step reads once: all matrices, no tables of embeddings
-bytes_per_second       the machine's rate of reading memory, measured in the same run
-floor_seconds          reading the weights once for each code at that rate
-floor_share            floor_seconds over seconds: 1 would be the floor
+  images_per_second      whole images of N codes, guided as config.sample says (twice the batch)
+  seconds                of one batch of --batch images: the median of --steps runs
+  ms_per_code            of the batch
+  compile_seconds        of the whole sampling loop
+  peak_memory_bytes      of the first accelerator; on a CPU, of the whole process
+  weight_bytes           read once in each step: all matrices, no tables of embeddings
+  bytes_per_second       the machine's rate of reading memory, measured in the same run
+  floor_seconds          reading the weights once for each code at that rate
+  fraction_of_floor      floor_seconds over seconds: 1 would be the floor
+
+With --dial also images at each prefix k, drawn as `sample` draws them from a fine-tuned work
+directory: min(k + 1, N) steps of the GPT and one pass of the generator. The prefixes take turns.
+
+  dial                   for k = 0, N/16, N/4 and N: prefix, images_per_second, speedup over k = N
+                         and compile_seconds
 """
 
 import statistics
@@ -19,20 +25,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax import rng
+from imgtx_jax.benchmark import common
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
 from imgtx_jax.models.transformer import unstack_layers
 from imgtx_jax.sampling import autoregressive
-from imgtx_jax.stages import builders
-from imgtx_jax.stages.base import decoding
+from imgtx_jax.sampling.sampler import Sampler
+from imgtx_jax.stages import STAGES, build, builders
+from imgtx_jax.stages.base import decoding, sampling
 from imgtx_jax.training.memory import peak_memory_bytes
 
-READ_BYTES = 2**29  # of the array that the measured rate is of: far more than any cache holds
+READ_BYTES = 2**29  # of the array whose reading is timed: far more than any cache holds
 
 
-def measure(config, classes, batch, runs):
-  """The figures above, for `batch` images at a time."""
+def measure(config, batch, runs, classes=0, dial=False):
+  """Measures drawing `batch` images at a time; returns the object of the module's docstring."""
   validation.check(config)
+  classes = common.number_of_classes(config, classes)
+  result = measure_codes(config, classes, batch, runs)
+  if dial:
+    result["dial"] = measure_dial(config, classes, batch, runs)
+  return result | {"cfg_scale": config.sample.cfg_scale} | common.machine(config)
+
+
+def measure_codes(config, classes, batch, runs):
+  """Measures the GPT alone: all N codes of `batch` images."""
   gpt = builders.make_gpt(config, classes)
   params = random_params(gpt, batch, configs.compute_dtype(config))
   total = configs.num_codes(config)
@@ -50,12 +67,7 @@ def measure(config, classes, batch, runs):
   began = time.monotonic()
   program = jax.jit(draw).lower(params, inputs).compile()
   compiling = time.monotonic() - began
-  seconds = []
-  for _ in range(runs + 1):  # the first touches memory for the first time
-    began = time.monotonic()
-    jax.block_until_ready(program(params, inputs))
-    seconds.append(time.monotonic() - began)
-  median = statistics.median(seconds[1:])
+  median = common.median_seconds(lambda: program(params, inputs), runs)
   read = sum(
     x.nbytes
     for path, x in jax.tree_util.tree_leaves_with_path(params)
@@ -74,16 +86,35 @@ def measure(config, classes, batch, runs):
     "weight_bytes": read,
     "bytes_per_second": rate,
     "floor_seconds": floor,
-    "floor_share": floor / median,
-    "cfg_scale": options.cfg_scale,
-    "dtype": configs.compute_dtype(config),
-    "device_kind": jax.devices()[0].device_kind,
-    "jax": jax.__version__,
+    "fraction_of_floor": floor / median,
   }
 
 
+def measure_dial(config, classes, batch, runs):
+  """Measures images at several prefixes k: [{"prefix", "images_per_second", …}]."""
+  results = common.random_results(config, (*STAGES["finetune"].sources, "finetune"), classes)
+  stage = build("finetune", config, classes)
+  total, options = stage.num_codes, sampling(config)
+  prefixes = sorted({0, total // 16, total // 4, total})
+  draw = [Sampler(stage, results, options, prefix=k, batch_size=batch).draw for k in prefixes]
+  labels = np.arange(batch) % classes
+  rounds = [
+    [common.seconds_of(lambda run=run: run(labels)) for run in draw] for _ in range(runs + 1)
+  ]
+  median = [statistics.median(column[1:]) for column in zip(*rounds, strict=True)]
+  return [
+    {
+      "prefix": k,
+      "images_per_second": batch / seconds,
+      "speedup": median[-1] / seconds,
+      "compile_seconds": max(first - seconds, 0.0),
+    }
+    for k, seconds, first in zip(prefixes, median, rounds[0], strict=True)
+  ]
+
+
 def random_params(gpt, batch, dtype):
-  """Parameters of a GPT with normal entries, unstacked, matrices in the compute dtype."""
+  """Parameters of a GPT with normal entries, layers unstacked, matrices in the compute dtype."""
   shapes = jax.eval_shape(
     gpt.init,
     jax.random.key(0),
@@ -99,12 +130,7 @@ def random_params(gpt, batch, dtype):
 
 
 def read_rate():
-  """Bytes a second at which one device reads its memory: the median of sums over a large array."""
+  """Bytes a second at which one device reads its memory: the median of reductions of an array."""
   x = jnp.ones(READ_BYTES // 4, jnp.float32)
-  total = jax.jit(jnp.max)
-  seconds = []
-  for _ in range(6):
-    began = time.monotonic()
-    jax.block_until_ready(total(x))
-    seconds.append(time.monotonic() - began)
-  return READ_BYTES / statistics.median(seconds[1:])
+  largest = jax.jit(jnp.max)
+  return READ_BYTES / common.median_seconds(lambda: largest(x), 5)

@@ -28,8 +28,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from imgtx_jax import sample
-from imgtx_jax.cli import command
+from imgtx_jax.cli import command, sampling_flags
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluate import extractors, image_sets, inputs, reference, runner, sweep
 from imgtx_jax.evaluate.audit import audit
@@ -37,6 +36,7 @@ from imgtx_jax.evaluate.metrics_registry import Settings
 from imgtx_jax.evaluate.style import from_flags
 from imgtx_jax.pretrained import inception_weights
 from imgtx_jax.sampling import options as sampling_options
+from imgtx_jax.sampling.sampler import check_prefix
 from imgtx_jax.training import workdir
 
 FLAGS = flags.FLAGS
@@ -102,7 +102,7 @@ def run_audit():
     num=FLAGS.num if FLAGS["num"].present else AUDIT_NUM,
     seed=FLAGS.seed,
     prefix=FLAGS.prefix,
-    options=sample.choose_options(config),
+    options=sampling_flags.choose(FLAGS, config),
     network=FLAGS.network or default_network(),
     batch_size=FLAGS.batch_size,
     checkpoint=FLAGS.checkpoint,
@@ -184,10 +184,10 @@ def draws(found):
 
 def draw(model, **changes):
   """The samples of a model as the flags and changes ask for: prefix=k or a decoding option."""
-  options = sample.choose_options(model.config)
+  options = sampling_flags.choose(FLAGS, model.config)
   default = model.stage.num_codes if FLAGS.prefix is None else FLAGS.prefix
   prefix = changes.pop("prefix", default)
-  sample.check_flag_prefix(model.stage, prefix)
+  check_prefix(model.stage, prefix)
   for name, value in changes.items():
     options = sampling_options.with_option(options, name, value)
   return inputs.draw_samples(
@@ -239,7 +239,7 @@ if __name__ == "__main__":
   flags.DEFINE_enum("network", "", ("", *extractors.NETWORKS), "Empty: inception if it is here.")
   flags.DEFINE_integer("image_size", 0, "Crop and resize images to it; 0: as they are; style: 256.")
   flags.DEFINE_integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
-  sample.define_option_flags()
+  sampling_flags.define()
   command.define_checkpoint_flag()
   flags.DEFINE_enum("labels", "", ("", *inputs.LABELS), "Classes in turn, or as often as in data.")
   flags.DEFINE_integer("seed", 0, "Image i depends on the seed, i and its label.")

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from imgtx_jax.benchmark import __main__ as benchmark
-from imgtx_jax.benchmark import model_flops
+from imgtx_jax.benchmark import common, model_flops
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
 from imgtx_jax.distributed import sharding, target
@@ -114,7 +113,7 @@ def abstract_state(config, name, classes):
     inputs = stage.inputs(results)
 
     def init(key, restored, stage=stage):
-      return stage.init(key, benchmark.batch_shape(config, stage), restored)
+      return stage.init(key, common.batch_shape(config, stage), restored)
 
     state = jax.eval_shape(init, key, results)
     results[earlier] = {"params": state.params, "ema": state.ema, "variables": state.variables}
@@ -133,10 +132,10 @@ def plan(config, name, classes, topology, devices, chip):
     stage, state, inputs = abstract_state(config, name, classes)
     program = Program(devices, **options)
     batch, key = (
-      benchmark.batch_shapes(config, stage, inputs),
+      common.batch_shapes(config, stage, inputs),
       jax.eval_shape(lambda: jax.random.key(0)),
     )
-    model = benchmark.count_flops(config, name, classes, state, inputs)
+    model = model_flops.count_step(config, name, classes, state, inputs)
     run = model_flops.count(functools.partial(stage.step, axis=None), state, batch, key)
     lowered = program.lower_step(stage.step, state, batch, key)
     dtype = configs.compute_dtype(config)

@@ -57,11 +57,16 @@ def load_judging_stage(directory, config, class_names, use, checkpoint="last"):
 
 
 def check_prefix(stage, prefix):
-  """UserError unless prefix is a number of the stage's codes."""
+  """Raises UserError unless the stage can draw at this prefix k."""
   if prefix and not stage.num_codes:
     raise UserError(f"--prefix={prefix}: the {stage.name} stage draws without codes; leave it out")
   if not 0 <= prefix <= stage.num_codes:
     raise UserError(f"--prefix={prefix} is outside 0 … {stage.num_codes}, the codes of an image")
+  if stage.name == "pretrain" and prefix != stage.num_codes:
+    raise UserError(
+      f"--prefix={prefix} needs the finetune stage, and the work directory has only finished "
+      "pretrain: finish it, or leave --prefix out"
+    )
 
 
 class Sampler:

@@ -1,33 +1,32 @@
 import json
 import os
-import pathlib
 import types
 
 import jax
 import pytest
 
 from imgtx_jax.benchmark import __main__ as benchmark
-from imgtx_jax.benchmark import checkpoint, discriminator, input_pipeline, sampling
+from imgtx_jax.benchmark import checkpoint, common, input_pipeline, model_flops, sampling, training
 from imgtx_jax.config import defaults
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-FIGURES = ("images_per_second", "step_seconds", "peak_memory_bytes", "matmul_flops_per_second")
+VALUES = ("images_per_second", "step_seconds", "peak_memory_bytes", "matmul_flops_per_second")
 
 
 def set_flags(monkeypatch, **values):
-  values = dict(config=None, stage="", steps=3, batch=2, classes=0) | values
+  values = dict(config=None, stage="", steps=3, batch=2, classes=0, dial=False) | values
   monkeypatch.setattr(benchmark, "FLAGS", types.SimpleNamespace(**values))
 
 
 def test_measures_a_stage(tiny_config, monkeypatch, capsys):
   set_flags(monkeypatch, config=tiny_config.lock(), stage="pretrain")
-  monkeypatch.setattr(benchmark, "matmul_rate", lambda *_: 1e9)
-  benchmark.main(["train"])
+  monkeypatch.setattr(training, "matmul_rate", lambda *_: 1e9)
+  benchmark.main(["training"])
   (line,) = capsys.readouterr().out.splitlines()
   result = json.loads(line)
-  assert all(result[name] > 0 for name in FIGURES) and result["compile_seconds"] >= 0
+  assert all(result[name] > 0 for name in VALUES) and result["compile_seconds"] >= 0
   assert result["stage"] == "pretrain" and result["devices"] == jax.device_count()
   assert result["images_per_second"] == pytest.approx(16 / result["step_seconds"], rel=1e-2)
   expected = result["flops_per_step"] / (result["step_seconds"] * 1e9 * jax.device_count())
@@ -37,7 +36,7 @@ def test_measures_a_stage(tiny_config, monkeypatch, capsys):
 def test_measures_sampling(tiny_config, monkeypatch, capsys):
   monkeypatch.setattr(sampling, "READ_BYTES", 2**20)
   set_flags(monkeypatch, config=tiny_config.lock(), classes=5, steps=1)
-  benchmark.main(["sample"])
+  benchmark.main(["sampling"])
   result = json.loads(capsys.readouterr().out)
   layer = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32
   # All but the tables of labels and codes, of which a step reads rows.
@@ -49,39 +48,24 @@ def test_measures_sampling(tiny_config, monkeypatch, capsys):
   assert result["floor_seconds"] == pytest.approx(expected, rel=1e-2)
   with pytest.raises(UserError, match="--batch=0"):
     set_flags(monkeypatch, config=tiny_config, batch=0)
-    benchmark.main(["sample"])
+    benchmark.main(["sampling"])
 
 
 def test_measures_the_dial(tiny_config, monkeypatch, capsys):
-  set_flags(monkeypatch, config=tiny_config.lock(), classes=3, steps=1)
-  benchmark.main(["dial"])
-  result = json.loads(capsys.readouterr().out)
-  assert result["prefixes"] == [0, 1, 4, 16]
-  seconds, faster = result["seconds_per_image"], result["times_faster"]
-  assert faster == pytest.approx([seconds[-1] / s for s in seconds], rel=1e-2)
-  assert min(seconds) > 0
-
-
-def test_measures_what_penalties_cost(tiny_config, monkeypatch, capsys):
-  kept = ("none", "exact")
-  penalties = {name: discriminator.PENALTIES[name] for name in kept}
-  monkeypatch.setattr(discriminator, "PENALTIES", penalties)
-  set_flags(monkeypatch, config=tiny_config.lock(), stage="gan", classes=3, steps=2)
-  benchmark.main(["discriminator"])
-  result = json.loads(capsys.readouterr().out)
-  assert result["penalties"] == list(kept) and result["batch_size"] == 16
-  (plain, exact), added = result["step_seconds"], result["added"]
-  assert added[0] == 0 and added[1] == pytest.approx(exact / plain - 1, abs=1e-2)
-  with pytest.raises(UserError, match="--stage=pretrain trains no discriminator"):
-    set_flags(monkeypatch, config=tiny_config, stage="pretrain", classes=3)
-    benchmark.main(["discriminator"])
+  monkeypatch.setattr(sampling, "READ_BYTES", 2**20)
+  set_flags(monkeypatch, config=tiny_config.lock(), classes=3, steps=1, dial=True)
+  benchmark.main(["sampling"])
+  dial = json.loads(capsys.readouterr().out)["dial"]
+  assert [row["prefix"] for row in dial] == [0, 1, 4, 16]
+  rates = [row["images_per_second"] for row in dial]
+  assert [row["speedup"] for row in dial] == pytest.approx([r / rates[-1] for r in rates], rel=1e-2)
+  assert min(rates) > 0
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["config", "generated"])
 def test_measures_the_input(own, monkeypatch, capsys, tmp_path):
   for name, value in (("IMAGES", 8), ("BATCH", 4), ("ROUNDS", 1)):
     monkeypatch.setattr(input_pipeline, name, value)
-  monkeypatch.setattr(input_pipeline, "measure_tf_data", lambda *_: "not run")
   options = defaults.default()
   options.data.update(dict(source="images", path=str(tmp_path), image_size=16, threads=2))
   if own:
@@ -90,14 +74,14 @@ def test_measures_the_input(own, monkeypatch, capsys, tmp_path):
   benchmark.main(["input"])
   result = json.loads(capsys.readouterr().out)
   parts = ("source", "decode", "resize", "batch", "transfer", "megabytes_per_second")
-  assert all(result[name] > 0 for name in parts) and result["tf_data"] == "not run"
+  assert all(result[name] > 0 for name in parts)
   assert result["images"] == 8 and result["image_size"] == (16 if own else 256)
   assert 5e4 < result["mean_bytes"] < 15e4
   assert result["cores"] == sorted({1, len(os.sched_getaffinity(0))})
   for floor in ("decode_floor", "decode_crop_floor"):
-    shares = zip(result[f"{floor}_share"], result["pipeline"], result[floor], strict=True)
-    for share, ours, most in shares:
-      assert share == pytest.approx(ours / most, rel=1e-2)
+    rows = zip(result[f"{floor}_fraction"], result["pipeline"], result[floor], strict=True)
+    for fraction, ours, most in rows:
+      assert fraction == pytest.approx(ours / most, rel=1e-2)
     assert min(result[f"{floor}_cpu_ms"]) > 0
 
 
@@ -105,25 +89,6 @@ def test_the_input_of_images_in_memory(tiny_config, monkeypatch):
   set_flags(monkeypatch, config=tiny_config)
   with pytest.raises(UserError, match='"emoji" holds images in memory'):
     benchmark.main(["input"])
-
-
-def test_tf_data_runs_in_a_process_of_its_own(monkeypatch):
-  monkeypatch.setattr(input_pipeline.importlib.util, "find_spec", lambda name: None)
-  data = defaults.default().data
-  assert input_pipeline.measure_tf_data([b"jpeg"], data, 2) == "not run"
-  monkeypatch.setattr(input_pipeline.importlib.util, "find_spec", lambda name: name)
-  code = 0
-
-  def run(command, **options):
-    assert command[1:3] == ["-m", "imgtx_jax.benchmark.tf_data"]
-    assert [p.read_bytes() for p in pathlib.Path(command[3]).iterdir()] == [b"jpeg"]
-    assert command[4:] == ["32", "1.0", "1.0", "128"]  # a centre crop is the largest square
-    return types.SimpleNamespace(returncode=code, stdout="log\n312.5\n", stderr="trace\nwhy\n")
-
-  monkeypatch.setattr(input_pipeline.subprocess, "run", run)
-  assert input_pipeline.measure_tf_data([b"jpeg"], data, 2) == 312.5
-  code = 1
-  assert input_pipeline.measure_tf_data([b"jpeg"], data, 2) == "failed: why"
 
 
 def test_measures_checkpoints(monkeypatch, capsys):
@@ -142,17 +107,17 @@ def test_measures_checkpoints(monkeypatch, capsys):
 
 
 def test_measures_matrix_products():
-  assert 1e6 < benchmark.matmul_rate("float32", side=256, chain=4) < 1e14
+  assert 1e6 < training.matmul_rate("float32", side=256, chain=4) < 1e14
 
 
 def test_measures_pretraining_on_cached_codes(tiny_config, monkeypatch, capsys):
   """No encoder in the step: its share of the FLOPs is gone."""
-  monkeypatch.setattr(benchmark, "matmul_rate", lambda *_: 1e9)
+  monkeypatch.setattr(training, "matmul_rate", lambda *_: 1e9)
   counted = {}
   for cache in ("", "auto"):
     tiny_config.pretrain.code_cache = cache
     set_flags(monkeypatch, config=tiny_config, stage="pretrain", steps=2)
-    benchmark.main(["train"])
+    benchmark.main(["training"])
     counted[cache] = json.loads(capsys.readouterr().out)["flops_per_step"]
   tokens, width, hidden, layers, vocabulary = 16 * 16, 32, 64, 2, 32
   block = 2 * tokens * (4 * width**2 + 3 * width * hidden) + 4 * tokens * 16 * width
@@ -162,7 +127,7 @@ def test_measures_pretraining_on_cached_codes(tiny_config, monkeypatch, capsys):
 
 def abstract_state(tiny_config, name):
   stage = build(name, tiny_config, 9)
-  shape = benchmark.batch_shape(tiny_config, stage)
+  shape = common.batch_shape(tiny_config, stage)
 
   def init():
     # The frozen networks of a stage are those that the ones before it leave.
@@ -185,16 +150,16 @@ def test_flops_of_pretraining(tiny_config):
   search = 2 * tokens * code_dim * vocabulary
   gpt = layers * block + 2 * tokens * width * vocabulary
   state = abstract_state(tiny_config, "pretrain")
-  counted = benchmark.count_flops(tiny_config, "pretrain", 9, state)
+  counted = model_flops.count_step(tiny_config, "pretrain", 9, state)
   assert counted == encoder + search + 3 * gpt
 
 
 def test_model_flops_do_not_hang_on_how_the_step_runs(tiny_config):
   state = abstract_state(tiny_config, "pretrain")
-  plain = benchmark.count_flops(tiny_config, "pretrain", 9, state)
+  plain = model_flops.count_step(tiny_config, "pretrain", 9, state)
   for name in ("encoder", "generator", "gpt", "discriminator"):
     tiny_config[name].update(remat="full", implementation="cudnn")
-  assert benchmark.count_flops(tiny_config.lock(), "pretrain", 9, state) == plain
+  assert model_flops.count_step(tiny_config.lock(), "pretrain", 9, state) == plain
   assert tiny_config.gpt.remat == "full"
 
 
@@ -206,27 +171,27 @@ def test_each_stage_runs_in_a_process_of_its_own(tiny_config, monkeypatch):
     return types.SimpleNamespace(returncode=codes.pop(0))
 
   monkeypatch.setattr(benchmark.subprocess, "run", run)
-  monkeypatch.setattr(benchmark.sys, "argv", ["benchmark.py", "train", "--config=c.py"])
+  monkeypatch.setattr(benchmark.sys, "argv", ["benchmark.py", "training", "--config=c.py"])
   set_flags(monkeypatch, config=tiny_config)
   with pytest.raises(SystemExit) as stop:
-    benchmark.main(["train"])
+    benchmark.main(["training"])
   assert stop.value.code == 2
-  start = ["-m", "imgtx_jax.benchmark", "train", "--config=c.py"]
+  start = ["-m", "imgtx_jax.benchmark", "training", "--config=c.py"]
   assert calls == [[*start, "--stage=tokenizer"], [*start, "--stage=pretrain"]]
   codes[:] = [-9]
   with pytest.raises(UserError, match="signal 9.*config.tokenizer.batch_size"):
-    benchmark.main(["train"])
+    benchmark.main(["training"])
 
 
 @pytest.mark.parametrize(
   ("arguments", "flags", "message"),
   [
-    (["trian"], {}, "'trian' is no kind of benchmark; choose one of: train"),
-    (["train", "sample"], {}, "'train sample' is no kind"),
-    (["train"], {"steps": 1}, "--steps=1 is too few"),
-    (["train"], {"config": None}, "--config is missing"),
+    (["trian"], {}, "'trian' is no kind of benchmark; choose one of: training"),
+    (["training", "sampling"], {}, "'training sampling' is no kind"),
+    (["training"], {"steps": 1}, "--steps=1 is too few"),
+    (["training"], {"config": None}, "--config is missing"),
     (["input"], {"config": None, "steps": 0}, "--steps=0 must be 1 or more"),
-    (["train"], {"stage": "style"}, "--stage=style is not in config.stages.*tokenizer"),
+    (["training"], {"stage": "style"}, "--stage=style is not in config.stages.*tokenizer"),
   ],
 )
 def test_bad_input(arguments, flags, message, monkeypatch):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgtx_jax import sample
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluate import __main__ as evaluate
 from imgtx_jax.evaluate import extractors, feature_networks, inputs, runner
@@ -85,7 +84,6 @@ def run(trained, monkeypatch, tmp_path):
   def call(**values):
     chosen = Flags(**(defaults | values))
     monkeypatch.setattr(evaluate, "FLAGS", chosen)
-    monkeypatch.setattr(sample, "FLAGS", chosen)
     evaluate.main()
     name = "audit" if chosen.audit else "sweep" if chosen.sweep else "evaluation"
     name = "style" if chosen.metrics == "style" else name

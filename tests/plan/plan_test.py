@@ -59,7 +59,7 @@ def test_plans_pretraining_for_local_devices(cached_config):
 
 def test_a_split_state_takes_less(cached_config, monkeypatch):
   monkeypatch.setattr(compile_step, "_compile", lambda lowered: (None, 0.0))
-  monkeypatch.setattr(compile_step.parallel, "MIN_SHARDED_SIZE", 64)
+  monkeypatch.setattr(compile_step.sharding, "MIN_SHARDED_SIZE", 64)
   cached_config.parallel.mode, cached_config.parallel.fsdp = "jit", 2
   config = cached_config.lock()
   devices, _ = chips.open_topology("cpu:2")
@@ -208,7 +208,7 @@ def test_classes_without_the_data(tiny_config, monkeypatch, capsys):
 def test_plans_for_a_slice(cached_config, monkeypatch):
   monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
   monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  monkeypatch.setattr(compile_step.parallel, "MIN_SHARDED_SIZE", 64)
+  monkeypatch.setattr(compile_step.sharding, "MIN_SHARDED_SIZE", 64)
   cached_config.parallel.mode, cached_config.parallel.fsdp = "jit", 2
   devices, chip = chips.open_topology("v5e:2x2")
   found = compile_step.plan(cached_config.lock(), "pretrain", 3, "v5e:2x2", devices, chip)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from imgtx_jax import judge, sample
+from imgtx_jax.cli import sampling_flags
 from imgtx_jax.distributed import sharding
 from imgtx_jax.errors import UserError
 from imgtx_jax.sampling import options as sampling_options
@@ -299,7 +300,7 @@ def test_options_by_flags(trained, monkeypatch, tmp_path):
   directory, config = trained
   given = dict(truncation=0.5, w_scale=1.5, refine_steps=1, refine_rate=0.1, top_k=4)
   set_flags(monkeypatch, directory, num=2, prefix=0, out=str(tmp_path / "grid.png"), **given)
-  found = sample.choose_options(config)
+  found = sampling_flags.choose(sample.FLAGS, config)
   assert (found.truncation, found.w_scale, found.codes.top_k) == (0.5, 1.5, 4)
   assert found.codes.cfg_scale == config.sample.cfg_scale
   assert found.refinement == Refinement(1, 0.1, config.sample.refine_radius)

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from imgtx_jax.benchmark import __main__ as benchmark
+from imgtx_jax.benchmark import common
 from imgtx_jax.cli.command import Interrupted
 from imgtx_jax.config import validation
-from imgtx_jax.data import code_cache, pipeline, sources, transforms
+from imgtx_jax.data import code_cache, pipeline, transforms
 from imgtx_jax.data.sources import ArraySource
 from imgtx_jax.distributed import sharding
 from imgtx_jax.errors import UserError
@@ -55,7 +55,7 @@ def results(fresh_tiny_config, quick_compilation):
   """A tokenizer with random weights, as the stages before pretrain would leave it."""
   config = fresh_tiny_config()
   config.generator.taps = ()
-  return benchmark.untrained(config, "pretrain", CLASSES)
+  return common.random_sources(config, "pretrain", CLASSES)
 
 
 def inputs_of(config, results):
@@ -274,7 +274,7 @@ def test_the_step_takes_the_codes_of_the_cache(config, results, images, tmp_path
   np.testing.assert_allclose(counts, expected, atol=1e-4)
 
 
-# -- The keys and the benchmark --------------------------------------------------------------------
+# -- The keys --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -289,18 +289,3 @@ def test_bad_keys(config, key, value, words):
   config.pretrain[key] = value
   with pytest.raises(UserError, match=f"config.pretrain.{key}=.*{words}"):
     validation.check(config)
-
-
-def test_the_benchmark_compares_the_build_with_its_encoder(config, images, monkeypatch, capsys):
-  from imgtx_jax.benchmark import codes
-
-  monkeypatch.setattr(sources, "open_source", lambda *_, **options: images)
-  monkeypatch.setattr(codes, "ROUND_SECONDS", 0.03)
-  monkeypatch.setattr(benchmark, "FLAGS", types.SimpleNamespace(config=config.lock()))
-  benchmark.main(["codes"])
-  (line,) = capsys.readouterr().out.splitlines()
-  result = json.loads(line)
-  assert result["images_per_second"] > 0 and 0 < result["ratio"] < 10
-  assert 1 <= len(result["ratios"]) <= codes.ROUNDS
-  assert result["crops"] == 10 and result["disk_bytes"] == COUNT * (10 * 16 * 2 + 4)
-  assert result["memory_beyond_encoder_bytes"] < 200e6

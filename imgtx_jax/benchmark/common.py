@@ -1,0 +1,79 @@
+"""What the benchmarks share, and `plan` uses too: shapes of a stage's batch, random weights of the
+stages before it, and timing."""
+
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from imgtx_jax.config import defaults as configs
+from imgtx_jax.data import sources
+from imgtx_jax.stages import STAGES, build
+
+
+def number_of_classes(config, classes=0):
+  """Returns `classes`, or the number of classes of the config's source where that is 0."""
+  if classes:
+    return classes
+  return sources.open_source(config.data.source, split="train", path=config.data.path).num_classes
+
+
+def batch_shape(config, stage):
+  """Shape (B, H, W, 3) of a stage's global batch of images."""
+  return (stage.batch_size, config.data.image_size, config.data.image_size, 3)
+
+
+def batch_shapes(config, stage, inputs):
+  """Shapes and types of a stage's global batch: {name: ShapeDtypeStruct}.
+
+  inputs: what stage.inputs gives: None for images, or the CodeInputs of a cache of codes.
+  """
+  shape = batch_shape(config, stage)
+  batch = {"label": jax.ShapeDtypeStruct(shape[:1], np.int32)}
+  for name in stage.companion_names:
+    batch[name] = jax.ShapeDtypeStruct(shape, np.uint8)
+  if inputs is None:
+    return batch | {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
+  return batch | {"codes": jax.ShapeDtypeStruct((shape[0], inputs.num_codes), np.int32)}
+
+
+def random_results(config, names, classes):
+  """{stage: results} of the stages `names`, in their order, with random weights as NumPy arrays:
+  what a work directory would hold after training them."""
+  results = {}
+  for name in names:
+    stage = build(name, config, classes)
+    state = stage.init(jax.random.key(0), batch_shape(config, stage), results)
+    results[name] = jax.device_get(
+      {"params": state.params, "ema": state.ema, "variables": state.variables}
+    )
+  return results
+
+
+def random_sources(config, name, classes):
+  """random_results of the stages that the stage `name` starts from."""
+  return random_results(config, STAGES[name].sources, classes)
+
+
+def seconds_of(function):
+  """Seconds that a call takes, until its result is computed."""
+  began = time.monotonic()
+  jax.block_until_ready(function())
+  return time.monotonic() - began
+
+
+def median_seconds(function, runs):
+  """Median seconds of `runs` calls, after one more that does not count."""
+  seconds = [seconds_of(function) for _ in range(runs + 1)]
+  return statistics.median(seconds[1:])
+
+
+def machine(config=None):
+  """{name: value} of what the measured numbers depend on."""
+  dtype = {"dtype": configs.compute_dtype(config)} if config else {}
+  return dtype | {
+    "devices": jax.device_count(),
+    "device_kind": jax.devices()[0].device_kind,
+    "jax": jax.__version__,
+  }
