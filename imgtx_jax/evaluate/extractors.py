@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax.distributed import sharding
@@ -18,7 +17,7 @@ from imgtx_jax.pretrained import efficientnet_weights, inception_weights
 from imgtx_jax.pretrained import lpips_weights as vgg_weights
 from imgtx_jax.pretrained.efficientnet import efficientnet_logits, prepare
 from imgtx_jax.pretrained.inception import inception_features
-from imgtx_jax.pretrained.vgg import vgg16_features
+from imgtx_jax.pretrained.vgg import vgg16_means
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +67,6 @@ def _vgg16():
 
 def _apply_vgg16(params, images):
   return {"features": vgg16_means(params, images)}
-
-
-def vgg16_means(params, images):
-  """The 512 channel means of relu5_3 of uint8 images [B, H, W, 3]; [B, 512]."""
-  images = images.astype(jnp.float32) / 127.5 - 1
-  return vgg16_features(params, images)["relu5_3"].mean((1, 2))
 
 
 def _inception():

@@ -46,6 +46,12 @@ def vgg16_features(params, images, *, dtype=jnp.float32):
   return features
 
 
+def vgg16_means(params, images):
+  """The 512 channel means of relu5_3 of uint8 images [B, H, W, 3]; float32 [B, 512]."""
+  images = images.astype(jnp.float32) / 127.5 - 1
+  return vgg16_features(params, images)["relu5_3"].mean((1, 2))
+
+
 def alexnet_features(params, images, *, dtype=jnp.float32):
   """The 5 activations relu1 ... relu5 of AlexNet (the one-tower variant). arXiv:1404.5997.
 

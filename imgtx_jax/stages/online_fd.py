@@ -20,9 +20,9 @@ from absl import logging
 
 from imgtx_jax.data import transforms
 from imgtx_jax.distributed import sharding
-from imgtx_jax.evaluate import extractors
 from imgtx_jax.metrics import kid, small_sample
 from imgtx_jax.pretrained import lpips_weights
+from imgtx_jax.pretrained.vgg import vgg16_means
 
 
 def count(config):
@@ -50,9 +50,7 @@ def rows(frozen, images, batch, axis):
   """Features of every set of images {name: [b, H, W, 3] in [-1, 1]}, and the batch's mask: the
   global batch's, {name: [B, 512], "mask": [B]}, fit for an Evaluator's "rows"."""
   vgg16 = weights(frozen)
-  found = {
-    name: extractors.vgg16_means(vgg16, transforms.denormalize(x)) for name, x in images.items()
-  }
+  found = {name: vgg16_means(vgg16, transforms.denormalize(x)) for name, x in images.items()}
   return gather(found | {"mask": batch["mask"]}, axis)
 
 

@@ -9,10 +9,9 @@ import pytest
 from imgtx_jax import rng
 from imgtx_jax.data import transforms
 from imgtx_jax.distributed import sharding
-from imgtx_jax.evaluate import extractors
 from imgtx_jax.metrics import kid
 from imgtx_jax.metrics.frechet import Moments, frechet_distance
-from imgtx_jax.pretrained.vgg import VGG16_LAYERS
+from imgtx_jax.pretrained.vgg import VGG16_LAYERS, vgg16_means
 from imgtx_jax.stages import build, online_fd
 from imgtx_jax.stages.base import sampling
 
@@ -40,7 +39,7 @@ def weights(monkeypatch):
 
 def expected(weights, ours, real):
   """(FD, KID) of images in [-1, 1], the short way."""
-  run = jax.jit(extractors.vgg16_means)
+  run = jax.jit(vgg16_means)
   ours, real = (np.asarray(run(weights, transforms.denormalize(x))) for x in (ours, real))
   a, b = Moments().add(ours), Moments().add(real)
   fd = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
