@@ -8,8 +8,8 @@ Images of any size in folders and their subfolders, at least a few hundred of ea
 several folders with commas, and one that is named twice counts twice: photos are styles too, where
 paintings are few. Needs the extra "perceptual" (VGG16's weights).
 
-28 minutes on one CPU core beside a busy one: 6 for the tokenizer, 22 for the style stage.
-What came of it: README, "Style transfer".
+28 minutes on one CPU core: 6 for the tokenizer, 22 for the style stage.
+What came of it: docs/style_transfer.md.
 """
 
 from imgtx_jax.config import defaults

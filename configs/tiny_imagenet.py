@@ -8,7 +8,7 @@
 | small (the default) | 2 CPU cores, about 20 minutes | 8 | 64 | 1.7 M / 1.6 M / 1.9 M |
 | base | one GPU, bfloat16 | 4 | 256 | 23 M / 39 M / 23 M |
 
-README says what of `small` was run; `base` was not run.
+docs/results.md says what of `small` was run; `base` was not run.
 """
 
 from imgtx_jax.config import defaults
