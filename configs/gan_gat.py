@@ -7,7 +7,7 @@
 | variant | data | for | generator and discriminator | ours |
 |---|---|---|---|---|
 | imagenet256 (the default) | ImageNet 256×256 | GPUs | width 768, 12 layers each | not run |
-| small | embedded emoji 32×32 | 2 CPU cores | width 128, 4 and 3 layers | FD-VGG16 390.1, docs/results.md |
+| small | embedded emoji 32×32 | 2 CPU cores | width 128, 4 and 3 layers | FD-VGG16 390.1 |
 
 Theirs: FID 2.18 for GAT-XL/2 (602 M, 60 epochs of ImageNet 256). They generate latents of a VAE;
 here it is pixels, in patches of 16. Taken over: relativistic loss with R1 and R2 by finite
@@ -16,7 +16,7 @@ average .999, QK-norm, layer scale 0.1 in the discriminator, its class by projec
 conditioned images shown to it under noise. Not taken over: the alignment of its features with a
 frozen network.
 
-Hours: small took 14 minutes of one CPU core; the other not run.
+Hours: small took 14 minutes of one CPU core (docs/results.md); the other not run.
 """
 
 from imgtx_jax.config import defaults

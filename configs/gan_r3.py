@@ -7,14 +7,14 @@
 | variant | data | for | generator and discriminator | ours |
 |---|---|---|---|---|
 | imagenet64 (the default) | ImageNet 64×64 | GPUs, bfloat16 | width 512, 8 layers each | not run |
-| small | embedded emoji 32×32 | 2 CPU cores | width 128, 4 and 3 layers | FD-VGG16 299.4, docs/results.md |
+| small | embedded emoji 32×32 | 2 CPU cores | width 128, 4 and 3 layers | FD-VGG16 299.4 |
 
 Theirs (arXiv:2501.05441): FID 2.09 on ImageNet 64×64, with convolutional networks; here their loss
 trains this codebase's Transformers. Taken over: relativistic pairing with exact R1 and R2 on the
 whole batch, weight γ / 2 with γ from 1 to 0.1 (here over the first fifth), Adam (0, 0.99), rates
 that fall from 2e-4 to 5e-5.
 
-Hours: small took 17 minutes of one CPU core; the other not run.
+Hours: small took 17 minutes of one CPU core (docs/results.md); the other not run.
 """
 
 from imgtx_jax.config import defaults

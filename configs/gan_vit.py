@@ -7,7 +7,7 @@
 | variant | data | for | generator and discriminator | ours |
 |---|---|---|---|---|
 | cifar10 (the default) | CIFAR-10 32×32 | one GPU, bfloat16 | width 384, 4 layers each | not run |
-| small | embedded emoji 32×32 | 2 CPU cores | width 128, 3 layers each | FD-VGG16 260.0, docs/results.md |
+| small | embedded emoji 32×32 | 2 CPU cores | width 128, 3 layers each | FD-VGG16 260.0 |
 
 Theirs: FID 4.92 on CIFAR-10. Taken over: a discriminator with attention by distance, queries tied
 to keys, spectral norms held at their first values, and patches that overlap; non-saturating loss,
@@ -15,7 +15,7 @@ DiffAugment, balanced consistency, batch 128. Other than theirs: the penalty is 
 generated images (R1 and R2), the generator decodes patches linearly with a light convolution, and
 knows the class.
 
-Hours: small took 21 minutes of one CPU core; the other not run.
+Hours: small took 21 minutes of one CPU core (docs/results.md); the other not run.
 """
 
 from imgtx_jax.config import defaults
