@@ -1,4 +1,4 @@
-"""The one exception for what the user can mend."""
+"""UserError, the exception for faults that the user can mend, and its message texts."""
 
 
 class UserError(Exception):
@@ -9,11 +9,11 @@ class UserError(Exception):
 
 
 def one_of(key, value, allowed):
-  """UserError naming the key unless value is among allowed."""
+  """Raises a UserError that names the key unless value is among allowed."""
   if value not in allowed:
     raise UserError(f"{key}={value!r} is not one of: {', '.join(map(str, allowed))}")
 
 
 def first_line(error):
-  """Of an exception's text, cut at 300 characters; its class's name where it says nothing."""
+  """Returns the first line of an exception's text, at most 300 characters, or its class name."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

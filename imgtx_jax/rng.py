@@ -1,4 +1,4 @@
-"""Named random streams: a draw depends on the root key, a name, the step and the example alone."""
+"""Named random streams: a draw depends only on the root key, a name, the step and the example."""
 
 import zlib
 
@@ -6,20 +6,20 @@ import jax
 
 
 def stream(root, name, step):
-  """The key of one named use of randomness at one step; resuming needs no saved key."""
+  """Returns the key of stream `name` at `step`; resuming needs no saved key."""
   return jax.random.fold_in(jax.random.fold_in(root, zlib.crc32(name.encode())), step)
 
 
 def example_keys(key, index):
-  """One key per example from its global index int [B]; the same on any number of devices."""
+  """Returns keys [B] for global example indices int [B], the same on any number of devices."""
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def normal(key, index, shape):
-  """Standard normal noise [B, *shape], one draw per global example index."""
+  """Returns standard normal noise [B, *shape], one draw per global example index int [B]."""
   return jax.vmap(lambda k: jax.random.normal(k, shape))(example_keys(key, index))
 
 
 def uniform(key, index, shape=()):
-  """Uniform noise in [0, 1) [B, *shape], one draw per global example index."""
+  """Returns uniform noise [B, *shape] in [0, 1), one draw per global example index int [B]."""
   return jax.vmap(lambda k: jax.random.uniform(k, shape))(example_keys(key, index))

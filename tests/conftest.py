@@ -200,15 +200,15 @@ def local_stylizer():
     def styles(self, images):
       self.encoded += len(images)
       assert images.shape[1] % self.multiple == images.shape[2] % self.multiple == 0
-      colors = jax.device_get(color_transfer.of_images(images))
-      detail = jax.device_get(texture_synthesis.none(len(images), 2))
+      colors = jax.device_get(color_transfer.measure(images))
+      detail = jax.device_get(texture_synthesis.zeros(len(images), 2))
       tokens = images.mean((1, 2), keepdims=True)[:, 0]
       ones = np.ones((len(images), 1))
       return Style(tokens, ones, colors, detail, ones[:, 0])
 
     def null(self, batch):
       colors, detail = jax.device_get(
-        (color_transfer.none(batch), texture_synthesis.none(batch, 2))
+        (color_transfer.zeros(batch), texture_synthesis.zeros(batch, 2))
       )
       zeros = np.zeros((batch, 1))
       return Style(np.zeros((batch, 1, 3)), zeros, colors, detail, zeros[:, 0])

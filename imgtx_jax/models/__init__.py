@@ -1,1 +1,4 @@
-"""The networks: Flax modules and frozen feature extractors; no config, no data."""
+"""The trained networks as Flax modules, and the image operations inside them.
+
+Modules take keyword hyperparameters. They read no config, data, checkpoint or stage.
+"""

@@ -1,4 +1,4 @@
-"""Attention on the tokens themselves or on a memory, by inner product or by distance.
+"""Self-attention and cross-attention, by inner product or by distance.
 
 Dimensions: B batch, N tokens, M memory tokens, D width, H heads, K head width.
 """
@@ -18,14 +18,22 @@ KINDS = ("dot", "l2")
 
 
 class Attention(nn.Module):
-  """Multi-head attention of x [B, N, D] on itself, or on a memory [B, M, D'] when cross is set.
+  """Multi-head attention of x [B, N, D] on itself, or on context.memory [B, M, D'] if cross is set.
 
-  kind "dot" weighs by qᵀk / √K. "l2" weighs by −‖q − k‖² / √K, and self-attention has one matrix
-  for queries and keys: then its slope is bounded, which that of inner products is not
-  (arXiv:2006.04710; in a discriminator ViTGAN, arXiv:2107.04589).
-  Returns [B, N, D] and the cache after the tokens were added (None without one). A cache is
-  {"k", "v"}: each [B, H, M, K]; token n sees the cached positions up to position + n.
-  window > 0: self-attention within neighbourhoods of the grid context.shape, see windows.py.
+  kind "dot" has logits qᵀk / √K. kind "l2" has logits −‖q − k‖² / √K, and its self-attention
+  shares one matrix between queries and keys: this makes it Lipschitz (arXiv:2006.04710; used in a
+  discriminator by ViTGAN, arXiv:2107.04589).
+  window > 0 restricts self-attention to neighbourhoods of the grid context.shape, see
+  window_attention.py.
+
+  Call args:
+    x: [B, N, D].
+    context: transformer.Context.
+    cache: {"k", "v"}, each [B, H, M, K], for decoding; or None. Token n attends to the cached
+      positions up to context.position + n.
+
+  Returns:
+    [B, N, D], and the cache with the new tokens, or None.
   """
 
   heads: int
@@ -79,7 +87,7 @@ class Attention(nn.Module):
       out = self._in_windows(q, k, v, context)
     else:
       mask = None if mask is None else mask[:, None, None, :]
-      scale, bias = _terms(self.kind, k.swapaxes(1, 2))
+      scale, bias = _scale_and_bias(self.kind, k.swapaxes(1, 2))
       out = jax.nn.dot_product_attention(
         *(q, k, v, bias),
         mask=mask,
@@ -107,9 +115,12 @@ class Attention(nn.Module):
     return window_attention.join(out, shape, self.window, batch)
 
 
-def _terms(kind, keys):
-  """(scale, bias [B, H, 1, M] or None): softmax(scale · qᵀk + bias) are the weights that keys
-  [B, H, M, K] get. −‖q − k‖² = 2 qᵀk − ‖k‖² − ‖q‖², and the last is the same for all keys."""
+def _scale_and_bias(kind, keys):
+  """Returns (scale, bias [B, H, 1, M] or None) for keys [B, H, M, K].
+
+  Attention weights are softmax(scale · qᵀk + bias). For "l2", −‖q − k‖² = 2 qᵀk − ‖k‖² − ‖q‖², and
+  the softmax ignores ‖q‖². Raises ValueError for an unknown kind.
+  """
   root = math.sqrt(keys.shape[-1])
   if kind == "dot":
     return 1.0 / root, None
@@ -120,14 +131,14 @@ def _terms(kind, keys):
 
 
 def _scores(kind, q, keys):
-  """float32 [B, H, N, M] of q [B, N, H, K] and keys [B, H, M, K], before the softmax."""
-  scale, bias = _terms(kind, keys)
+  """Returns logits float32 [B, H, N, M] of q [B, N, H, K] and keys [B, H, M, K]."""
+  scale, bias = _scale_and_bias(kind, keys)
   scores = scale * jnp.einsum("bnhk,bhmk->bhnm", q, keys, preferred_element_type=jnp.float32)
   return scores if bias is None else scores + bias
 
 
 def _cached_attention(kind, q, cache, position):
-  """Attention of q [B, N, H, K] on the first position + n + 1 entries of a cache; [B, N, H, K]."""
+  """Returns attention [B, N, H, K] of q [B, N, H, K]; token n sees entries 0 … position + n."""
   scores = _scores(kind, q, cache["k"])
   seen = jnp.arange(scores.shape[-1]) <= position + jnp.arange(q.shape[1])[:, None]
   weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
@@ -135,7 +146,7 @@ def _cached_attention(kind, q, cache, position):
 
 
 def _attention_weights(kind, q, k, mask):
-  """Softmax weights [B, H, N, M] of non-causal attention, for looking at."""
+  """Returns the softmax weights [B, H, N, M] of non-causal attention, for saliency maps."""
   scores = _scores(kind, q, k.swapaxes(1, 2))
   if mask is not None:
     scores = jnp.where(mask, scores, -jnp.inf)

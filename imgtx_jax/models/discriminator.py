@@ -1,7 +1,7 @@
-"""The Discriminator: real or fake, and which class, in three layers.
+"""The Discriminator: predicts real or fake, and the class.
 
-Features (patches → Transformer → [cls]), a discriminating layer on them, whose projection gives
-the real/fake logit, and a class layer on the discriminating layer's output.
+It has three parts: features (patches → Transformer → [cls]), a discriminating layer whose
+projection gives the real/fake logit, and a class layer on the discriminating layer's output.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,10 @@ from imgtx_jax.models import layers, transformer
 
 @flax.struct.dataclass
 class Verdict:
-  """logit [B]: larger is more real; class_logits [B, K]; features [B, D] of the [cls] token."""
+  """The discriminator's output.
+
+  logit: [B], larger is more real. class_logits: [B, K]. features: [B, D] of the [cls] token.
+  """
 
   logit: Any
   class_logits: Any
@@ -25,11 +28,12 @@ class Verdict:
 
 
 class Discriminator(nn.Module):
-  """Images [B, H, W, C] in [-1, 1], labels int [B] (`classes` is the null label) → Verdict.
+  """Maps images [B, H, W, C] in [-1, 1] and labels int [B] to a Verdict.
 
-  Patches overlap by `overlap` pixels on every side (ViTGAN, arXiv:2107.04589). The logit is a
-  linear projection of the discriminating layer's output plus its inner product with a label
-  embedding (arXiv:1802.05637).
+  Label `classes` is the null label. Patches overlap by `overlap` pixels on every side (ViTGAN,
+  arXiv:2107.04589). The logit is a linear projection of the discriminating layer's output plus its
+  inner product with a label embedding (arXiv:1802.05637). trunk holds the keyword hyperparameters
+  of Transformer other than layers and dtype.
   """
 
   patch: int
@@ -48,7 +52,7 @@ class Discriminator(nn.Module):
     cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.width))
     x = jnp.concatenate([cls, x], axis=1)
     grid = layers.grid_coords(images.shape[1] // self.patch, images.shape[2] // self.patch)
-    # [cls] shares the first patch's angle: it tells itself apart by its embedding.
+    # [cls] has the first patch's rotary position; its embedding distinguishes it.
     coords = np.concatenate([np.zeros((1, 2), np.int32), grid])
     rope = layers.rope_table(coords, self.width // self.trunk["heads"])
     x, _ = transformer.Transformer(self.layers, dtype=self.dtype, name="transformer", **self.trunk)(
@@ -73,15 +77,25 @@ class Discriminator(nn.Module):
 
 
 def overlapping_patches(images, patch, overlap):
-  """Patches that reach `overlap` (≤ patch) pixels into their neighbours, as slices and no
-  convolution: images [B, H, W, C] → [B, (H/p)(W/p), (p + 2·overlap)²·C], edges repeated."""
+  """Cuts images into patches that reach `overlap` pixels into their neighbours.
+
+  It uses slices, not a convolution; edge pixels are repeated outside the image.
+
+  Args:
+    images: [B, H, W, C].
+    patch: p, the side of a patch without overlap.
+    overlap: pixels on each side, at most p.
+
+  Returns:
+    Patches [B, (H/p)(W/p), (p + 2·overlap)²·C].
+  """
   if not overlap:
     return layers.patchify(images, patch)
   b, height, width, c = images.shape
   h, w = height // patch, width // patch
   padded = jnp.pad(images, ((0, 0), (overlap, patch), (overlap, patch), (0, 0)), mode="edge")
   size = patch + 2 * overlap
-  # Rows [B, h, size, ...]: row r of every window is the padded image from row r at stride p.
+  # Rows [B, h, size, …]: row r of every patch is the padded image from row r at stride p.
   rows = [padded[:, r : r + h * patch : patch] for r in range(size)]
   rows = jnp.stack(rows, axis=2)
   columns = [rows[:, :, :, s : s + w * patch : patch] for s in range(size)]

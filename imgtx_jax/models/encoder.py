@@ -1,4 +1,4 @@
-"""The Encoder: an image as a grid of latents."""
+"""The Encoder: maps an image to a grid of latents."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,9 @@ from imgtx_jax.models import layers, transformer
 
 
 class Encoder(nn.Module):
-  """Images [B, H, W, 3] in [-1, 1] → latents [B, N, C], N = (H / patch)(W / patch), raster order.
+  """Maps images [B, H, W, 3] in [-1, 1] to latents float32 [B, N, C] in raster order.
 
+  N = (H / patch)(W / patch), C = code_dim.
   trunk holds the keyword hyperparameters of Transformer other than layers and dtype.
   """
 

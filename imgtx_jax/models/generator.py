@@ -1,4 +1,4 @@
-"""The Generator: one Transformer that decodes, generates and stylizes, by what it is given.
+"""The Generator: one Transformer in three roles, which differ in its inputs.
 
 | role | grid | memory | modulation |
 |---|---|---|---|
@@ -6,7 +6,7 @@
 | adversarial generator | the first k codes, a mask token elsewhere | GPT states | noise and class |
 | stylizer | the content's latents | style tokens | style statistics |
 
-A stylizer ends in another head: it draws a change to an image (see retouch), not the image.
+The stylizer has another head, EditHead: it predicts a change to an image.
 """
 
 import functools
@@ -20,17 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax.models import layers, transformer
-from imgtx_jax.models.edit_head import RetouchHead
+from imgtx_jax.models.edit_head import EditHead
 
-_WAVES = 4  # each way, of what varies slowly over the grid
+_WAVES = 4  # cosines per direction in smooth_basis
 
 
 class PatchHead(nn.Module):
-  """Tokens [B, h·w, D] → image [B, h·p, w·p, 3]: linear per patch, then two light convolutions.
+  """Maps tokens [B, h·w, D] to an image [B, h·p, w·p, 3], where p = patch.
 
-  A bare linear head leaves a visible grid. overlap: a token draws twice its patch each way, fading
-  out into its neighbours' (as overlap-add of windowed signals), so that nothing has to be continued
-  across a border. The convolutions run over the rendered features of all patches.
+  A linear layer renders `channels` features per pixel of each patch; two light convolutions over
+  all patches follow, since a linear head alone leaves a visible grid. With `overlap` a token
+  renders a square of side 2p that fades out over its neighbours (see overlap_add).
   """
 
   patch: int
@@ -51,14 +51,22 @@ class PatchHead(nn.Module):
 
 
 def overlap_add(patches, side, shape):
-  """Patches [B, h·w, s·s·F], centred on the cells of a grid (h, w) of half their side s, as images
-  [B, h·s/2, w·s/2, F]: their sum under a triangular window, whose weights add up to 1."""
+  """Sums patches that overlap by half under a triangular window whose weights sum to 1.
+
+  Args:
+    patches: [B, h·w, s·s·F], centred on the cells, of side s/2, of a grid.
+    side: s, the side of a patch in pixels.
+    shape: (h, w) of the grid.
+
+  Returns:
+    Images [B, h·s/2, w·s/2, F].
+  """
   b, (h, w), half = patches.shape[0], shape, side // 2
   ramp = (np.arange(half) + 0.5) / half
   window = np.concatenate([ramp, ramp[::-1]])
   x = patches.reshape(b, h, w, 2, half, 2, half, -1)
   x = x * (window.reshape(2, half, 1, 1, 1) * window.reshape(2, half, 1)).astype(x.dtype)
-  # A quarter of a patch is a half's square: quarters (i, j) lie i down and j across.
+  # A patch has 2 × 2 quarters of side s/2: quarter (i, j) lies i cells down and j cells right.
   total = sum(
     jnp.pad(x[:, :, :, i, :, j], ((0, 0), (i, 1 - i), (j, 1 - j), (0, 0), (0, 0), (0, 0)))
     for i in (0, 1)
@@ -67,13 +75,13 @@ def overlap_add(patches, side, shape):
   image = total.swapaxes(2, 3).reshape(b, (h + 1) * half, (w + 1) * half, -1)
   start = half // 2
   image = image[:, start : start + h * half, start : start + w * half]
-  # At the edges of the image a neighbour is missing.
+  # At the image's edges a neighbour is missing: divide by the weights that are there.
   sums = [_window_sums(n, window)[start : start + n * half] for n in shape]
   return image / (sums[0][:, None, None] * sums[1][:, None]).astype(image.dtype)
 
 
 def _window_sums(n, window):
-  """The weights at the places of n windows, half their length apart."""
+  """Returns the sum [(n + 1) · half] of n windows placed half their length apart."""
   half = len(window) // 2
   total = np.zeros((n + 1) * half)
   for i in range(n):
@@ -82,17 +90,27 @@ def _window_sums(n, window):
 
 
 class Generator(nn.Module):
-  """grid [B, N, C], memory [B, M, D'] or None, modulation [B, S] or None → image [B, H, W, 3].
+  """Renders an image from a grid of vectors, with an optional memory and modulation.
 
-  At the depths in taps (layers after which it happens, ascending, below `layers`) it renders an
-  intermediate image, the conditioned image, embeds it back and goes on. Returns the last image and
-  a tuple of (conditioned image [B, H, W, 3], its condition vectors [B, N, D]), one a tap.
+  taps are layer counts, ascending and below `layers`. After each it renders an intermediate image
+  (the conditioned image), embeds it back and goes on. trunk holds the keyword hyperparameters of
+  Transformer other than layers, memory, modulated and dtype. With retouch_channels > 0 it ends in
+  an EditHead.
 
-  known [B, N] (only with mask_token): False where the code is not known and the learned mask token
-  of that place stands for it. memory_mask [B, M]: False where a memory token must not be seen.
-  memory_coords int [M, 2]: rows and columns the memory tokens speak of, None if they have none.
-  shape: (h, w) of the grid; a square by default. With retouch_channels the last image is a change
-  to an image: retouch is what RetouchHead takes of it, (image, detail, gains).
+  Call args:
+    grid: [B, N, C], dequantised codes or latents in raster order.
+    memory: [B, M, D'] for cross-attention, or None.
+    modulation: [B, S], or None.
+    known: bool [B, N], only with mask_token. Where False, the position's mask token replaces the
+      grid's vector.
+    memory_mask: bool [B, M], False where a memory token must not be attended to.
+    memory_coords: int [M, 2], row and column of each memory token, or None if they have none.
+    shape: (h, w) of the grid; square by default.
+    edit_inputs: (image, detail, gains) for the EditHead.
+
+  Returns:
+    The image [B, H, W, 3], or the EditHead's change; and a tuple with, for each tap, (conditioned
+    image [B, H, W, 3], its condition vectors [B, N, D]).
   """
 
   patch: int
@@ -119,7 +137,7 @@ class Generator(nn.Module):
     memory_mask=None,
     memory_coords=None,
     shape=None,
-    retouch=None,
+    edit_inputs=None,
   ):
     shape = shape or (math.isqrt(grid.shape[1]),) * 2
     head_dim = self.width // self.trunk["heads"]
@@ -158,36 +176,38 @@ class Generator(nn.Module):
         **self.trunk,
       )(x, context)
     if self.retouch_channels:
-      retouching = RetouchHead(self.patch, self.retouch_channels, dtype=self.dtype, name="retouch")
-      return retouching(x, shape, modulation, *retouch), tuple(taps)
+      edit_head = EditHead(self.patch, self.retouch_channels, dtype=self.dtype, name="retouch")
+      return edit_head(x, shape, modulation, *edit_inputs), tuple(taps)
     return head(name="head")(x, shape), tuple(taps)
 
   def _mask_tokens(self, modulation, shape, channels):
-    """What stands on the grid where no code is known: unit vectors, as codes are; [1 or B, N, C].
+    """Returns the mask tokens [1 or B, N, C], unit vectors as codes are.
 
-    One token for each place: equal ones would stay equal through every layer, for rotary positions
-    only weigh values, and an image without any known code would be one patch repeated. Noise and
-    class bend them directly, for the layers' own modulation starts at zero; slowly over the grid,
-    or again one patch would be repeated.
+    Each position has its own token. Equal tokens would stay equal through every layer, since rotary
+    positions change only attention weights, and an image without known codes would repeat one
+    patch. The modulation also shifts the tokens directly, because the layers' modulation starts at
+    zero. This shift varies slowly over the grid.
     """
     count = shape[0] * shape[1]
     token = self.param("mask_token", smooth_tokens(shape), (count, channels))[None]
     if self.modulated:
-      bend = layers.Linear(_WAVES**2 * channels, name="mask_modulation")(modulation)
-      bend = bend.reshape(len(bend), _WAVES**2, channels)
-      token = token + 0.3 * (2 / _WAVES) * jnp.einsum("nw,bwc->bnc", smooth_basis(shape), bend)
+      shift = layers.Linear(_WAVES**2 * channels, name="mask_modulation")(modulation)
+      shift = shift.reshape(len(shift), _WAVES**2, channels)
+      token = token + 0.3 * (2 / _WAVES) * jnp.einsum("nw,bwc->bnc", smooth_basis(shape), shift)
     return token / jnp.sqrt(jnp.sum(token**2, axis=-1, keepdims=True) + 1e-6)
 
 
 def smooth_basis(shape):
-  """The lowest cosines over a grid (h, w), _WAVES each way; float32 [h·w, _WAVES²]."""
+  """Returns the lowest cosines over a grid (h, w), _WAVES per direction; float32 [h·w, _WAVES²]."""
   waves = [np.cos(np.pi * (np.arange(n)[:, None] + 0.5) / n * np.arange(_WAVES)) for n in shape]
   return np.einsum("ia,jb->ijab", *waves).reshape(math.prod(shape), -1).astype(np.float32)
 
 
 def smooth_tokens(shape, std=1.0):
-  """An initializer of tokens [h·w, C] that vary slowly over the grid (h, w): random mixtures of
-  smooth_basis, each channel of standard deviation about std."""
+  """Returns an initializer of tokens [h·w, C] that vary slowly over the grid (h, w).
+
+  Tokens are random mixtures of smooth_basis; each channel has a standard deviation of about std.
+  """
 
   def init(key, param_shape, dtype=jnp.float32):
     mix = jax.random.normal(key, (_WAVES**2, param_shape[1]), dtype)
@@ -197,7 +217,7 @@ def smooth_tokens(shape, std=1.0):
 
 
 class Adapter(nn.Module):
-  """Condition vectors [B, M, D] → the same and a residual of them, zero at the start."""
+  """Adds a learned residual to condition vectors [B, M, D]; the residual is zero at the start."""
 
   dtype: Any = jnp.float32
 
@@ -211,9 +231,10 @@ class Adapter(nn.Module):
 
 
 class Mapping(nn.Module):
-  """Noise [B, Z] and labels int [B] (classes = the null class) → modulation [B, S].
+  """Maps noise [B, Z] and labels int [B] to modulation float32 [B, S], S = width.
 
-  The mapping network of StyleGAN (arXiv:1812.04948): its output is the space w of truncation.
+  Label `classes` is the null class. This is the mapping network of StyleGAN (arXiv:1812.04948):
+  its output space is w, in which guidance and truncation work.
   """
 
   width: int
@@ -232,10 +253,16 @@ class Mapping(nn.Module):
     )
 
   def modulation(self, params, noise, labels, w_scale=1.0):
-    """Modulation [B, S] from the mapping's parameters; w_scale s is guidance: w₀ + s (w − w₀),
-    where w₀ is that of the null class and the same noise."""
+    """Returns modulation [B, S] with guidance.
+
+    Args:
+      params: the mapping's parameters.
+      noise: [B, Z].
+      labels: int [B].
+      w_scale: s in w₀ + s (w − w₀), where w₀ has the null class and the same noise.
+    """
     w = self.apply({"params": params}, noise, labels)
     if w_scale == 1.0:
       return w
-    none = self.apply({"params": params}, noise, jnp.full_like(labels, self.classes))
-    return none + w_scale * (w - none)
+    null = self.apply({"params": params}, noise, jnp.full_like(labels, self.classes))
+    return null + w_scale * (w - null)

@@ -1,7 +1,7 @@
-"""The GPT: a causal Transformer over the codes of an image (LlamaGen's, arXiv:2406.06525).
+"""The GPT: a causal Transformer over the codes of an image (LlamaGen, arXiv:2406.06525).
 
-Its hidden states are the condition vectors: state t has seen the class and t codes, and predicts
-the next. Codes come in raster order; logits and states come in the GPT's own order of codes.
+Its hidden states are the condition vectors: state t depends on the class and the first t codes, and
+predicts the next code. Input codes are in raster order; logits and states are in code order.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,16 @@ from imgtx_jax.models import layers, transformer
 
 
 def code_order(order, shape):
-  """The permutation of a grid's codes: entry t is the raster index of the t-th code; int [N].
+  """Returns the order of a grid's codes: entry t is the raster index of the t-th code; int [N].
 
-  "raster" is row by row. "spread" goes from coarse to fine: grids of halving stride, each in two
-  steps (first the centres of the coarser grid's squares, then the rest), so that the first k codes
-  cover the whole image.
+  Args:
+    order: "raster" (row by row) or "spread" (coarse to fine: grids of halving stride, for each
+      first the centres of the coarser grid's squares, then the rest, so that the first k codes
+      cover the whole image).
+    shape: (h, w) of the grid.
+
+  Raises:
+    ValueError: for another order.
   """
   height, width = shape
   if order == "raster":
@@ -45,18 +50,26 @@ def code_order(order, shape):
 
 
 class GPT(nn.Module):
-  """Codes int [B, N] in raster order, labels int [B] (`classes` is the null class) → logits
-  float32 [B, N, V] and condition vectors [B, N, D], both in the order of codes.
+  """Predicts each code of an image from its class and the codes before it.
 
-  Decoding (scan=False, caches given): codes [B, 1] is the code before position `position` in the
-  order of codes (any value at position 0, where the class token stands), and the outputs are those
-  of that one position, with the new caches third.
+  target_position adds a learned embedding of the grid position that each state predicts (RAR,
+  arXiv:2411.00776), which the previous code does not determine outside raster order. The class
+  token has no grid position: its rotated queries and keys are zero vectors, as in LlamaGen.
+  trunk holds the keyword hyperparameters of Transformer other than those listed here.
 
-  target_position adds a learned embedding of the place that each state predicts (RAR,
-  arXiv:2411.00776): outside raster order the place is not told by the code before it. With it, an
-  example may have an order of its own: orders int [B, N], as code_order gives them.
-  The class token has no place on the grid: its rotated queries and keys are zero vectors, as in
-  the reference.
+  Call args:
+    codes: int [B, N] in raster order. With caches: int [B, 1], the code before `position` in code
+      order; any value at position 0, where the class token stands.
+    labels: int [B]; `classes` is the null class.
+    orders: int [B, N], a code order per example; needs target_position. By default all examples
+      have code_order().
+    example_index: int [B], the global index, for dropout.
+    caches: from init_cache, for decoding one position at a time; needs scan=False.
+    position: int scalar, the position to decode.
+
+  Returns:
+    Logits float32 [B, N, V] and condition vectors [B, N, D], in code order. With caches: those of
+    the one position, [B, 1, …], and the new caches.
   """
 
   codebook_size: int
@@ -91,7 +104,7 @@ class GPT(nn.Module):
       rope = self.rope(places)[:, position][:, None]
     if self.target_position:
       count = self.shape[0] * self.shape[1]
-      target = self.param("target_position", init, (count, self.width))  # of raster places
+      target = self.param("target_position", init, (count, self.width))  # in raster order
       x = x + target[places if caches is None else places[position]]
     x = x.astype(self.dtype)
     x = layers.Dropout(self.token_dropout, name="token_dropout")(x, example_index)
@@ -118,22 +131,24 @@ class GPT(nn.Module):
     return (logits, states) if caches is None else (logits, states, caches)
 
   def code_order(self):
-    """Entry t is the raster index of the t-th code; int [N]."""
+    """Returns the raster index of the t-th code; int [N]."""
     return code_order(self.order, self.shape)
 
   def coords(self):
-    """Row and column of the code that each state predicts; int [N, 2]."""
+    """Returns the row and column of the code that each state predicts; int [N, 2]."""
     return layers.grid_coords(*self.shape)[self.code_order()]
 
   def rope(self, places):
-    """Angles [2, …, N, K / 2] of the inputs when states predict the codes at places [… , N]: zero
-    cosines and sines for the class token, then those of the codes before."""
+    """Returns the rotary table [2, …, N, K / 2] of the inputs for predicted positions [… , N].
+
+    Input t is the code at places[t − 1]; input 0, the class token, gets zero cosines and sines.
+    """
     table = layers.rope_table(layers.grid_coords(*self.shape), self.width // self.trunk["heads"])
     table = jnp.asarray(table)[:, places]
     return jnp.concatenate([jnp.zeros_like(table[..., :1, :]), table[..., :-1, :]], axis=-2)
 
   def init_cache(self, batch, length):
-    """Empty caches for decoding `batch` images up to `length` positions."""
+    """Returns empty caches for decoding `batch` images up to `length` positions."""
     heads = self.trunk["heads"]
     return transformer.init_cache(
       self.layers, length, batch, heads, self.width // heads, self.dtype

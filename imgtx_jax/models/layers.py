@@ -14,19 +14,19 @@ import numpy as np
 from imgtx_jax.distributed import target
 
 NORM_EPSILON = 1e-5
-ZEROS = -1.0  # as init_std: a matrix of zeros
+ZEROS = -1.0  # value of init_std for a matrix of zeros
 POWER_ITERATIONS = 16
 
 
 class Linear(nn.Module):
-  """x [..., in] → [..., features] by one matrix [in, features], and a bias if asked.
+  """Maps x [..., in] to [..., features] by one matrix [in, features] and an optional bias.
 
-  Leading axes are merged for the product: with them apart, XLA's gradients on a CPU take twice as
-  long. init_std 0 means variance 1 / in; ZEROS a matrix of zeros.
+  Leading axes are merged for the product: otherwise XLA's gradients on a CPU take twice as long.
+  init_std 0 means variance 1 / in; ZEROS means a matrix of zeros.
 
-  spectral_norm multiplies with W σ₀ / σ(W), where σ₀ is the spectral norm that W began with: it can
-  turn but not grow (improved spectral normalisation, ViTGAN arXiv:2107.04589). σ₀ lies beside the
-  kernel as "initial_norm", which has no gradient.
+  spectral_norm replaces W by W σ₀ / σ(W), where σ₀ is the spectral norm at initialisation, so that
+  the spectral norm stays constant (improved spectral normalisation, ViTGAN, arXiv:2107.04589). σ₀
+  is the parameter "initial_norm", which gets no gradient.
   """
 
   features: int
@@ -52,15 +52,20 @@ class Linear(nn.Module):
 
 
 def _is_slow(features):
-  """Whether XLA's gradient of a matrix so wide runs at half speed: on a CPU, where the rows of its
-  cotangent lie a power of two apart."""
+  """Returns whether XLA's gradient of a matrix with this many outputs runs at half speed.
+
+  It does on a CPU where the rows of the cotangent lie a multiple of 1024 numbers apart.
+  """
   return features >= 2048 and features % 1024 == 0 and target.platform() == "cpu"
 
 
 @jax.custom_vjp
 def _wide_product(x, kernel):
-  """x [T, in] @ kernel [in, out], whose gradient transposes x in memory before the product: on 2
-  cores 77 instead of 41 GFLOP/s at 768 × 4096. Reverse mode only."""
+  """Returns x [T, in] @ kernel [in, out], with a faster gradient on a CPU; reverse mode only.
+
+  The gradient transposes x in memory before the product: 77 instead of 41 GFLOP/s on 2 cores at
+  768 × 4096.
+  """
   return x @ kernel
 
 
@@ -77,10 +82,10 @@ _wide_product.defvjp(_wide_forward, _wide_backward)
 
 
 def spectral_norm(matrix):
-  """The largest singular value of a matrix [in, out], in float32; an estimate from below.
+  """Returns an estimate from below of the largest singular value of a matrix [in, out]; float32.
 
-  Power iteration from a fixed vector: unlike the usual one it keeps nothing from step to step, so
-  that the same weights give the same network. The gradient is that of uᵀ W v at its last u and v.
+  Power iteration starts from a fixed vector, not from the last step's, so that the network depends
+  on its weights alone. The gradient is that of uᵀ W v at the last u and v.
   """
   fixed = jax.lax.stop_gradient(matrix)
   v = np.random.default_rng(0).standard_normal(matrix.shape[1]).astype(np.float32)
@@ -95,14 +100,15 @@ def spectral_norm(matrix):
 
 
 def norm(name, dtype):
-  """RMSNorm, computed in float32 (arXiv:1910.07467)."""
+  """Returns an RMSNorm module, computed in float32 (arXiv:1910.07467)."""
   return nn.RMSNorm(epsilon=NORM_EPSILON, dtype=dtype, name=name)
 
 
 class Dropout(nn.Module):
-  """Dropout with a mask per example; active when a "dropout" rng is given.
+  """Dropout of x [B, ...] with one mask per example; active when a "dropout" rng is given.
 
-  nn.Dropout draws one mask for the local batch, which pmap and jit would draw differently.
+  example_index: int [B], the global index. nn.Dropout would draw one mask for the local batch, so
+  that pmap and jit would differ.
   """
 
   rate: float
@@ -118,9 +124,10 @@ class Dropout(nn.Module):
 
 
 class DropPath(nn.Module):
-  """Leaves a whole residual branch out for an example (stochastic depth, arXiv:1603.09382).
+  """Drops the whole residual branch of an example (stochastic depth, arXiv:1603.09382).
 
-  rate may be traced: scanned layers have one each. Active when a "dropout" rng is given.
+  rate is the probability and may be traced, since each scanned layer has its own. example_index:
+  int [B], the global index. Active when a "dropout" rng is given.
   """
 
   @nn.compact
@@ -135,7 +142,7 @@ class DropPath(nn.Module):
 
 
 class SwiGLU(nn.Module):
-  """The gated feed-forward layer of arXiv:2002.05202: w2(silu(w1 x) · w3 x); [B, N, D]."""
+  """Computes w2(silu(w1 x) · w3 x) of x [B, N, D]: the gated MLP of arXiv:2002.05202."""
 
   hidden: int
   init_std: float = 0.0
@@ -152,15 +159,25 @@ class SwiGLU(nn.Module):
 
 
 def grid_coords(height, width):
-  """Row and column of every token of a grid in raster order; int32 [height·width, 2]."""
+  """Returns row and column of each token of a grid in raster order; int32 [height·width, 2]."""
   return np.stack(np.divmod(np.arange(height * width), width), axis=-1).astype(np.int32)
 
 
 def rope_table(coords, head_dim, base=1e4):
-  """Cosines and sines of two-dimensional rotary positions (arXiv:2104.09864, 2406.06525).
+  """Returns cosines and sines of two-dimensional rotary positions (arXiv:2104.09864, 2406.06525).
 
-  coords [N, 2] are rows and columns; the first half of a head's pairs turns with the row, the
-  second with the column. Returns float32 [2, N, head_dim / 2]: cosines, then sines.
+  The first half of a head's pairs rotates with the row, the second half with the column.
+
+  Args:
+    coords: [N, 2], row and column of each token.
+    head_dim: width of a head, a multiple of 4.
+    base: base of the geometric series of frequencies.
+
+  Returns:
+    float32 [2, N, head_dim / 2]: cosines, then sines.
+
+  Raises:
+    ValueError: if head_dim is not a multiple of 4.
   """
   if head_dim % 4:
     raise ValueError(f"RoPE needs a head width divisible by 4, not {head_dim}")
@@ -172,29 +189,31 @@ def rope_table(coords, head_dim, base=1e4):
 
 
 def apply_rope(x, rope):
-  """Turns the interleaved pairs of x [B, N, H, K] by the angles of rope [2, N, K / 2], or
-  [2, B, N, K / 2] where every example has its own."""
+  """Rotates the interleaved pairs of x [B, N, H, K] by the angles of a rotary table.
+
+  rope: [2, N, K / 2], or [2, B, N, K / 2] with a table per example.
+  """
   cos, sin = rope[0][..., None, :], rope[1][..., None, :]
   pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
   even, odd = pairs[..., 0], pairs[..., 1]
-  turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
-  return turned.reshape(x.shape).astype(x.dtype)
+  rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+  return rotated.reshape(x.shape).astype(x.dtype)
 
 
 def default_hidden(width, multiple=32):
-  """SwiGLU's hidden width: 8/3 of the model width, rounded up (arXiv:2002.05202)."""
+  """Returns SwiGLU's hidden width: 8/3 of width, rounded up to a multiple (arXiv:2002.05202)."""
   return -(-(8 * width // 3) // multiple) * multiple
 
 
 def patchify(images, patch):
-  """Images [B, H, W, C] as patches [B, (H/p)(W/p), p·p·C] in raster order."""
+  """Cuts images [B, H, W, C] into patches [B, (H/p)(W/p), p·p·C] in raster order."""
   b, h, w, c = images.shape
   x = images.reshape(b, h // patch, patch, w // patch, patch, c)
   return x.swapaxes(2, 3).reshape(b, (h // patch) * (w // patch), patch * patch * c)
 
 
 def unpatchify(patches, patch, shape):
-  """Patches [B, h·w, p·p·C] as images [B, h·p, w·p, C], where shape = (h, w)."""
+  """Joins patches [B, h·w, p·p·C] to images [B, h·p, w·p, C]; shape is (h, w)."""
   b, _, f = patches.shape
   h, w = shape
   x = patches.reshape(b, h, w, patch, patch, f // patch**2)

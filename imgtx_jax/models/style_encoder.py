@@ -1,4 +1,4 @@
-"""The StyleEncoder: a style image as tokens to attend to and one vector to modulate with."""
+"""The StyleEncoder: maps a style image to memory tokens and a modulation vector."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,27 +13,29 @@ _VARIANCE = 1e-4  # added to variances: flat images have none
 
 
 class Style(NamedTuple):
-  """tokens [B, M, D], modulation [B, S]; palette and texture; share [B] in [0, 1], how much of an
-  image's look it replaces.
+  """Styles of B images.
 
-  Linear: mixtures and strengths are weighted sums of Styles, for token m of all images speaks
-  through the same slot. What shares lack to 1 is the null style's.
+  tokens: [B, M, D]. modulation: [B, S]. colors: ColorStatistics. texture: Texture. weight: [B] in
+  [0, 1], the sum of the weights of real styles; the null style's part is 1 − weight.
+
+  Mixtures and strengths of styles are weighted sums of Styles. Tokens can be summed because the
+  m-th tokens of all images come from the same query.
   """
 
   tokens: Any
   modulation: Any
-  palette: color_transfer.Palette
+  colors: color_transfer.ColorStatistics
   texture: texture_synthesis.Texture
-  share: Any
+  weight: Any
 
 
 class StyleEncoder(nn.Module):
-  """Images [B, H, W, 3] in [-1, 1], H and W multiples of patch, → Style.
+  """Maps images [B, H, W, 3] in [-1, 1], H and W multiples of patch, to a Style.
 
-  Tokens: a Transformer over the patches, read by `tokens` learned queries with one cross-attention.
-  Modulation: mean, deviation, skew and kurtosis of its features over the positions (as HSI 2025
-  takes of VGG's), so that inference needs no other network.
-  null(batch) is the learned style under which a content comes back as it is.
+  Tokens: `tokens` learned queries read a Transformer's features of the patches by cross-attention.
+  Modulation: an MLP of the mean, deviation, skew and kurtosis of these features over the positions
+  (HSI 2025 uses VGG's features), so that inference needs no other network.
+  null(batch) is the learned style that leaves a content image as it is.
 
   trunk holds the keyword hyperparameters of Transformer other than layers and dtype.
   """
@@ -74,32 +76,32 @@ class StyleEncoder(nn.Module):
     queries = jnp.broadcast_to(self.queries, (len(images), *self.queries.shape))
     tokens, _ = self.read(queries.astype(self.dtype), transformer.Context(memory=x))
     tokens = self.project(self.token_norm(tokens))
-    # The embedding is linear in the pixels: its moments are those of colours and small textures.
+    # The embedding is linear in the pixels: its moments describe colours and small textures.
     moments = jnp.concatenate([statistics(embedded), statistics(x)], axis=-1)
     modulation = self.modulate(nn.silu(self.hidden(moments)))
     return Style(
       tokens.astype(jnp.float32),
       modulation.astype(jnp.float32),
-      color_transfer.of_images(images),
-      texture_synthesis.of_images(images, self.patch),
+      color_transfer.measure(images),
+      texture_synthesis.extract(images, self.patch),
       jnp.ones(len(images)),
     )
 
   def null(self, batch):
-    """The null style, `batch` times."""
+    """Returns the null style, `batch` times."""
     return Style(
       jnp.broadcast_to(self.null_tokens, (batch, *self.null_tokens.shape)),
       jnp.broadcast_to(self.null_modulation, (batch, self.modulation_dim)),
-      color_transfer.none(batch),
-      texture_synthesis.none(batch, self.patch),
+      color_transfer.zeros(batch),
+      texture_synthesis.zeros(batch, self.patch),
       jnp.zeros(batch),
     )
 
 
 def statistics(features):
-  """Mean, deviation, skew and kurtosis over the positions of features [B, N, D]; float32 [B, 4 D].
+  """Returns mean, deviation, skew and kurtosis over the positions of features; float32 [B, 4 D].
 
-  The last two, which have heavy tails, are squashed by asinh.
+  features: [B, N, D]. Skew and kurtosis have heavy tails and are squashed by asinh.
   """
   x = features.astype(jnp.float32)
   mean = jnp.mean(x, axis=1, keepdims=True)
@@ -111,7 +113,7 @@ def statistics(features):
 
 
 def mix(styles, weights):
-  """The weighted sum of Styles of one batch; a weight is a number or [B]."""
+  """Returns the weighted sum of Styles with equal B; each weight is a number or [B]."""
 
   def add(*parts):
     total = 0.0
@@ -123,19 +125,21 @@ def mix(styles, weights):
   return jax.tree.map(add, *styles)
 
 
-def whole_style(style):
-  """(palette, texture) of the style that a Style is a share of: what is left to the null style,
-  which has none, does not weaken them."""
-  share = jnp.maximum(style.share, 1e-6)
+def unweighted(style):
+  """Returns (colors, texture) of a Style divided by its weight.
+
+  The null style's are zero, so this undoes the effect of mixing with it.
+  """
+  weight = jnp.maximum(style.weight, 1e-6)
 
   def divide(part):
-    return part / share.reshape(-1, *(1,) * (part.ndim - 1))
+    return part / weight.reshape(-1, *(1,) * (part.ndim - 1))
 
-  return jax.tree.map(divide, (style.palette, style.texture))
+  return jax.tree.map(divide, (style.colors, style.texture))
 
 
-def repeat(style, batch):
-  """A Style of batch 1 `batch` times; one of `batch` as it is."""
+def broadcast_batch(style, batch):
+  """Repeats a Style with B = 1 `batch` times; returns one with B = `batch` unchanged."""
 
   def widen(part):
     return jnp.broadcast_to(part, (batch, *part.shape[1:])) if part.shape[0] == 1 else part

@@ -1,4 +1,4 @@
-"""Encoder, Quantizer and a decoder, as one thing: images to codes and back."""
+"""The Tokenizer: an Encoder, a quantizer and a decoder, mapping images to codes and back."""
 
 import dataclasses
 from typing import Any
@@ -13,13 +13,10 @@ from imgtx_jax.models.generator import Generator
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """Pure functions of params = {"encoder", "quantizer", decoder_name}.
+  """Maps images to codes and back; pure functions of {"encoder", "quantizer", decoder_name}.
 
-  encode: images [B, H, W, 3] → latents [B, N, C], codes int [B, N] in raster order.
-  decode: codes → images. render: vectors [B, N, C] → image, taps (see Generator).
-
-  decoder_name: "generator" where the decoder is the Generator in its first role, whose weights the
-  later roles take over by name; "decoder" where there is nothing to take over.
+  decoder_name: "generator" if the decoder is a Generator, whose weights later stages copy by name;
+  "decoder" for a convolutional one, which they do not copy.
   """
 
   encoder: transformers.Encoder | vqgan.Encoder
@@ -28,7 +25,7 @@ class Tokenizer:
   decoder_name: str = "generator"
 
   def init(self, key, images) -> dict[str, Any]:
-    """Parameters for images shaped like these [B, H, W, 3]."""
+    """Returns initial parameters for images of this shape [B, H, W, 3]."""
     keys = jax.random.split(key, 3)
     latents, encoder = self.encoder.init_with_output(keys[0], images)
     decoder = self.decoder.init(keys[1], latents)
@@ -39,22 +36,22 @@ class Tokenizer:
     }
 
   def last_kernel(self, params):
-    """The decoder's last kernel [3, 3, C, 3] in params, or its gradient in a tree of gradients."""
+    """Returns the decoder's last kernel [3, 3, C, 3] of params, or of a tree of gradients."""
     decoder = params[self.decoder_name]
     return (decoder["head"]["rgb"] if "head" in decoder else decoder["conv_out"])["kernel"]
 
   def latents(self, params, images):
-    """Images [B, H, W, 3] → latents [B, N, C], before quantisation."""
+    """Maps images [B, H, W, 3] to latents [B, N, C], before quantisation."""
     return self.encoder.apply({"params": params["encoder"]}, images)
 
   def encode(self, params, images):
-    """Images [B, H, W, 3] → codes int32 [B, N]."""
+    """Maps images [B, H, W, 3] to codes int32 [B, N] in raster order."""
     return self.quantizer.quantize(params["quantizer"], self.latents(params, images)).codes
 
   def render(self, params, vectors):
-    """Vectors [B, N, C] → image [B, H, W, 3] and taps."""
+    """Maps vectors [B, N, C] to images [B, H, W, 3] and taps; see Generator."""
     return self.decoder.apply({"params": params[self.decoder_name]}, vectors)
 
   def decode(self, params, codes):
-    """Codes int [B, N] → images [B, H, W, 3]."""
+    """Maps codes int [B, N] to images [B, H, W, 3]."""
     return self.render(params, self.quantizer.dequantize(params["quantizer"], codes))[0]

@@ -1,4 +1,4 @@
-"""The block that builds all five networks: Encoder, GPT, Generator, Discriminator, StyleEncoder.
+"""The Transformer of all five networks: Encoder, GPT, Generator, Discriminator, StyleEncoder.
 
 Dimensions: B batch, N tokens, M memory tokens, D width, H heads, K head width, L layers,
 S modulation width.
@@ -26,14 +26,14 @@ REMAT_POLICIES = {
 
 @flax.struct.dataclass
 class Context:
-  """What every layer of a Transformer reads beside its tokens; absent parts are None.
+  """Inputs that all layers share besides the tokens; None where absent.
 
-  rope: [2, N, K/2] of the tokens, or [2, B, N, K/2]; memory: [B, M, D']; memory_rope: [2, M, K/2];
-  memory_mask: [B, M] bool, False where a memory token must not be seen;
-  token_mask: [B, N] bool, the same for self-attention; modulation: [B, S];
-  example_index: [B] global index of each example, which makes dropout independent of sharding;
-  position: scalar, where the tokens start in the caches (decoding only);
-  shape: (h, w) of the tokens' grid, which attention in windows needs.
+  rope: rotary table of the tokens, [2, N, K/2] or [2, B, N, K/2]. memory: [B, M, D'].
+  memory_rope: [2, M, K/2]. memory_mask: bool [B, M], False where a memory token must not be
+  attended to. token_mask: bool [B, N], the same for self-attention. modulation: [B, S].
+  example_index: int [B], the global index, which makes dropout independent of sharding.
+  position: scalar, the first token's position in the caches (decoding only).
+  shape: (h, w) of the tokens' grid, needed by window attention.
   """
 
   rope: Any = None
@@ -48,14 +48,24 @@ class Context:
 
 
 class Block(nn.Module):
-  """One pre-norm layer: self-attention, then cross-attention and modulation if asked, then SwiGLU.
+  """One pre-norm layer: self-attention, optional cross-attention, SwiGLU; optional modulation.
 
-  Cross-attention and modulation exist by hyperparameter, never by argument, and start as the
-  identity (zero gate, zero modulation), so that a network which gains them computes what it did.
-  layer_scale > 0 multiplies each residual branch by a learned vector of that initial value
-  (arXiv:2103.17239). drop_path is the rate of the deepest layer: a layer at depth (0 … 1 of the
-  stack) has drop_path · depth. attention is its kind, window its reach (see Attention);
-  spectral_norm holds the matrices of attention and SwiGLU at their first one (see Linear).
+  Cross-attention (memory) and modulation (modulated) exist by hyperparameter, never by argument.
+  They start as the identity (zero gate, zero modulation), so that adding them to a trained network
+  leaves its output unchanged. Modulation is adaLN (arXiv:2212.09748).
+  layer_scale > 0 multiplies each residual branch by a learned vector with this initial value
+  (arXiv:2103.17239). drop_path is the drop probability of the deepest layer; the layer at depth d
+  in [0, 1] has drop_path · d. attention and window: Attention's kind and window. spectral_norm:
+  Linear's, in attention and SwiGLU.
+
+  Call args:
+    x: [B, N, D].
+    context: Context.
+    cache: Attention's cache, or None.
+    depth: the layer's relative depth in [0, 1].
+
+  Returns:
+    x [B, N, D] and the new cache, or None.
   """
 
   heads: int
@@ -112,7 +122,7 @@ class Block(nn.Module):
     return x, cache
 
   def _branch(self, h, gate, name, context, dropout):
-    """A residual branch after its learned scale, gate and dropout."""
+    """Applies the learned scale, the gate and dropout to a residual branch h [B, N, D]."""
     if self.layer_scale:
       init = nn.initializers.constant(self.layer_scale)
       h = h * self.param(name, init, (h.shape[-1],)).astype(self.dtype)
@@ -131,12 +141,22 @@ def _modulate(x, shift, scale):
 
 
 class Transformer(nn.Module):
-  """A stack of equal blocks on x [B, N, D].
+  """A stack of equal Blocks on x [B, N, D].
 
-  Scanned, the parameters of all layers lie under "layers" with the layer first, and compile time
-  does not grow with depth; unroll is how many layers one turn of the loop runs. Unrolled
-  (scan=False; decoding), layer i lies under "layers_i"; unstack_layers turns the one tree into the
-  other. Returns x and the caches, one a layer.
+  With scan=True the parameters of all layers are stacked under "layers" with the layer axis first,
+  and compile time does not grow with depth; unroll is the number of layers per loop iteration.
+  With scan=False, for decoding, layer i is "layers_i"; unstack_layers converts the parameters.
+
+  Call args:
+    x: [B, N, D].
+    context: Context.
+    caches: a list of caches, one per layer, from init_cache; needs scan=False.
+
+  Returns:
+    x [B, N, D] and the new caches, or None.
+
+  Raises:
+    ValueError: for caches with scan=True.
   """
 
   layers: int
@@ -207,7 +227,7 @@ class Transformer(nn.Module):
 
 
 class _ScanBody(nn.Module):
-  """A block as nn.scan wants it: (carry, broadcast, the layer's own) → (carry, output)."""
+  """Adapts Block to nn.scan: (carry, broadcast, per-layer input) → (carry, output)."""
 
   hyperparameters: Any
 
@@ -218,9 +238,9 @@ class _ScanBody(nn.Module):
 
 
 def unstack_layers(params):
-  """The parameters of a scanned tree as an unrolled one: "layers" [L, …] → "layers_0", …
+  """Converts the parameters of scanned Transformers: "layers" [L, …] → "layers_0", "layers_1", …
 
-  Works at any depth of the tree. Done once at load, outside the compiled decoding loop.
+  It works at any depth of the tree. Call it once at load, outside the compiled decoding loop.
   """
   if not isinstance(params, dict):
     return params
@@ -236,9 +256,9 @@ def unstack_layers(params):
 
 
 def init_cache(layers, length, batch, heads, head_dim, dtype=jnp.float32):
-  """Empty caches for decoding: a list of {"k", "v"} [batch, heads, length, head_dim].
+  """Returns empty caches for decoding: per layer {"k", "v"}, each [batch, heads, length, head_dim].
 
-  A head's keys lie together: any other order of the axes is copied in every step on a CPU.
+  A head's keys are contiguous: on a CPU any other order of the axes is copied in every step.
   """
   shape = (batch, heads, length, head_dim)
   return [{"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in range(layers)]

@@ -1,8 +1,8 @@
 """The convolutional tokenizer of LlamaGen's published weights (arXiv:2012.09841, 2406.06525).
 
-Encoder and Decoder take the places of the Transformer ones in models/tokenizer.Tokenizer. Widths
-are channels · multipliers; every level but the last halves the image, and only the last, the one
-of lowest resolution, has attention. Dimensions: B batch, h w the grid, C channels.
+Its Encoder and Decoder replace the Transformers in models/tokenizer.Tokenizer. Level i has width
+channels · multipliers[i]. Each level but the last halves the image. Only the last, which has the
+lowest resolution, has attention. Dimensions: B batch, h w grid, C channels.
 """
 
 import functools
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 
 from imgtx_jax.models import layers
 
-GROUPS = 32  # of every norm: all widths are its multiples
+GROUPS = 32  # groups of each GroupNorm; all widths are multiples of it
 
 
 def _norm(name, dtype):
-  """GroupNorm, computed in float32."""
-  # The fast variance loses digits where a mean is large.
+  """Returns a GroupNorm module, computed in float32."""
+  # The fast variance loses digits when the mean is large.
   return nn.GroupNorm(
     GROUPS,
     epsilon=1e-6,
@@ -36,8 +36,10 @@ def _conv(width, name, dtype, **options):
 
 
 class ResBlock(nn.Module):
-  """Two convolutions beside the identity, or beside a linear map where the width changes:
-  x [B, h, w, C'] → [B, h, w, width]."""
+  """A residual block of two convolutions: x [B, h, w, C'] → [B, h, w, width].
+
+  The shortcut is linear if the width changes, else the identity.
+  """
 
   width: int
   dtype: Any = jnp.float32
@@ -54,7 +56,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-  """One head of attention over all places of x [B, h, w, C], beside the identity."""
+  """Adds one-head attention over all positions to x [B, h, w, C]."""
 
   dtype: Any = jnp.float32
 
@@ -64,7 +66,7 @@ class AttentionBlock(nn.Module):
     linear = functools.partial(layers.Linear, channels, use_bias=True, dtype=self.dtype)
     h = _norm("norm", self.dtype)(x)
     q, k, v = (linear(name=n)(h).reshape(batch, height * width, 1, channels) for n in "qkv")
-    # The softmax is in float32. Plain XLA: cuDNN takes no head this wide.
+    # The softmax is in float32. cuDNN does not support a head this wide.
     h = jax.nn.dot_product_attention(q, k, v, implementation="xla")
     return x + linear(name="out")(h.reshape(x.shape))
 
@@ -85,8 +87,10 @@ def _level(x, level, width, blocks, attention, dtype):
 
 
 class Encoder(nn.Module):
-  """Images [B, H, W, 3] in [-1, 1] → latents [B, N, code_dim], N = (H / p)(W / p) in raster order,
-  where p = 2^(levels − 1) is the patch."""
+  """Maps images [B, H, W, 3] in [-1, 1] to latents float32 [B, N, code_dim] in raster order.
+
+  N = (H / p)(W / p), where p = 2^(levels − 1).
+  """
 
   channels: int
   multipliers: tuple[int, ...]
@@ -114,16 +118,16 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Vectors [B, N, C] → image [B, H, W, 3] and no taps, as the Generator in its decoder role.
+  """Maps vectors [B, N, C] to images float32 [B, H, W, 3] and (), as a Generator without taps.
 
-  Levels count from the lowest resolution up. shape: (h, w) of the grid; a square by default.
+  Levels count from the lowest resolution up. shape: (h, w) of the grid; square by default.
   """
 
   channels: int
   multipliers: tuple[int, ...]
   z_channels: int
   blocks: int
-  taps: tuple[int, ...] = ()  # none: it renders no conditioned images
+  taps: tuple[int, ...] = ()  # always empty: it renders no conditioned images
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -137,7 +141,7 @@ class Decoder(nn.Module):
     for level, width in enumerate(widths):
       x = _level(x, level, width, self.blocks, level == 0, self.dtype)
       if level != len(widths) - 1:
-        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # the nearest pixel's value
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # nearest-neighbour upsampling
         x = _conv(width, f"level_{level}_upsample", self.dtype)(x)
     x = nn.silu(_norm("norm_out", self.dtype)(x))
     return _conv(3, "conv_out", self.dtype)(x).astype(jnp.float32), ()

@@ -147,7 +147,7 @@ class StyleStage(base.Stage):
       images = transforms.random_flip(images, flips)
     colors = rng.example_keys(rng.stream(key, "style_colors", step), index)
     images = transforms.random_colors(images, colors, self.options.jitter_share)
-    sizes = texture_synthesis.count(self.config.patch)
+    sizes = texture_synthesis.num_bands(self.config.patch)
     draws = rng.uniform(rng.stream(key, "style_detail", step), index, (1 + sizes,))
     gains = _LEAST_DETAIL ** (1.0 - 2.0 * draws[:, 1:])
     changed = draws[:, :1] < self.options.jitter_share

@@ -11,7 +11,7 @@ from imgtx_jax.models import color_transfer, texture_synthesis
 from imgtx_jax.models.encoder import Encoder
 from imgtx_jax.models.generator import Generator
 from imgtx_jax.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
-from imgtx_jax.models.style_encoder import StyleEncoder, statistics, whole_style
+from imgtx_jax.models.style_encoder import StyleEncoder, statistics, unweighted
 from imgtx_jax.stages.conditional_generator import copy_by_name
 
 
@@ -72,7 +72,7 @@ class Stylist:
       content,
       style.tokens,
       self._modulation(style, _moments(content)),
-      retouch=(images, images, style.texture.contrast),
+      edit_inputs=(images, images, style.texture.contrast),
     )["params"]
     trunk = {name: weights for name, weights in decoder.items() if name != "head"}
     return {"generator": copy_by_name(fresh, trunk), "style_encoder": encoder["params"]}
@@ -101,9 +101,9 @@ class Stylist:
 
   def _measured(self, tokenizer, images, style, hard, own=None):
     """(the Whole of images, _move's of them, their grid)."""
-    colors, _ = whole_style(style)
-    matrix, offset = color_transfer.transfer(
-      color_transfer.of_images(images) if own is None else own, colors
+    colors, _ = unweighted(style)
+    matrix, offset = color_transfer.transfer_map(
+      color_transfer.measure(images) if own is None else own, colors
     )
     moved = self._move(images, style, matrix, offset)
     content = self.content(tokenizer, moved[0], hard=hard)
@@ -116,11 +116,11 @@ class Stylist:
 
   def _move(self, images, style, matrix, offset):
     """Images with the palette of a Style, and with that of the style it is a share of."""
-    full = color_transfer.apply(images, matrix, offset)
-    return images + style.share[:, None, None, None] * (full - images), full
+    full = color_transfer.apply_map(images, matrix, offset)
+    return images + style.weight[:, None, None, None] * (full - images), full
 
   def _contrast(self, moved):
-    return texture_synthesis.deviations(texture_synthesis.bands(moved, self.multiple))
+    return texture_synthesis.band_contrast(texture_synthesis.detail_bands(moved, self.multiple))
 
   def stylize(self, params, tokenizer, images, style, *, hard=False, whole=None, origin=(0, 0)):
     """Content images [B, H, W, 3] in a Style [B] → Stylized.
@@ -133,18 +133,18 @@ class Stylist:
     else:
       moved, full = self._move(images, style, whole.matrix, whole.offset)
       content = self.content(tokenizer, moved, hard=hard)
-    _, detail = whole_style(style)
+    _, detail = unweighted(style)
     # For the style's own colours: which windows lie where is the same at every strength.
-    laid = texture_synthesis.lay(detail, full, self.multiple, jnp.asarray(origin, jnp.int32))
+    laid = texture_synthesis.synthesize(detail, full, self.multiple, jnp.asarray(origin, jnp.int32))
     change, _ = self.generator.apply(
       {"params": params["generator"]},
       content,
       style.tokens,
       self._modulation(style, whole.moments),
       shape=self.shape(images),
-      retouch=(moved, laid, texture_synthesis.gains(whole.contrast, detail.contrast)),
+      edit_inputs=(moved, laid, texture_synthesis.contrast_gains(whole.contrast, detail.contrast)),
     )
-    return Stylized(moved + style.share[:, None, None, None] * change, moved)
+    return Stylized(moved + style.weight[:, None, None, None] * change, moved)
 
   def render(self, params, tokenizer, images, style, **options):
     """The image of stylize alone."""

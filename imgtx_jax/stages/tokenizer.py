@@ -133,7 +133,7 @@ class TokenizerStage(base.Stage):
       vectors = jnp.where(draw < self.options.continuous_share, continuous, vectors)
     image, taps = self.tokenizer.render(params, vectors)
     losses = (image, [tap for tap, _ in taps], quantized.losses)
-    return losses, (quantized.counts, latents)
+    return losses, (quantized.frequencies, latents)
 
   def _loss(self, state, images, image, taps, code_parts):
     """Everything but the adversarial part; (total, metrics)."""

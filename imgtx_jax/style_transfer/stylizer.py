@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax.errors import UserError
-from imgtx_jax.models.style_encoder import Style, mix, repeat
+from imgtx_jax.models.style_encoder import Style, broadcast_batch, mix
 from imgtx_jax.stages import builders, style_generator
 from imgtx_jax.training import workdir
 
@@ -55,7 +55,7 @@ class Stylizer:
     content may be a small copy, with own, the Palette of the image itself, and parts, its tiles
     [B, h, w, 3]: how strong detail is depends on the size."""
     content = self._checked(content)
-    style = repeat(style, len(content))
+    style = broadcast_batch(style, len(content))
     whole = self._measure(self._tokenizer, content, style, hard=hard, own=own)
     if found := [self._contrast(self._checked(part), style, whole) for part in parts]:
       whole = whole._replace(contrast=jnp.sqrt(jnp.mean(jnp.square(jnp.stack(found)), axis=0)))
@@ -67,7 +67,7 @@ class Stylizer:
     its latents. whole: measure's, of the images that these are tiles of, which begin at the pixel
     `origin` (row, column) of those; by default their own."""
     content = self._checked(content)
-    style, whole = (repeat(parts, len(content)) for parts in (style, whole))
+    style, whole = (broadcast_batch(parts, len(content)) for parts in (style, whole))
     image = self._render(
       *(self._params, self._tokenizer, content, style),
       hard=hard,

@@ -101,7 +101,7 @@ class StyleRenderer:
     sides = dict(largest=self.tile, overlap=self.overlap, step=self.step)
     if small is not content:
       strips = np.array_split(content, -(-content.size // (3 * _MEASURED_PIXELS)))
-      full["own"] = color_transfer.of_parts(strips)
+      full["own"] = color_transfer.measure_tiles(strips)
       full["parts"] = [tile[None] for tile in tiling.cut(content, **sides)]
     whole = self.stylizer.measure(small[None], style, hard=self.hard, **full)
 

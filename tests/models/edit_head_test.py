@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from imgtx_jax.models import texture_synthesis
-from imgtx_jax.models.edit_head import RetouchHead
+from imgtx_jax.models.edit_head import EditHead
 
 SHAPE, PATCH, D, S = (6, 7), 4, 8, 5
 N = SHAPE[0] * SHAPE[1]
 SIZE = (SHAPE[0] * PATCH, SHAPE[1] * PATCH)
-HEAD = RetouchHead(patch=PATCH, channels=32)
+HEAD = EditHead(patch=PATCH, channels=32)
 
 
 def normal(*shape, seed=0):
@@ -43,10 +43,10 @@ def drawn(start):
 
 def test_at_the_start_the_detail_of_both_images_is_mixed(start):
   change = HEAD.apply(start, *GIVEN)
-  own, laid = (texture_synthesis.bands(x, PATCH) for x in (IMAGE, DETAIL))
+  own, laid = (texture_synthesis.detail_bands(x, PATCH) for x in (IMAGE, DETAIL))
   kept = [0.85 * GAINS[:, i, None, None, None] - 1 for i in (2, 1, 0)]  # the coarse one last
   expected = [0.5 * t + k * o for t, k, o in zip(laid, kept, own, strict=True)]
-  np.testing.assert_allclose(change, texture_synthesis.join(expected), atol=1e-5)
+  np.testing.assert_allclose(change, texture_synthesis.sum_bands(expected), atol=1e-5)
 
 
 def test_everything_given_counts(drawn):
@@ -82,7 +82,7 @@ def test_a_token_reaches_its_surroundings_only(drawn):
 
 
 def test_a_patch_that_is_no_power_of_two():
-  head = RetouchHead(patch=6, channels=16)
+  head = EditHead(patch=6, channels=16)
   image = normal(1, 12, 18, 3)
   given = TOKENS[:1, :6], (2, 3), STYLE[:1], image, -image, GAINS[:1]
   assert head.apply(head.init(jax.random.key(0), *given), *given).shape == image.shape

@@ -39,7 +39,7 @@ def test_codes_are_the_nearest_on_the_sphere():
   np.testing.assert_allclose(out.vectors, codebook[np.asarray(out.codes)], atol=1e-6)
   np.testing.assert_allclose(VQ.dequantize(PARAMS, out.codes), out.vectors, atol=1e-6)
   shares = np.bincount(np.ravel(out.codes), minlength=V) / (B * N)
-  np.testing.assert_allclose(out.counts, shares, atol=1e-6)
+  np.testing.assert_allclose(out.frequencies, shares, atol=1e-6)
 
 
 def test_initial_codebook_lies_on_the_sphere():
@@ -80,7 +80,7 @@ def test_zero_latents_have_finite_gradients():
 
 
 def revive(usage, z=Z, params=PARAMS, seed=0):
-  counts = quantize(VQ, params, z).counts
+  counts = quantize(VQ, params, z).frequencies
   return jax.jit(VQ.revive)(params, usage, counts, z, jax.random.key(seed))
 
 
@@ -102,10 +102,10 @@ def test_the_first_step_draws_the_whole_codebook_from_data(spread):
 def test_only_dead_codes_are_revived():
   alive = np.arange(V) % 2 == 0
   usage = np.where(alive, 0.5, 1e-4).astype(np.float32)
-  chosen = np.asarray(quantize(VQ, PARAMS, Z).counts) > 0
+  chosen = np.asarray(quantize(VQ, PARAMS, Z).frequencies) > 0
   params, after, revived = revive(usage)
   # One batch raises the running share of a chosen code to at least .01 / 48, under .05 / 16.
-  dead = (0.99 * usage + 0.01 * np.asarray(quantize(VQ, PARAMS, Z).counts)) < 0.05 / V
+  dead = (0.99 * usage + 0.01 * np.asarray(quantize(VQ, PARAMS, Z).frequencies)) < 0.05 / V
   assert revived == dead.sum() and 0 < dead.sum() <= V // 2
   np.testing.assert_array_equal(params["codebook"][~dead], PARAMS["codebook"][~dead])
   assert np.all(is_latent(params["codebook"][dead]))
@@ -198,11 +198,11 @@ def test_four_devices_compute_what_one_does():
       return sum(out.losses.values()), out
 
     grads, out = jax.grad(loss, argnums=(0, 1), has_aux=True)(z, PARAMS)
-    after = codes.revive(PARAMS, usage, out.counts, z, jax.random.key(0), axis=axis)
+    after = codes.revive(PARAMS, usage, out.frequencies, z, jax.random.key(0), axis=axis)
     codebook_grads, losses = grads[1], out.losses
     if axis:
       codebook_grads, losses = jax.lax.pmean((codebook_grads, losses), axis)
-    return grads[0], (codebook_grads, losses, out.counts, after)
+    return grads[0], (codebook_grads, losses, out.frequencies, after)
 
   latent_grads, expected = jax.jit(functools.partial(run, axis=None))(Z)
   devices = jax.device_count()
@@ -238,7 +238,7 @@ def test_fsq_reaches_all_codes_and_goes_back():
   np.testing.assert_array_equal(np.unique(out.codes), np.arange(80))
   np.testing.assert_allclose(fsq.dequantize({}, out.codes), out.vectors, atol=1e-6)
   shares = np.bincount(np.ravel(out.codes), minlength=80) / side**3
-  np.testing.assert_allclose(out.counts, shares, rtol=1e-4)
+  np.testing.assert_allclose(out.frequencies, shares, rtol=1e-4)
   # Each channel is a staircase that follows its latent.
   steps = np.diff(np.asarray(out.vectors)[:, 0, 0])
   assert np.all(steps > -1e-6) and np.sum(steps > 0.1) == 7
@@ -270,6 +270,6 @@ def test_fsq_perturbation_moves_single_channels_by_one_level():
 def test_fsq_keeps_usage_and_has_nothing_to_revive():
   z = normal(B, N, 4)
   out = quantize(FSQ, FSQ.init(None), z)
-  params, usage, revived = FSQ.revive({}, FSQ.init_usage(), out.counts, z, None)
+  params, usage, revived = FSQ.revive({}, FSQ.init_usage(), out.frequencies, z, None)
   assert params == {} and revived == 0 and out.losses == {}
-  np.testing.assert_allclose(usage, 0.01 * out.counts, rtol=1e-6)
+  np.testing.assert_allclose(usage, 0.01 * out.frequencies, rtol=1e-6)

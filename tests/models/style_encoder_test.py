@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imgtx_jax.models.style_encoder import Style, StyleEncoder, mix, statistics, whole_style
+from imgtx_jax.models.style_encoder import Style, StyleEncoder, mix, statistics, unweighted
 
 TRUNK = flax.core.freeze(dict(heads=2, hidden=32, window=4))
 ENCODER = StyleEncoder(patch=4, width=16, layers=1, tokens=6, modulation_dim=8, trunk=TRUNK)
@@ -25,7 +25,7 @@ def test_images_of_every_shape_have_a_style_of_their_own(params):
   for shape in ((2, 16, 16), (2, 24, 8), (2, 8, 40)):
     style = ENCODER.apply(params, images(*shape))
     assert style.tokens.shape == (2, 6, 16) and style.modulation.shape == (2, 8)
-    for part in (style.tokens, style.modulation, style.palette.mean):
+    for part in (style.tokens, style.modulation, style.colors.mean):
       assert part.dtype == jnp.float32 and np.abs(part[0] - part[1]).max() > 1e-4
 
 
@@ -57,12 +57,12 @@ def test_mix_is_a_weighted_sum():
   np.testing.assert_allclose(each.modulation[:, 0], [10, 20])
 
 
-def test_a_share_of_a_style_is_of_the_whole_style(params):
+def test_unweighted_undoes_mixing_with_the_null_style(params):
   null = ENCODER.apply(params, 2, method="null")
   style = ENCODER.apply(params, images(2, 16, 16))
   part = mix([null, style], [np.array([0.7, 1.0]), np.array([0.3, 0.0])])
-  np.testing.assert_allclose(part.share, [0.3, 0])
-  found, expected = whole_style(part), whole_style(style)
+  np.testing.assert_allclose(part.weight, [0.3, 0])
+  found, expected = unweighted(part), unweighted(style)
   for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
     assert not np.any(ours[1])

@@ -126,7 +126,7 @@ def test_how_strong_detail_is_shows_at_full_size(config, smooth_images):
   style = stylizer.styles(image[:, ::-1])
   full, copy = (stylizer.measure(x, style) for x in (image, small))
   tiles = [image[:, top : top + 32, left : left + 32] for top in (0, 32) for left in (0, 32)]
-  found = stylizer.measure(small, style, own=color_transfer.of_images(image), parts=tiles)
+  found = stylizer.measure(small, style, own=color_transfer.measure(image), parts=tiles)
   # Tiles of 32 pixels have many edges.
   np.testing.assert_allclose(found.contrast, full.contrast, rtol=0.25)
   assert np.all(copy.contrast > 1.5 * full.contrast)

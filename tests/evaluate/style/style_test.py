@@ -34,11 +34,11 @@ class FakeStylizer:
   def styles(self, images):
     images = jnp.asarray(images)
     mean = images.mean((1, 2))[:, None]
-    looks = color_transfer.of_images(images), texture_synthesis.of_images(images, self.multiple)
+    looks = color_transfer.measure(images), texture_synthesis.extract(images, self.multiple)
     return Style(mean, jnp.zeros((len(images), 2)), *looks, jnp.ones(len(images)))
 
   def null(self, batch):
-    empty = color_transfer.none(batch), texture_synthesis.none(batch, self.multiple)
+    empty = color_transfer.zeros(batch), texture_synthesis.zeros(batch, self.multiple)
     nothing = jnp.zeros((batch, 2))
     return Style(jnp.full((batch, 1, 3), -1.0), nothing, *empty, nothing[:, 0])
 
