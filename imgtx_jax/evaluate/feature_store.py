@@ -172,5 +172,5 @@ def _check(name, parts):
   for part, values in parts.items():
     if np.issubdtype(values.dtype, np.floating):
       rows = np.asarray(values).reshape(len(values), -1)
-      feature_checks.check(f"{part} of {name}", rows, least=0)
+      feature_checks.check(f"{part} of {name}", rows, minimum=0)
   return parts

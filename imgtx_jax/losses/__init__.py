@@ -1,1 +1,4 @@
-"""The losses: pure functions of arrays; no config, no data."""
+"""Training losses: pure functions of arrays.
+
+They read no config, data, checkpoint or stage.
+"""

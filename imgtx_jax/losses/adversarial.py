@@ -1,6 +1,6 @@
-"""Adversarial losses on logits [B], and penalties on the discriminator's gradient.
+"""Adversarial losses of logits [B], and penalties on the discriminator's gradient.
 
-score stands for a function of images [B, H, W, C] that returns logits [B].
+The argument `score` is a function from images [B, H, W, C] to logits [B].
 """
 
 import jax
@@ -8,21 +8,22 @@ import jax.numpy as jnp
 
 
 def relativistic(real, fake):
-  """Losses (discriminator, generator), each [B], of paired logits (R3GAN, arXiv:2501.05441).
+  """Returns losses (discriminator, generator), each [B], of paired logits [B].
 
-  softplus(−(D(x) − D(G))) and softplus(D(x) − D(G)); pairs should share their label.
+  They are softplus(−(D(x) − D(G))) and softplus(D(x) − D(G)) (R3GAN, arXiv:2501.05441). The two
+  images of a pair should have the same label.
   """
   margin = real - fake
   return jax.nn.softplus(-margin), jax.nn.softplus(margin)
 
 
 def nonsaturating(real, fake):
-  """Losses (discriminator, generator), each [B], of the original GAN (arXiv:1406.2661)."""
+  """Returns losses (discriminator, generator), each [B], of the first GAN (arXiv:1406.2661)."""
   return jax.nn.softplus(-real) + jax.nn.softplus(fake), jax.nn.softplus(-fake)
 
 
 def hinge(real, fake):
-  """Losses (discriminator, generator), each [B] (arXiv:1705.02894)."""
+  """Returns hinge losses (discriminator, generator), each [B] (arXiv:1705.02894)."""
   return jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake), -fake
 
 
@@ -30,31 +31,53 @@ LOSSES = {"relativistic": relativistic, "nonsaturating": nonsaturating, "hinge":
 
 
 def gradient_penalty(score, images):
-  """Mean ‖∇D‖² at images [B, H, W, C]; R1 at real ones, R2 at fake ones; scalar.
-  arXiv:1801.04406. Differentiating it takes a second derivative of the network."""
+  """Returns the mean ‖∇D‖² at images [B, H, W, C]; scalar (arXiv:1801.04406).
+
+  It is R1 at real images and R2 at generated ones. Its gradient needs second derivatives of the
+  network.
+  """
   grads = jax.grad(lambda x: score(x).sum())(images)
   return jnp.mean(jnp.sum(grads**2, axis=(1, 2, 3)))
 
 
 def difference_penalty(score, images, noise, sigma):
-  """The same by a finite difference: mean ((D(x + σε) − D(x)) / σ)², ε standard normal noise
-  [B, H, W, C] (arXiv:2509.24935). One draw has the right mean and a standard deviation of 135 %.
+  """Estimates gradient_penalty by finite differences: mean ((D(x + σε) − D(x)) / σ)².
 
-  score must compute in float32: in bfloat16 the quotient is wrong by half at σ = 1e-2.
+  The method is that of arXiv:2509.24935. One noise draw is unbiased for small σ, with a relative
+  standard deviation of 135 %.
+
+  Args:
+    score: D. It must compute in float32: in bfloat16 the quotient is wrong by half at σ = 1e-2.
+    images: x, [B, H, W, C].
+    noise: ε, standard normal, [B, H, W, C].
+    sigma: σ.
+
+  Returns:
+    A scalar.
   """
   difference = score(images + sigma * noise) - score(images)
   return jnp.mean((difference / sigma) ** 2)
 
 
 def augment(images, keys, kinds):
-  """Differentiable augmentation (DiffAugment, arXiv:2006.10738), the same for the same key.
+  """Augments images differentiably (DiffAugment, arXiv:2006.10738).
 
-  images [B, H, W, 3]; keys [B], one per example; kinds: names among color, translation, cutout.
+  Args:
+    images: [B, H, W, 3].
+    keys: random keys [B]; equal keys give equal augmentations.
+    kinds: names among "color", "translation" and "cutout", applied in this order.
+
+  Returns:
+    Images [B, H, W, 3].
+
+  Raises:
+    ValueError: for another kind.
   """
   return jax.vmap(lambda image, key: _augment_one(image, key, kinds))(images, keys)
 
 
 def _augment_one(image, key, kinds):
+  """Augments one image [H, W, 3]; see augment."""
   height, width, _ = image.shape
   for i, kind in enumerate(kinds):
     draw = jax.random.fold_in(key, i)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from imgtx_jax.pretrained.vgg import alexnet_features, vgg16_features
 
-_EPSILON = 1e-10  # of the authors' code
+_EPSILON = 1e-10  # as in the authors' code
 
 _NETS = {
   "vgg": (vgg16_features, ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")),
@@ -13,18 +13,21 @@ _NETS = {
 
 
 def lpips(params, x, y, *, net="vgg", dtype=jnp.float32):
-  """The distance of each pair of images; 0, to rounding, where they are equal.
+  """Returns the LPIPS distance of each pair of images (arXiv:1801.03924).
 
-  arXiv:1801.03924 with its authors' weights v0.1.
+  Args:
+    params: {net: weights of the features, "heads": five weights [C]}, as lpips_weights.load(net)
+      returns them.
+    x: images [B, H, W, 3] in [-1, 1].
+    y: images [B, H, W, 3] in [-1, 1].
+    net: "vgg" or "alex".
+    dtype: dtype of the features' computation; their comparison is float32.
 
-  params: {net: the features' weights, "heads": five weights [C]}, as importers.lpips.load(net)
-    gives them.
-  x, y: [B, H, W, 3] in [-1, 1].
-  dtype: what the features are computed in; their comparison is float32.
-  Returns [B] float32.
+  Returns:
+    float32 [B], 0 up to rounding for equal images.
   """
   extract, layers = _NETS[net]
-  # Two passes and not one over both: a loss differentiates only one of the images.
+  # Two passes, not one over both: a loss differentiates only one of the images.
   features_x = extract(params[net], x, dtype=dtype)
   features_y = extract(params[net], y, dtype=dtype)
   distance = 0.0
@@ -36,9 +39,9 @@ def lpips(params, x, y, *, net="vgg", dtype=jnp.float32):
 
 
 def _unit(features):
-  """Scales each position's channels to length 1; [B, h, w, C] to the same in float32.
+  """Divides features [B, h, w, C] by each position's norm; float32 [B, h, w, C].
 
-  Positions where every ReLU is dead stay 0 and pass no gradient: the square root's is infinite.
+  Positions where all features are 0 stay 0 and get no gradient: the square root's is infinite.
   """
   features = features.astype(jnp.float32)
   square = jnp.sum(features**2, axis=-1, keepdims=True)

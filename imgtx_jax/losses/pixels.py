@@ -1,23 +1,27 @@
-"""Losses on pixels."""
+"""Losses of pairs of images [B, H, W, C], one number per pair.
+
+The argument `mask` [B, H, W, 1] weighs the pixels; by default all count.
+"""
 
 import jax.numpy as jnp
 
 
 def squared_error(x, y, mask=None):
-  """Mean squared difference of images [B, H, W, C]; [B]. mask [B, H, W, 1]: where it counts."""
+  """Returns the mean squared difference [B] of images [B, H, W, C]."""
   return _masked_mean((x - y) ** 2, mask)
 
 
 def absolute_error(x, y, mask=None):
-  """Mean absolute difference of images [B, H, W, C]; [B]. mask as above."""
+  """Returns the mean absolute difference [B] of images [B, H, W, C]."""
   return _masked_mean(jnp.abs(x - y), mask)
 
 
 def gradient_difference(x, y, mask=None):
-  """Mean squared difference of the differences between neighbouring pixels of images [B, H, W, C]
-  (arXiv:1511.05440); [B]. A pair counts where the mask holds both.
+  """Returns the mean squared difference [B] of the gradients of images [B, H, W, C].
 
-  It weighs what squared error takes for small: dots in flat areas and edges at patch borders.
+  Gradients are differences of neighbouring pixels (arXiv:1511.05440); a pair of neighbours counts
+  where the mask has both. This loss penalises dots in flat areas and edges at patch borders, whose
+  squared error is small.
   """
   total = 0.0
   for axis in (1, 2):
@@ -30,7 +34,7 @@ def gradient_difference(x, y, mask=None):
 
 
 def distance(x, y, gradient_weight, mask=None):
-  """squared_error and, by its weight, gradient_difference; [B]."""
+  """Returns squared_error + gradient_weight · gradient_difference; [B]."""
   error = squared_error(x, y, mask)
   if gradient_weight:
     error += gradient_weight * gradient_difference(x, y, mask)
@@ -38,7 +42,7 @@ def distance(x, y, gradient_weight, mask=None):
 
 
 def _masked_mean(values, mask):
-  """[B, H, W, C] → [B]; 0 where the mask is empty."""
+  """Returns the mean [B] of values [B, H, W, C] under the mask; 0 where the mask is empty."""
   if mask is None:
     return jnp.mean(values, axis=(1, 2, 3))
   count = jnp.sum(mask, axis=(1, 2, 3)) * values.shape[-1]

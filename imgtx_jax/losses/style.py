@@ -1,7 +1,7 @@
 """Losses of style transfer on VGG16's features (after StyTr2, arXiv:2105.14576).
 
-Features are those of vgg16_features, every layer divided by its mean activation: published weights
-of content and style presume layers of one scale, which plain VGG16's are not.
+Features are those of vgg16_features, each layer divided by its mean activation: published loss
+weights assume layers of equal scale, which VGG16's layers do not have.
 """
 
 import jax
@@ -12,11 +12,11 @@ from imgtx_jax.pretrained.vgg import vgg16_features
 CONTENT_LAYERS = ("relu4_1", "relu5_1")
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
-# Mean activation of the weights of importers/lpips.py over 200 ImageNet photos of
-# 256×256 pixels (a property of VGG16 and photos, not of a data set: the first and the second
-# hundred agree within 9 %). Measured by
+# Mean activations with the weights of pretrained/lpips_weights.py over 200 ImageNet photos of
+# 256 × 256 pixels. They hardly depend on the photos: the first and the second hundred agree within
+# 9 %. Measured by
 #   python -c "from imgtx_jax.losses import style; print(style.mean_activations(params, images))"
-# with params = importers.lpips.load()["vgg"], images float32 [200, 256, 256, 3] in [-1, 1].
+# with params = lpips_weights.load()["vgg"], images float32 [200, 256, 256, 3] in [-1, 1].
 MEAN_ACTIVATION = {
   "relu1_1": 0.324,
   "relu2_1": 0.834,
@@ -24,36 +24,42 @@ MEAN_ACTIVATION = {
   "relu4_1": 1.131,
   "relu5_1": 0.645,
 }
-_VARIANCE = 1e-5  # added to variances: a dead channel has none, and its root no gradient
+_VARIANCE = 1e-5  # added to variances: the square root's gradient at 0 is infinite
 
 
 def features(params, images, *, dtype=jnp.float32):
-  """{layer: float32 [B, h, w, C]} of images [B, H, W, 3] in [-1, 1], at unit mean activation."""
-  found = vgg16_features(params, images, dtype=dtype)
-  return {name: found[name].astype(jnp.float32) / MEAN_ACTIVATION[name] for name in STYLE_LAYERS}
+  """Returns {layer: float32 [B, h, w, C]} of images [B, H, W, 3] in [-1, 1].
+
+  Layers are divided by MEAN_ACTIVATION. dtype is that of VGG16's computation.
+  """
+  layers = vgg16_features(params, images, dtype=dtype)
+  return {name: layers[name].astype(jnp.float32) / MEAN_ACTIVATION[name] for name in STYLE_LAYERS}
 
 
 def mean_activations(params, images):
-  """What MEAN_ACTIVATION holds, of other images [B, H, W, 3]."""
-  found = vgg16_features(params, images)
-  return {name: float(found[name].mean()) for name in STYLE_LAYERS}
+  """Measures MEAN_ACTIVATION on images [B, H, W, 3]; {layer: float}."""
+  layers = vgg16_features(params, images)
+  return {name: float(layers[name].mean()) for name in STYLE_LAYERS}
 
 
 def moments(features):
-  """{layer: (mean, deviation)} over the positions of {layer: [B, h, w, C]}; [B, C] each."""
+  """Returns {layer: (mean [B, C], deviation [B, C])} of features {layer: [B, h, w, C]}."""
   return {name: _moments(x) for name, x in features.items()}
 
 
 def blend(first, second, strength):
-  """Moments between those of two images: the second's at strength [B] = 1, the first's at 0."""
-  share = strength[:, None]
-  return jax.tree.map(lambda a, b: (1.0 - share) * a + share * b, first, second)
+  """Interpolates linearly between moments `first` and `second`.
+
+  strength: [B], 0 gives the first and 1 the second.
+  """
+  weight = strength[:, None]
+  return jax.tree.map(lambda a, b: (1.0 - weight) * a + weight * b, first, second)
 
 
 def style(output, target):
-  """Mean squared differences of means and of deviations, summed over the layers; [B].
+  """Returns the mean squared differences of means and deviations, summed over layers; [B].
 
-  output, target: moments of the image and of the style.
+  output and target are the moments of the image and of the style.
   """
   total = 0.0
   for name in STYLE_LAYERS:
@@ -63,9 +69,10 @@ def style(output, target):
 
 
 def content(output, target, layers=CONTENT_LAYERS):
-  """Mean squared difference of instance-normalised features, summed over layers; [B].
+  """Returns the mean squared difference of instance-normalised features, summed over layers; [B].
 
-  output, target: features of the image and of its content. 0 … 4 a layer: 2 of unrelated images.
+  output and target are the features of the image and of its content. A layer contributes 0 … 4;
+  unrelated images have about 2.
   """
   total = 0.0
   for name in layers:
@@ -74,13 +81,15 @@ def content(output, target, layers=CONTENT_LAYERS):
 
 
 def identity(output, target):
-  """Mean squared difference of features, summed over the layers (StyTr2's second identity loss);
-  [B]. The first is that of pixels."""
+  """Returns the mean squared difference of features, summed over layers; [B].
+
+  This is StyTr2's second identity loss; its first is the squared difference of pixels.
+  """
   return sum(jnp.mean((output[n] - target[n]) ** 2, axis=(1, 2, 3)) for n in STYLE_LAYERS)
 
 
 def total_variation(images):
-  """Mean squared difference of neighbouring pixels of images [B, H, W, 3]; [B]."""
+  """Returns the mean squared difference [B] of neighbouring pixels of images [B, H, W, 3]."""
   return sum(jnp.mean(jnp.diff(images, axis=axis) ** 2, axis=(1, 2, 3)) for axis in (1, 2))
 
 

@@ -1,1 +1,4 @@
-"""Figures of quality; pure functions."""
+"""Quality metrics: pure functions of arrays.
+
+They read no config, data, checkpoint or stage.
+"""

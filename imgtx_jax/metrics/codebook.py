@@ -1,18 +1,18 @@
-"""How much of a codebook is in use. Bits per code: losses/codes.py."""
+"""Usage and perplexity of a codebook. Bits per code are in losses/cross_entropy.py."""
 
 import numpy as np
 
 
 def usage(counts):
-  """Share of the codes that occur at all; counts [V] of how often each does."""
+  """Returns the fraction of codes that occur, from counts [V]."""
   return float(np.mean(np.asarray(counts) > 0))
 
 
 def perplexity(counts):
-  """exp of the codes' entropy: how many equally frequent codes would tell as much; counts [V].
+  """Returns exp of the entropy of the codes, from counts [V].
 
-  1 if one code is all there is, V if all are equally frequent.
+  It is 1 if only one code occurs and V if all are equally frequent.
   """
   counts = np.asarray(counts, np.float64)
-  shares = counts[counts > 0] / max(counts.sum(), 1)
-  return float(np.exp(-(shares * np.log(shares)).sum()))
+  probs = counts[counts > 0] / max(counts.sum(), 1)
+  return float(np.exp(-(probs * np.log(probs)).sum()))

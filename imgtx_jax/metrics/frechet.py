@@ -7,18 +7,18 @@ import numpy as np
 from imgtx_jax.errors import UserError
 from imgtx_jax.metrics import validate as feature_checks
 
-# How far below zero, relative to the largest, rounding may push a covariance's eigenvalues:
-# published statistics are often stored in float32.
+# Largest rounding error of a covariance's eigenvalues, relative to the largest eigenvalue.
+# Published statistics are often stored in float32.
 _ROUNDING = 1e-3
 
 
 @dataclasses.dataclass
 class Moments:
-  """Mean and covariance of features, gathered a batch at a time; memory does not grow.
+  """Accumulates the mean and covariance of features over batches, in constant memory.
 
-  The three fields are all there is to save: count, total [D] and outer [D, D] (the sum of the outer
-  products), float64. Products of float32 features are exact there, so the order and the size of
-  batches change the last digits of float64 only.
+  count: number of features. total: float64 [D], their sum. outer: float64 [D, D], the sum of their
+  outer products. Products of float32 features are exact in float64, so that the order and size of
+  batches change only the last digits.
   """
 
   count: int = 0
@@ -26,18 +26,21 @@ class Moments:
   outer: np.ndarray | None = None
 
   def add(self, features, mask=None):
-    """Takes features [n, D] in, or those of them whose mask [n] is not 0. Returns self.
+    """Adds features [n, D], or those whose mask [n] is not 0. Returns self.
 
-    Raises UserError on NaN or infinity in the rows it takes, and on another width than before.
+    Raises UserError if they hold NaN or infinity, or if D differs from before.
     """
     features = np.asarray(features)
     if mask is not None:
       features = features[np.asarray(mask) != 0]
-    features = feature_checks.check("features", features, least=0).astype(np.float64)
+    features = feature_checks.check("features", features, minimum=0).astype(np.float64)
     return self.merge(Moments(len(features), features.sum(axis=0), features.T @ features))
 
   def merge(self, other):
-    """Takes in what another one, say another process's, has gathered. Returns self."""
+    """Adds the sums of other Moments, for example another process's. Returns self.
+
+    Raises UserError if D differs.
+    """
     if other.total is None:
       return self
     if self.total is None:
@@ -50,30 +53,37 @@ class Moments:
 
   @property
   def mean(self):
-    """Mean [D]; UserError before the first feature."""
+    """Returns the mean [D]; raises UserError before the first feature."""
     self._need(1)
     return self.total / self.count
 
   @property
   def covariance(self):
-    """Unbiased covariance [D, D]; UserError before the second feature."""
+    """Returns the unbiased covariance [D, D]; raises UserError before the second feature."""
     self._need(2)
     scatter = self.outer - np.outer(self.total, self.total) / self.count
     return scatter / (self.count - 1)
 
-  def _need(self, least):
-    if self.count < least:
+  def _need(self, minimum):
+    if self.count < minimum:
       raise UserError(
         f"{self.count} images, but a mean needs at least 1 and a covariance 2: give more images"
       )
 
 
 def frechet_distance(mean1, cov1, mean2, cov2):
-  """‖mean1 − mean2‖² + tr(cov1 + cov2 − 2 (cov1 cov2)^½) of means [D] and covariances [D, D].
+  """Returns ‖mean1 − mean2‖² + tr(cov1 + cov2 − 2 (cov1 cov2)^½); float (arXiv:1706.08500).
 
-  With cov = A Aᵀ the last trace is the sum of A1ᵀ A2's singular values, the square roots of the
-  eigenvalues of cov1 cov2. They stay exact where covariances are singular (fewer images than D), as
-  there is no root of a rounding error. Raises UserError on statistics that are none.
+  With cov = A Aᵀ, tr (cov1 cov2)^½ is the sum of the singular values of A1ᵀ A2. This is exact for
+  singular covariances too (fewer images than D), where the root of a product would amplify
+  rounding errors.
+
+  Args:
+    mean1, mean2: [D].
+    cov1, cov2: [D, D].
+
+  Raises:
+    UserError: if shapes do not match, values are not finite, or a matrix is not a covariance.
   """
   mean1, root1 = _check_statistics("first", mean1, cov1)
   mean2, root2 = _check_statistics("second", mean2, cov2)
@@ -84,7 +94,7 @@ def frechet_distance(mean1, cov1, mean2, cov2):
 
 
 def _check_statistics(name, mean, covariance):
-  """(mean [D], root [D, D] with root @ root.T = covariance), float64."""
+  """Returns (mean [D], root [D, D]) in float64 with root @ root.T = covariance."""
   mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
   if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
     raise UserError(

@@ -1,4 +1,4 @@
-"""Measures on pairs of images [B, H, W, 3] in [-1, 1]."""
+"""Metrics of pairs of images [B, H, W, 3] in [-1, 1]: PSNR, SSIM, patch borders."""
 
 import jax
 import jax.numpy as jnp
@@ -6,33 +6,34 @@ import numpy as np
 
 from imgtx_jax.errors import UserError
 
-# Wang et al. 2004: an 11 pixel window, its Gaussian's deviation, and constants for a range of 1.
+# Wang et al. 2004: the window's side in pixels, its Gaussian's deviation, constants for range 1.
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003
 
 
 def psnr(x, y):
-  """Peak signal-to-noise ratio in dB of each pair; [B]. Values are clipped to [-1, 1] first."""
+  """Returns the peak signal-to-noise ratio [B] in dB; values are clipped to [-1, 1] first."""
   error = jnp.mean((jnp.clip(x, -1, 1) - jnp.clip(y, -1, 1)) ** 2, axis=(1, 2, 3))
   return -10.0 * jnp.log10(jnp.maximum(error, 1e-10) / 4.0)
 
 
 def ssim(x, y):
-  """Structural similarity of each pair (Wang et al. 2004); [B], 1 for equal images.
+  """Returns the structural similarity [B] of each pair (Wang et al. 2004), 1 for equal images.
 
-  As scikit-image with gaussian_weights, sigma 1.5, population covariances and data_range 1: images
-  are clipped and moved to [0, 1], windows lie wholly inside, channels are averaged.
+  It agrees with scikit-image with gaussian_weights, sigma 1.5, population covariances and
+  data_range 1. Images are clipped and scaled to [0, 1], windows lie inside the image, and channels
+  are averaged. Raises UserError for images smaller than a window, 11 pixels.
   """
   x, y = _check_pair(x, y, scales=1)
   return _similarity(x, y)[0].mean(axis=-1)
 
 
 def ms_ssim(x, y):
-  """Multi-scale structural similarity of each pair (Wang et al. 2003); [B], 1 for equal images.
+  """Returns the multi-scale structural similarity [B] (Wang et al. 2003), 1 for equal images.
 
-  Five scales, each half the one before; a channel whose contrast or structure disagrees (below 0)
-  counts as 0. UserError where the smallest scale is smaller than a window: under 161 pixels.
+  It has five scales, each half the one before. Negative similarities of a channel count as 0.
+  Raises UserError for images under 161 pixels, whose smallest scale is smaller than a window.
   """
   x, y = _check_pair(x, y, scales=len(_SCALE_WEIGHTS))
   product = 1.0
@@ -46,7 +47,7 @@ def ms_ssim(x, y):
 
 
 def _check_pair(x, y, scales):
-  """Images in [0, 1], float32; UserError where their sizes differ or are too small."""
+  """Returns both images in [0, 1], float32; raises UserError if sizes differ or are too small."""
   if x.shape != y.shape:
     raise UserError(f"SSIM: images of {x.shape} and {y.shape} differ in size: resize one of them")
   least = (_WINDOW - 1) * 2 ** (scales - 1) + 1
@@ -60,8 +61,8 @@ def _check_pair(x, y, scales):
 
 
 def _similarity(x, y):
-  """Images [B, H, W, C] in [0, 1] → SSIM, and its part of contrast and structure; [B, C] each."""
-  # Variances do not mind where 0 is; closer to it, float32 loses less of them.
+  """Returns SSIM and its contrast-structure factor, both [B, C], of images in [0, 1]."""
+  # Variances do not change by a shift; centred values lose less of them in float32.
   a, b = x - 0.5, y - 0.5
   mean_a, mean_b = _blur(a), _blur(b)
   variances = _blur(a * a + b * b) - mean_a**2 - mean_b**2
@@ -73,9 +74,9 @@ def _similarity(x, y):
 
 
 def _blur(x):
-  """Gaussian means [B, H − 10, W − 10, C] of the windows inside images [B, H, W, C].
+  """Returns Gaussian means [B, H − 10, W − 10, C] of the windows inside images [B, H, W, C].
 
-  Two products with banded matrices: on every device faster than a convolution channel by channel.
+  Two products with banded matrices are faster than a depthwise convolution on every device.
   """
   rows, columns = (_bands(size) for size in x.shape[1:3])
   highest = jax.lax.Precision.HIGHEST
@@ -83,7 +84,7 @@ def _blur(x):
 
 
 def _bands(size):
-  """Matrix [size − 10, size] that averages along an axis under a Gaussian."""
+  """Returns the matrix [size − 10, size] that averages along an axis under a Gaussian."""
   offset = np.arange(_WINDOW) - _WINDOW // 2
   weights = np.exp(-0.5 * (offset / _SIGMA) ** 2)
   matrix = np.zeros((size - _WINDOW + 1, size), np.float32)
@@ -93,16 +94,16 @@ def _bands(size):
 
 
 def _halve(x):
-  """Means of 2×2 pixels, [B, H, W, C] → [B, ⌈H / 2⌉, ⌈W / 2⌉, C]; an odd edge is repeated."""
+  """Returns means of 2 × 2 pixels, [B, ⌈H / 2⌉, ⌈W / 2⌉, C]; an odd edge is repeated."""
   b, h, w, c = x.shape
   x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
   return x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).mean(axis=(2, 4))
 
 
 def border_gradients(images, patch):
-  """Mean absolute difference of neighbouring pixels: across patch borders, and inside patches.
+  """Returns mean absolute differences of neighbouring pixels (across borders, inside patches).
 
-  Returns two [B]; their ratio over that of the originals tells a visible patch grid.
+  Both are [B]. A ratio higher than that of real images means a visible patch grid.
   """
   across, inside = [], []
   for axis in (1, 2):
@@ -114,9 +115,9 @@ def border_gradients(images, patch):
 
 
 def nearest_psnr(images, training):
-  """PSNR [B] of answering each image with its nearest training image: what copying would reach.
+  """Returns the PSNR [B] between each image and its nearest training image: what copying reaches.
 
-  uint8 arrays [B, H, W, 3] and [T, H, W, 3], on the host.
+  images and training are uint8 [B, H, W, 3] and [T, H, W, 3] on the host.
   """
   x = images.reshape(len(images), -1).astype(np.float32) / 127.5 - 1.0
   best = np.full(len(x), np.inf)

@@ -1,4 +1,4 @@
-"""Kernel distance between two sets of features (KID, arXiv:1801.01401), float64 on the host."""
+"""Kernel Inception Distance of two sets of features (arXiv:1801.01401), float64 on the host."""
 
 import numpy as np
 
@@ -7,9 +7,10 @@ from imgtx_jax.metrics import validate as feature_checks
 
 
 def squared_mmd(x, y):
-  """Unbiased squared maximum mean discrepancy of features x [n, D], y [m, D]; scalar.
+  """Returns the unbiased squared maximum mean discrepancy of features x [n, D], y [m, D]; float.
 
-  The kernel is (x·y / D + 1)³. Being unbiased it falls a little below 0 for like sets.
+  The kernel is (x·y / D + 1)³. For equal distributions the estimate scatters around 0 and may be
+  negative. Raises UserError for unsuitable features (see validate.check_pair).
   """
   x, y = feature_checks.check_pair(x, y, 2, "the kernel distance")
   x, y = x.astype(np.float64), y.astype(np.float64)
@@ -17,9 +18,19 @@ def squared_mmd(x, y):
 
 
 def kernel_distance(samples, reference, *, subsets=100, subset_size=1000, seed=2020):
-  """(mean, standard deviation) of squared_mmd over random subsets of both, [n, D] and [m, D].
+  """Returns (mean, standard deviation) of squared_mmd over random subsets.
 
-  The draws are torch-fidelity's: one seed gives the same subsets there.
+  The subsets are those of torch-fidelity with the same seed.
+
+  Args:
+    samples: features [n, D].
+    reference: features [m, D].
+    subsets: number of subsets.
+    subset_size: rows of each subset, at most min(n, m).
+    seed: of NumPy's RandomState.
+
+  Raises:
+    UserError: if a set is too small, or features are unsuitable (see validate.check_pair).
   """
   if subsets < 1 or subset_size < 2:
     raise UserError(
@@ -38,11 +49,11 @@ def kernel_distance(samples, reference, *, subsets=100, subset_size=1000, seed=2
 
 
 def _kernel(x, y):
-  """[n, m] of x [n, D] and y [m, D]."""
+  """Returns the kernel matrix [n, m] of x [n, D] and y [m, D]."""
   return (x @ y.T / x.shape[1] + 1.0) ** 3
 
 
 def _mean_of_others(x):
-  """Mean kernel between different rows of x [n, D]."""
+  """Returns the mean kernel over pairs of different rows of x [n, D]."""
   kernel = _kernel(x, x)
   return (kernel.sum() - np.trace(kernel)) / (len(x) * (len(x) - 1))

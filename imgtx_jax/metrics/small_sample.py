@@ -1,9 +1,9 @@
-"""Distances between few samples and few real images, told beside what real images would get.
+"""Distances between few samples and few real images, with the distance of real images as floor.
 
-With fewer images than features a covariance is singular, and a Fréchet distance grows as sets
-shrink, equal distributions included. So both sets have one size, and half of the real images stands
-in for the samples once: its distance to the other half is the floor, with the same bias. The kernel
-distance has no bias; its floor scatters around 0.
+With fewer images than features a covariance is singular, and the Fréchet distance grows as sets
+shrink, even for equal distributions. Therefore all sets have the same size, and the distance
+between two halves of the real images is reported as a floor with the same bias. The kernel distance
+has no bias; its floor scatters around 0.
 """
 
 import numpy as np
@@ -15,35 +15,47 @@ from imgtx_jax.metrics.precision_recall import precision_recall
 
 NEIGHBOURS = 3
 SPLITS = 8
-_LEAST = 2  # images of a covariance
-_LEAST_NEIGHBOURS = 6  # images of precision_recall, whose density asks for a fifth neighbour
+_MIN_IMAGES = 2  # for a covariance
+_MIN_IMAGES_NEIGHBOURS = 6  # for precision_recall, whose density needs a fifth neighbour
 
 
 def compare_with_halves(samples, real, *, splits=SPLITS, seed=0):
-  """Samples [n, D] against halves of real images' features [m, D], the mean of random splits.
+  """Compares samples with random halves of the real images; means over splits.
 
-  Returns {"size", "samples", "real"}: the images of each set, min(n, m // 2), and two dicts of
-  figures: of the samples against a half, and of the other half against it. frechet; kernel, with
-  kernel_deviation over the splits; precision and recall (None with too few images). None in place
-  of it all where a set would have under 2 images.
+  Args:
+    samples: features [n, D].
+    real: features [m, D] of real images.
+    splits: number of random splits.
+    seed: of the splits.
+
+  Returns:
+    {"size", "samples", "real"}, or None if a set would have under 2 images. size: images per set,
+    min(n, m // 2). samples: dict of the distances of samples to one half. real: the same of the
+    other half. The distances are frechet, kernel, kernel_deviation (over splits), precision and
+    recall (None with too few images).
+
+  Raises:
+    UserError: for unsuitable features (see validate.check_pair).
   """
   samples, real = feature_checks.check_pair(samples, real)
   size = min(len(samples), len(real) // 2)
-  if size < _LEAST:
+  if size < _MIN_IMAGES:
     return None
   draw = np.random.default_rng(seed)
-  found = {"samples": [], "real": []}
+  distances = {"samples": [], "real": []}
   for _ in range(splits):
     halves = real[draw.permutation(len(real))[: 2 * size]]
     ours = samples[draw.permutation(len(samples))[:size]]
-    found["samples"].append(_distances(ours, halves[:size]))
-    found["real"].append(_distances(halves[size:], halves[:size]))
-  return {"size": size} | {name: _average(rows) for name, rows in found.items()}
+    distances["samples"].append(_distances(ours, halves[:size]))
+    distances["real"].append(_distances(halves[size:], halves[:size]))
+  return {"size": size} | {name: _average(rows) for name, rows in distances.items()}
 
 
 def frechet_of_features(x, y):
-  """Fréchet distance of features x [n, D] and y [m, D]; no root of a D × D matrix where n and m are
-  under D."""
+  """Returns the Fréchet distance of features x [n, D] and y [m, D]; float.
+
+  If n and m are less than D it decomposes no D × D matrix.
+  """
   n, m, width = len(x), len(y), x.shape[1]
   if max(n, m) >= width:
     ours, theirs = Moments().add(x), Moments().add(y)
@@ -58,19 +70,21 @@ def frechet_of_features(x, y):
 
 
 def _distances(samples, reference):
-  figures = {
+  """Returns the dict of distances between samples [n, D] and reference [n, D]."""
+  distances = {
     "frechet": frechet_of_features(samples, reference),
     "kernel": squared_mmd(samples, reference),
     "precision": None,
     "recall": None,
   }
-  if len(samples) >= _LEAST_NEIGHBOURS:
-    found = precision_recall(samples, reference, neighbours=NEIGHBOURS)
-    figures |= {name: found[name] for name in ("precision", "recall")}
-  return figures
+  if len(samples) >= _MIN_IMAGES_NEIGHBOURS:
+    neighbour_metrics = precision_recall(samples, reference, neighbours=NEIGHBOURS)
+    distances |= {name: neighbour_metrics[name] for name in ("precision", "recall")}
+  return distances
 
 
 def _average(rows):
+  """Returns the means of a list of dicts, and the kernel distance's standard deviation."""
   means = {
     name: None if rows[0][name] is None else float(np.mean([row[name] for row in rows]))
     for name in rows[0]

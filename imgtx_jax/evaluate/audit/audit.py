@@ -146,7 +146,9 @@ def _class_figures(sets, class_names, data_counts, seed):
   by_features = None
   if samples.features is not None:
     training = sets["training"]
-    predict = class_metrics.discriminant(training.features, training.labels, len(class_names))
+    predict = class_metrics.linear_discriminant(
+      training.features, training.labels, len(class_names)
+    )
     by_features = _sorted(sets, class_names, data_counts, lambda found: predict(found.features))
   real, own = (np.array(head["confusion"][key]) for key in ("real", "samples"))
   rows = [
@@ -157,7 +159,7 @@ def _class_figures(sets, class_names, data_counts, seed):
       "samples": int(own[i].sum()),
       "recognised_real": _share(real[i, i], real[i].sum()),
       "recognised_samples": _share(own[i, i], own[i].sum()),
-      "told_apart": class_metrics.share_above(
+      "told_apart": class_metrics.roc_auc(
         held_out.logit[held_out.labels == i], samples.logit[samples.labels == i]
       ),
       "distance": _distance(samples, sets["training"], i, seed),
@@ -177,7 +179,7 @@ def _sorted(sets, class_names, data_counts, answers):
   }
   shares = data_counts / max(data_counts.sum(), 1)
   unlabelled = np.bincount(answers(sets["unconditional"]), minlength=count)
-  rows = class_metrics.favour(unlabelled, shares, counts["real"])
+  rows = class_metrics.class_preferences(unlabelled, shares, counts["real"])
   confusion = {"names": list(class_names)} | {key: c.tolist() for key, c in counts.items()}
   confusion["mean_accuracy"] = class_metrics.mean_accuracy(counts["real"])
   return {
@@ -187,7 +189,7 @@ def _sorted(sets, class_names, data_counts, answers):
 
 
 def _distance(samples, real, label, seed):
-  """small_sets.compare_with_halves of a class, or None without features or with too few images."""
+  """Compares a class's samples with halves of its real images; None without enough features."""
   if samples.features is None:
     return None
   ours, theirs = (found.features[found.labels == label] for found in (samples, real))

@@ -56,7 +56,7 @@ def _own_means(samples):
 def _shifted(before, after, own):
   """The figures of `stability` for one set."""
   labels = before["labels"]
-  deviation = class_metrics.within_deviation(before["logit"], labels)
+  deviation = class_metrics.within_class_deviation(before["logit"], labels)
   known = np.array([label in own for label in labels.tolist()])
   means = np.array([own.get(label, 0.0) for label in labels.tolist()])
   above = (after["logit"] > means)[known]
