@@ -137,7 +137,7 @@ def vgg_weights():
 
 @pytest.fixture
 def random_vgg(monkeypatch, vgg_weights):
-  """The weights of importers/lpips.py, an extra, are random ones."""
+  """The weights of pretrained/lpips_weights.py, an extra, are random ones."""
   from imgtx_jax.pretrained import lpips_weights
 
   widths = [vgg_weights[f"conv{i}_2"]["bias"].shape for i in range(1, 6)]

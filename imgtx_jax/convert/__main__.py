@@ -88,7 +88,7 @@ def convert_inception(file, out):
   """Writes the .safetensors file `out` from the published `file`; UserError if that holds anything
   else."""
   with naming(file):
-    params = inception_weights.params_of(state_dict.read_file(file, ()))
+    params = inception_weights.convert(state_dict.read_file(file, ()))
   digest = sha256(file)
   if not digest.startswith(inception_weights.PUBLISHED):
     print(

@@ -1,2 +1,4 @@
-"""Frozen networks of others (VGG16, LPIPS, InceptionV3, EfficientNet-lite0) and the readers of
-their weight files. They are arguments of a step, never trained."""
+"""Published networks (VGG16, AlexNet, InceptionV3, EfficientNet-lite0) and readers of weight files.
+
+The networks are pure functions of their weights, which are never trained.
+"""

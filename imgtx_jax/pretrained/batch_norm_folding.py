@@ -1,21 +1,27 @@
-"""Convolutions and their batch norms out of a PyTorch state dict, folded into one for inference."""
+"""Folds the batch norms of a PyTorch state dict into its convolutions, for inference."""
 
 import numpy as np
 
 from imgtx_jax.errors import UserError
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
-_EPSILON = 1e-3  # of both networks that are read so, as of their TensorFlow originals
+_EPSILON = 1e-3  # of InceptionV3 and EfficientNet-lite0, as in their TensorFlow originals
 
 
 def fold(weights, shapes, names, network):
-  """{layer: {"kernel": HWIO, "bias": [C]}}, float32 NumPy, from {name: Weight}, each used once.
+  """Returns folded parameters {layer: {"kernel": HWIO, "bias": [C]}}, float32 NumPy arrays.
 
-  shapes: {layer: HWIO shape}. names: {layer: (convolution, batch norm or None)}; without a batch
-  norm the layer is dense, with a bias. network: its name, for errors.
-  UserError if a weight is missing, left over, or of another shape.
+  Args:
+    weights: {name: Weight} of the state dict; each must be used exactly once.
+    shapes: {layer: HWIO shape}.
+    names: {layer: (convolution's name, batch norm's name or None)}. A layer without batch norm is
+      dense and has a bias.
+    network: the network's name in error messages.
+
+  Raises:
+    UserError: if a weight is missing, left over, or has another shape.
   """
-  steps = ".num_batches_tracked"  # how long the statistics were collected: of training alone
+  steps = ".num_batches_tracked"  # used in training only
   weights = {name: weight for name, weight in weights.items() if not name.endswith(steps)}
   _check(weights, _wanted(shapes, names), network)
   params = {}
@@ -35,7 +41,7 @@ def fold(weights, shapes, names, network):
 
 
 def _wanted(shapes, names):
-  """{name of theirs: shape}."""
+  """Returns {name in the state dict: shape}."""
   wanted = {}
   for layer, (convolution, norm) in names.items():
     h, w, inputs, outputs = shapes[layer]

@@ -1,7 +1,7 @@
-"""EfficientNet-lite0, an ImageNet classifier: a pure function over imported weights.
+"""EfficientNet-lite0, an ImageNet classifier: a pure function of its weights.
 
-EfficientNet-B0 (arXiv:1905.11946) without squeeze-and-excitation and with ReLU6. Batch norms are
-folded into the convolutions (importers/efficientnet.py).
+It is EfficientNet-B0 (arXiv:1905.11946) without squeeze-and-excitation and with ReLU6. Batch norms
+are folded into the convolutions (efficientnet_weights.py).
 """
 
 import functools
@@ -27,10 +27,10 @@ _GROUPS = (
 
 
 def efficientnet_logits(params, images):
-  """ImageNet's 1000 logits, float32 [B, 1000], in the order of the sorted WordNet ids.
+  """Returns ImageNet logits float32 [B, 1000], classes in the order of sorted WordNet ids.
 
-  params: {layer: {"kernel": [h, w, in, out], "bias": [out]}} of all layers of `shapes()`; that of
-  "fc" is [1, 1, 1280, 1000].
+  params: {layer: {"kernel": [h, w, in, out], "bias": [out]}} with the layers of `shapes()`; the
+  kernel of "fc" is [1, 1, 1280, 1000].
   images: [B, 224, 224, 3], uint8 or float in [-1, 1]; see `prepare`.
   """
 
@@ -45,9 +45,11 @@ def efficientnet_logits(params, images):
 
 
 def prepare(images):
-  """Square images [B, S, S, 3], uint8 or float in [-1, 1], as the network was evaluated: the
-  central 87.5 % of each side, resized to 224 (cubic, antialiased); float32 [B, 224, 224, 3] in
-  [-1, 1]."""
+  """Crops and resizes images as in the network's published evaluation.
+
+  images: square [B, S, S, 3], uint8 or float in [-1, 1]. Takes the central 87.5 % of each side and
+  resizes it (cubic, antialiased). Returns float32 [B, 224, 224, 3] in [-1, 1].
+  """
   height, width = images.shape[1:3]
   rows, columns = (max(1, round(0.875 * n)) for n in (height, width))
   top, left = (height - rows) // 2, (width - columns) // 2
@@ -59,32 +61,34 @@ def prepare(images):
 
 @functools.cache
 def shapes():
-  """{layer: HWIO shape of its kernel}, of all 50 layers; [h, w, 1, C] where it is depthwise."""
+  """Returns {layer: HWIO shape of its kernel} of all 50 layers; [h, w, 1, C] if depthwise."""
   return shapes_of(_forward, (1, SIZE, SIZE, 3)) | {"fc": (1, 1, 1280, CLASSES)}
 
 
 def _pixels(images):
-  """uint8, or float in [-1, 1], as float32 in [0, 255]."""
+  """Converts images, uint8 or float in [-1, 1], to float32 in [0, 255]."""
   return images.astype(jnp.float32) if images.dtype == jnp.uint8 else (images + 1) * 127.5
 
 
 def _forward(layer, x):
+  """Runs the convolutions on x [B, 224, 224, 3] by calls of `layer`; returns [B, 1280]."""
   x = jax.nn.relu6(layer("stem", x, (3, 3, 32), 2))  # 112
   number = 0
   for repeats, size, first_stride, expansion, channels in _GROUPS:
     for i in range(repeats):
-      block = functools.partial(_block, functools.partial(_inside, layer, number))
+      block = functools.partial(_block, functools.partial(_block_layer, layer, number))
       x = block(x, size, first_stride if i == 0 else 1, expansion, channels)
       number += 1
   return jax.nn.relu6(layer("head", x, (1, 1, 1280))).mean((1, 2))
 
 
-def _inside(layer, number, name, *args):
+def _block_layer(layer, number, name, *args):
+  """Calls `layer` with a name inside block `number`."""
   return layer(f"block_{number}.{name}", *args)
 
 
 def _block(conv, x, size, stride, expansion, channels):
-  """An inverted residual: expand, filter each channel, project; a shortcut where shapes allow."""
+  """An inverted residual block: expand, depthwise, project; a shortcut if the shape is kept."""
   y = x
   if expansion != 1:
     y = jax.nn.relu6(conv("expand", y, (1, 1, expansion * x.shape[-1])))

@@ -1,9 +1,9 @@
-"""InceptionV3 as FID measures with it: a pure function over imported weights.
+"""FID's InceptionV3: a pure function of its weights.
 
-It is the network of 2015 that the published FID figures use (arXiv:1512.00567, arXiv:1706.08500),
-as torch-fidelity and pytorch-fid run it: images are resized as TensorFlow 1 did, average pools
-leave the padding out, and the last block has a max-pool where the paper has an average.
-Batch norms are folded into the convolutions (importers/inception.py).
+It is the network of 2015 that published FID values use (arXiv:1512.00567, arXiv:1706.08500), as in
+torch-fidelity and pytorch-fid: images are resized as in TensorFlow 1, average pools ignore the
+padding, and the last block has a max-pool where the paper has an average. Batch norms are folded
+into the convolutions (inception_weights.py).
 """
 
 import functools
@@ -19,14 +19,17 @@ CLASSES = 1008
 
 
 def inception_features(params, images):
-  """The features that FID, sFID, KID and the Inception Score are made of.
+  """Returns the features of FID, sFID, KID and the Inception Score.
 
-  params: {layer: {"kernel": [h, w, in, out], "bias": [out]}} of all layers of `shapes()`; that of
-  "fc" is [1, 1, 2048, 1008].
-  images: [B, H, W, 3], uint8 or float in [-1, 1], of any size.
-  Returns float32 {"64": [B, 64], "192": [B, 192], "768": [B, 768], "2048": [B, 2048],
-  "logits_unbiased": [B, 1008]}: means over the image of the maps after the first and second
-  max-pool, after Mixed_6e and after Mixed_7c, and the logits without their bias.
+  Args:
+    params: {layer: {"kernel": [h, w, in, out], "bias": [out]}} with the layers of `shapes()`; the
+      kernel of "fc" is [1, 1, 2048, 1008].
+    images: [B, H, W, 3], uint8 or float in [-1, 1], of any size.
+
+  Returns:
+    float32 {"64": [B, 64], "192": [B, 192], "768": [B, 768], "2048": [B, 2048],
+    "logits_unbiased": [B, 1008]}: the spatial means after the first and the second max-pool, after
+    Mixed_6e and after Mixed_7c, and the logits without bias.
   """
 
   def layer(name, x, shape, stride=1, padding="SAME"):
@@ -39,30 +42,33 @@ def inception_features(params, images):
 
 @functools.cache
 def shapes():
-  """{layer: HWIO shape of its kernel}, of all 95 layers."""
+  """Returns {layer: HWIO shape of its kernel} of all 95 layers."""
   return shapes_of(_forward, (1, SIZE, SIZE, 3)) | {"fc": (1, 1, 2048, CLASSES)}
 
 
 def resize(images):
-  """Images [B, H, W, 3], uint8 or float in [-1, 1], to float32 [B, 299, 299, 3] in [0, 255].
+  """Resizes images, uint8 or float in [-1, 1], to float32 [B, 299, 299, 3] in [0, 255].
 
-  Bilinear as in TensorFlow 1: pixel i of the new image lies at i · H / 299 of the old one, without
-  half-pixel centres or aligned corners, and nothing is averaged when an image shrinks.
+  It is bilinear as in TensorFlow 1: pixel i of the new image lies at i · H / 299 of the old one,
+  without half-pixel centres, aligned corners or antialiasing.
   """
   x = images.astype(jnp.float32) if images.dtype == jnp.uint8 else (images + 1) * 127.5
   for axis in (2, 1):
     length = x.shape[axis]
-    at = np.arange(SIZE, dtype=np.float32) * np.float32(length / SIZE)
-    low = at.astype(np.int32)
+    position = np.arange(SIZE, dtype=np.float32) * np.float32(length / SIZE)
+    low = position.astype(np.int32)
     high = np.minimum(low + 1, length - 1)
-    share = (at - low).reshape([-1 if a == axis else 1 for a in range(4)])
+    fraction = (position - low).reshape([-1 if a == axis else 1 for a in range(4)])
     start = jnp.take(x, low, axis=axis)
-    x = start + (jnp.take(x, high, axis=axis) - start) * share
+    x = start + (jnp.take(x, high, axis=axis) - start) * fraction
   return x
 
 
 def _forward(layer, x):
-  """layer(name, x, (height, width, channels), stride, padding) is a convolution with its ReLU."""
+  """Runs the convolutions on x [B, 299, 299, 3]; returns a dict of spatial means.
+
+  layer(name, x, (height, width, channels), stride, padding) applies one convolution and ReLU.
+  """
   features = {}
   x = layer("Conv2d_1a_3x3", x, (3, 3, 32), 2, "VALID")  # 149
   x = layer("Conv2d_2a_3x3", x, (3, 3, 32), 1, "VALID")

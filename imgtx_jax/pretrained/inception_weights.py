@@ -1,6 +1,6 @@
-"""FID's InceptionV3: the published .pth becomes one .safetensors file, which evaluation reads.
+"""Weights of FID's InceptionV3: converts the published .pth to a .safetensors file and reads it.
 
-`python -m imgtx_jax.convert inception` writes it, with the sha256 of its source in its metadata.
+`python -m imgtx_jax.convert inception` writes the file. Its metadata hold the sha256 of the source.
 """
 
 import os
@@ -17,33 +17,39 @@ from imgtx_jax.pretrained.batch_norm_folding import fold
 from imgtx_jax.pretrained.inception import shapes
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
-PUBLISHED = "6726825d"  # how the sha256 of the published file begins: PyTorch's way of naming
+PUBLISHED = "6726825d"  # the first digits of the published file's sha256, also in its name
 _KIND = "imgtx_jax inception"
 
 
 def default_path():
-  """Where the converted weights lie: inception.safetensors in $IMGTX_CACHE or
-  ~/.cache/imgtx_jax."""
+  """Returns the path of the converted weights in $IMGTX_CACHE or ~/.cache/imgtx_jax."""
   folder = os.environ.get("IMGTX_CACHE") or Path.home() / ".cache" / "imgtx_jax"
   return Path(folder) / "inception.safetensors"
 
 
-def params_of(weights):
-  """The params that models.inception takes, from {name: Weight} of the published file; UserError
-  if a weight is missing, left over or of another shape."""
+def convert(weights):
+  """Converts {name: Weight} of the published file to the params of inception_features.
+
+  Raises UserError if a weight is missing, left over, or has another shape.
+  """
   names = {name: (f"{name}.conv", f"{name}.bn") for name in shapes()} | {"fc": ("fc", None)}
   return fold(weights, shapes(), names, "FID's InceptionV3")
 
 
 def write(path, params, source):
-  """Writes converted params; source: {"source_file", "source_sha256"} of what they came from."""
+  """Writes converted params to path.
+
+  source: {"source_file", "source_sha256"} of the published file, for the metadata.
+  """
   flat = {f"{layer}.{part}": x for layer, parts in params.items() for part, x in parts.items()}
   write_atomically(path, safetensors.numpy.save(flat, {"kind": _KIND} | source))
 
 
 def load(path=None):
-  """(params, the sha256 of the file that they were converted from); UserError with the command to
-  run if they are not there."""
+  """Reads converted params; returns (params, sha256 of the published file).
+
+  path: default_path() if None. Raises UserError with the command to run if there is no such file.
+  """
   path = Path(path or default_path())
   remedy = f"python -m imgtx_jax.convert inception {FILE}"
   if not path.is_file():

@@ -1,20 +1,24 @@
-"""Layers of frozen convolutional networks in inference, in the forms that a CPU is fast at too.
+"""Inference layers of convolutional networks, in forms that are fast on CPUs too.
 
-XLA's CPU convolution is slow with few channels and its reduce_window is not vectorised: small
-windows are shifted views of the image here, which fuse into one loop over the channels.
+On a CPU, XLA's convolution is slow with few channels and its reduce_window is not vectorised. Small
+windows are therefore computed from shifted views of the image, which fuse into one loop.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_FEW_CHANNELS = 4  # up to these a convolution is patches and a matrix product
+_FEW_CHANNELS = 4  # up to this number a convolution is a matrix product over patches
 
 
 def convolve(params, x, *, stride=1, padding="SAME"):
-  """x [B, H, W, C] -> [B, H', W', D] with params {"kernel": [h, w, C, D], "bias": [D]}.
+  """Convolves x [B, H, W, C] to [B, H', W', D].
 
-  padding: "SAME" as TensorFlow pads (the odd row below and to the right), or "VALID".
+  Args:
+    params: {"kernel": [h, w, C, D], "bias": [D]}.
+    x: [B, H, W, C].
+    stride: in both directions.
+    padding: "SAME" as in TensorFlow (an odd row goes below and to the right), or "VALID".
   """
   kernel = jnp.asarray(params["kernel"], x.dtype)
   h, w, channels, width = kernel.shape
@@ -31,8 +35,10 @@ def convolve(params, x, *, stride=1, padding="SAME"):
 
 
 def convolve_depthwise(params, x, *, stride=1):
-  """x [B, H, W, C] -> [B, ⌈H / stride⌉, ⌈W / stride⌉, C], each channel with its own kernel of
-  params {"kernel": [h, w, 1, C], "bias": [C]}."""
+  """Convolves each channel of x [B, H, W, C] by its own kernel, with "SAME" padding.
+
+  params: {"kernel": [h, w, 1, C], "bias": [C]}. Returns [B, ⌈H / stride⌉, ⌈W / stride⌉, C].
+  """
   kernel = jnp.asarray(params["kernel"], x.dtype)
   size = kernel.shape[:2]
   taps = kernel.reshape(-1, kernel.shape[-1])
@@ -42,7 +48,7 @@ def convolve_depthwise(params, x, *, stride=1):
 
 
 def max_pool(x, *, stride, padding="VALID"):
-  """The largest of each 3x3 window of x [B, H, W, C]."""
+  """Returns the maximum of each 3 × 3 window of x [B, H, W, C]."""
   largest, *others = views(x, (3, 3), stride, padding, -jnp.inf)
   for part in others:
     largest = jnp.maximum(largest, part)
@@ -50,21 +56,27 @@ def max_pool(x, *, stride, padding="VALID"):
 
 
 def average_pool(x):
-  """The mean of the 3x3 window around every pixel of x [B, H, W, C]; what lies outside the image
-  does not count."""
+  """Returns the mean of the 3 × 3 window around each pixel of x [B, H, W, C], without padding."""
   counts = np.multiply.outer(*(_neighbours(n) for n in x.shape[1:3]))
   return sum(views(x, (3, 3), 1, "SAME", 0)) / jnp.asarray(counts[..., None], x.dtype)
 
 
 def _neighbours(n):
-  """How many of the places i - 1, i, i + 1 lie within [0, n), float32 [n]."""
-  at = np.arange(n)
-  return (np.minimum(at + 1, n - 1) - np.maximum(at - 1, 0) + 1).astype(np.float32)
+  """Returns how many of i − 1, i, i + 1 lie within [0, n); float32 [n]."""
+  i = np.arange(n)
+  return (np.minimum(i + 1, n - 1) - np.maximum(i - 1, 0) + 1).astype(np.float32)
 
 
 def views(x, size, stride, padding, fill):
-  """The h·w shifted views of x [B, H, W, C] that a window of `size` sees, each [B, H', W', C], row
-  by row; `fill` is what padding sees."""
+  """Returns the h·w shifted views of x under a window, each [B, H', W', C], row by row.
+
+  Args:
+    x: [B, H, W, C].
+    size: (h, w) of the window.
+    stride: in both directions.
+    padding: "SAME" or "VALID".
+    fill: value of the padding.
+  """
   pads = jax.lax.padtype_to_pads(x.shape[1:3], size, (stride, stride), padding)
   x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
   rows, columns = ((n - k) // stride + 1 for n, k in zip(x.shape[1:3], size, strict=True))
@@ -81,8 +93,11 @@ def views(x, size, stride, padding, fill):
 
 
 def shapes_of(forward, image_shape):
-  """{layer: HWIO shape of its kernel} of forward(layer, image), whose layers are called as
-  layer(name, x, shape, stride, padding, depthwise)."""
+  """Returns {layer: HWIO shape of its kernel} of a network.
+
+  forward(layer, image) runs the network on an image of image_shape by calls of
+  layer(name, x, (height, width, channels), stride, padding, depthwise).
+  """
   shapes = {}
 
   def record(name, x, shape, stride=1, padding="SAME", depthwise=False):

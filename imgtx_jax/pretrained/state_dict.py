@@ -1,6 +1,6 @@
-"""Published weight files as {name: Weight}: PyTorch's .pt, and .safetensors; no code in them runs.
+"""Reads published weight files, PyTorch's .pt and .safetensors, as {name: Weight}.
 
-Nothing is copied until a Weight is read, so that a file's weights need not fit into memory twice.
+No code in a file is run. Weights are read lazily, so that they need not fit into memory twice.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from imgtx_jax.errors import UserError, first_line
 
 
 class Weight(NamedTuple):
-  """One array of a file: its shape, and read() → float32 NumPy array, whatever its type there."""
+  """One array of a file: its shape, and read(), which returns it as a float32 NumPy array."""
 
   shape: tuple[int, ...]
   read: Callable[[], np.ndarray]
 
 
 def in_memory(arrays):
-  """{name: Weight} of NumPy arrays."""
+  """Returns {name: Weight} for a dict of NumPy arrays."""
   return {
     name: Weight(x.shape, functools.partial(np.asarray, x, np.float32))
     for name, x in arrays.items()
@@ -35,10 +35,15 @@ def in_memory(arrays):
 
 
 def read_file(path, wrappers):
-  """{name: Weight} of a file; UserError, in one line without the path, if it cannot be read.
+  """Returns {name: Weight} of a file.
 
-  wrappers: names under which a PyTorch checkpoint may hold the state dict, the best first; without
-  any of them the whole file must be one.
+  Args:
+    path: of a .safetensors file or a PyTorch checkpoint.
+    wrappers: keys under which a PyTorch checkpoint may hold the state dict; the first present is
+      taken. If none is present, the whole file must be a state dict.
+
+  Raises:
+    UserError: one line, without the path, if the file cannot be read.
   """
   if not Path(path).is_file():
     raise UserError("there is no such file; give a .pt or .safetensors file")
@@ -64,27 +69,28 @@ def _read_safetensors(path):
 
 def _read_torch(path, wrappers):
   try:
-    import torch  # an extra, and only this format needs it
+    import torch  # an optional dependency that only this format needs
   except ImportError as error:
     raise UserError(
       "reading a PyTorch file needs torch: pip install 'imgtx_jax[convert]', or give .safetensors"
     ) from error
   try:
-    # Training checkpoints hold their command line beside the weights: a class without behaviour.
+    # Training checkpoints hold their command line beside the weights: a harmless class.
     with torch.serialization.safe_globals([argparse.Namespace]):
-      # Before PyTorch 1.6 files were no zip archives, and such cannot be mapped.
+      # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
       mapped = zipfile.is_zipfile(path)
       content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
   except MemoryError:
     raise  # not the file's fault
-  except Exception as error:  # torch's reader fails in many ways on what is no pickle
+  except Exception as error:  # torch's reader raises many types on damaged files
     foreign = re.search(r"GLOBAL (\S+)", str(error))
     if foreign:
       raise UserError(
         f"refused, for it holds more than weights: building its {foreign[1]} could run code of its "
         "author's; give a file of weights alone"
       ) from error
-    is_advice = isinstance(error, pickle.UnpicklingError)  # to trust the file, in many lines
+    # Its text is long and advises to trust the file.
+    is_advice = isinstance(error, pickle.UnpicklingError)
     reason = "not a pickle" if is_advice else first_line(error)
     raise UserError(f"no whole PyTorch file ({reason}); fetch it again") from error
   state = _unwrap(content, wrappers)
@@ -94,7 +100,7 @@ def _read_torch(path, wrappers):
       f"no state dict: {', '.join(alien[:3])} is no array there, and none of "
       f"{', '.join(wrappers)} holds one"
     )
-  # No .float() before it is asked for: of a mapped file nothing is in memory yet.
+  # .float() only on reading: nothing of a mapped file is in memory yet.
   return {
     name: Weight(tuple(x.shape), functools.partial(lambda x: x.detach().float().numpy(), x))
     for name, x in state.items()
@@ -102,6 +108,7 @@ def _read_torch(path, wrappers):
 
 
 def _unwrap(content, wrappers):
+  """Returns the state dict of a checkpoint's content; see read_file."""
   if not isinstance(content, dict):
     raise UserError(f"no state dict but a {type(content).__name__}")
   found = [content[name] for name in wrappers if isinstance(content.get(name), dict)]

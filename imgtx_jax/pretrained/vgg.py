@@ -1,7 +1,7 @@
-"""VGG16 and AlexNet as frozen feature extractors: pure functions over imported weights.
+"""VGG16 and AlexNet as frozen feature extractors: pure functions of their weights.
 
-Both take a dict of layer name to {"kernel": HWIO, "bias": [C]} (importers/lpips.py reads them) and
-return every ReLU's output. Under jit the layers after the last one that is used cost nothing.
+Both take {layer: {"kernel": HWIO, "bias": [C]}} (read by lpips_weights.py) and return the output of
+every ReLU. Under jit the layers after the last used one cost nothing.
 """
 
 import jax
@@ -13,12 +13,12 @@ from imgtx_jax.errors import UserError
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
-_FEW_POSITIONS = 4  # of an image: up to these a convolution is a matrix product
+_FEW_POSITIONS = 4  # up to this number of pixels a convolution is a matrix product
 
 _VGG16_BLOCKS = (2, 2, 3, 3, 3)
 VGG16_LAYERS = tuple(f"{b}_{i}" for b, n in enumerate(_VGG16_BLOCKS, 1) for i in range(1, n + 1))
 
-# layer name, stride, padding, whether a max-pool comes before it
+# layer, stride, padding, whether a max-pool precedes it
 _ALEXNET = (
   ("1", 4, 2, False),
   ("2", 1, 2, True),
@@ -30,11 +30,15 @@ ALEXNET_LAYERS = tuple(name for name, *_ in _ALEXNET)
 
 
 def vgg16_features(params, images, *, dtype=jnp.float32):
-  """The 13 activations relu1_1 ... relu5_3 of VGG16. arXiv:1409.1556.
+  """Returns the 13 activations relu1_1 … relu5_3 of VGG16 (arXiv:1409.1556).
 
-  params: {"conv1_1": {"kernel": [3, 3, 3, 64], "bias": [64]}, ...}, all 13 convolutions.
-  images: [B, H, W, 3] in [-1, 1], at least 16x16.
-  Returns {"relu1_1": [B, H, W, 64], ..., "relu5_3": [B, H // 16, W // 16, 512]} in dtype.
+  Args:
+    params: {"conv1_1": {"kernel": [3, 3, 3, 64], "bias": [64]}, ...}, all 13 convolutions.
+    images: [B, H, W, 3] in [-1, 1], at least 16 × 16; UserError if smaller.
+    dtype: of the computation and the result.
+
+  Returns:
+    {"relu1_1": [B, H, W, 64], ..., "relu5_3": [B, H // 16, W // 16, 512]}.
   """
   x = _normalize(images, dtype, net="VGG16", smallest=16)
   features = {}
@@ -53,11 +57,15 @@ def vgg16_means(params, images):
 
 
 def alexnet_features(params, images, *, dtype=jnp.float32):
-  """The 5 activations relu1 ... relu5 of AlexNet (the one-tower variant). arXiv:1404.5997.
+  """Returns the 5 activations relu1 … relu5 of AlexNet (the one-tower variant, arXiv:1404.5997).
 
-  params: {"conv1": {"kernel": [11, 11, 3, 64], "bias": [64]}, ..., "conv5": ...}.
-  images: [B, H, W, 3] in [-1, 1], at least 31x31.
-  Returns {"relu1": [B, ~H / 4, ~W / 4, 64], ..., "relu5": [B, ~H / 16, ~W / 16, 256]} in dtype.
+  Args:
+    params: {"conv1": {"kernel": [11, 11, 3, 64], "bias": [64]}, ..., "conv5": ...}.
+    images: [B, H, W, 3] in [-1, 1], at least 31 × 31; UserError if smaller.
+    dtype: of the computation and the result.
+
+  Returns:
+    {"relu1": [B, ~H / 4, ~W / 4, 64], ..., "relu5": [B, ~H / 16, ~W / 16, 256]}.
   """
   x = _normalize(images, dtype, net="AlexNet", smallest=31)
   features = {}
@@ -83,7 +91,7 @@ def _normalize(images, dtype, *, net, smallest):
 def _conv(params, x, *, stride, padding):
   kernel = jnp.asarray(params["kernel"], x.dtype)
   if kernel.shape[:2] == (3, 3) and x.shape[1] * x.shape[2] <= _FEW_POSITIONS:
-    return _conv_of_few(kernel, x) + jnp.asarray(params["bias"], x.dtype)
+    return _conv_by_product(kernel, x) + jnp.asarray(params["bias"], x.dtype)
   y = jax.lax.conv_general_dilated(
     x,
     kernel,
@@ -94,9 +102,11 @@ def _conv(params, x, *, stride, padding):
   return y + jnp.asarray(params["bias"], x.dtype)
 
 
-def _conv_of_few(kernel, x):
-  """A 3x3 convolution of stride 1 as one matrix product over patches: [B, h, w, C] to
-  [B, h, w, C']. At 2x2 positions of 512 channels XLA's own is 100 times slower on a CPU."""
+def _conv_by_product(kernel, x):
+  """Convolves x [B, h, w, C] by 3 × 3 to [B, h, w, C'] as one matrix product over patches.
+
+  At 2 × 2 pixels of 512 channels XLA's convolution is 100 times slower on a CPU.
+  """
   b, h, w, _ = x.shape
   padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
   patches = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
@@ -105,8 +115,8 @@ def _conv_of_few(kernel, x):
 
 
 def _halve(x):
-  """2x2 max-pool [B, h, w, C] -> [B, h // 2, w // 2, C]; an odd last row or column is dropped."""
+  """Max-pools 2 × 2: [B, h, w, C] → [B, h // 2, w // 2, C]; drops an odd last row or column."""
   b, h, w, c = x.shape[0], x.shape[1] // 2, x.shape[2] // 2, x.shape[3]
-  # Faster than reduce_window, above all in the gradient (0.89 against 1.02 s for LPIPS of 16
-  # pairs of 64x64 on 2 cores).
+  # Faster than reduce_window, mostly in the gradient: 0.89 instead of 1.02 s for LPIPS of 16 pairs
+  # of 64 × 64 on 2 cores.
   return x[:, : 2 * h, : 2 * w].reshape(b, h, 2, w, 2, c).max(axis=(2, 4))

@@ -17,7 +17,7 @@ def test_parity(parity):
   for name in weights:
     if name.endswith("conv.weight"):
       weights[name] *= np.float32(manifest["conv_gain"])
-  params = importer.params_of(in_memory(weights))
+  params = importer.convert(in_memory(weights))
   images = recorded["images"].transpose(0, 2, 3, 1)
   found = jax.jit(inception.inception_features)(params, images)
   assert set(found) == {"64", "192", "768", "2048", "logits_unbiased"}

@@ -18,4 +18,4 @@ def test_few_positions_compute_the_same_convolution(size):
   bias = np.zeros(7, np.float32)
   found = vgg._conv({"kernel": kernel, "bias": bias}, x, stride=1, padding=1)
   np.testing.assert_allclose(found, expected, atol=1e-4)
-  np.testing.assert_allclose(vgg._conv_of_few(kernel, x), expected, atol=1e-4)
+  np.testing.assert_allclose(vgg._conv_by_product(kernel, x), expected, atol=1e-4)
