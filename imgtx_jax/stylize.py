@@ -30,8 +30,8 @@ from absl import flags
 
 from imgtx_jax.cli import command
 from imgtx_jax.errors import UserError
-from imgtx_jax.io import image_files
-from imgtx_jax.style_transfer import batch_jobs, color_and_masks, contact_sheet
+from imgtx_jax.io import image_files, image_grid
+from imgtx_jax.style_transfer import batch_jobs, color_and_masks
 from imgtx_jax.style_transfer.stylizer import load_stylizer
 from imgtx_jax.style_transfer.tiled_renderer import STYLE_SIZE, TILE, StyleRenderer
 
@@ -87,15 +87,15 @@ def render(renderer, contents, looks, options, in_batch, failures):
     if FLAGS.out:
       image_files.write(output(content.file, look.name, in_batch), picture)
     if FLAGS.grid:
-      row = rows.setdefault(content.file, [contact_sheet.thumbnail(content.picture.on_white())])
-      row.append(contact_sheet.thumbnail(picture.on_white()))
+      row = rows.setdefault(content.file, [image_grid.thumbnail(content.picture.on_white())])
+      row.append(image_grid.thumbnail(picture.on_white()))
     count += 1
     if time.monotonic() - reported > _REPORT_SECONDS:
       print(f"{count} of {total} images", flush=True)
       reported = time.monotonic()
   if FLAGS.grid and rows:
-    columns = [contact_sheet.strips(look.images) for look in looks]
-    contact_sheet.save(FLAGS.grid, columns, rows.values())
+    columns = [image_grid.strips_thumbnail(look.images) for look in looks]
+    image_grid.save_contact_sheet(FLAGS.grid, columns, rows.values())
   return count
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from imgtx_jax import stylize
 from imgtx_jax.errors import UserError
-from imgtx_jax.style_transfer import batch_jobs, contact_sheet
+from imgtx_jax.io import image_grid
+from imgtx_jax.style_transfer import batch_jobs
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -165,7 +166,7 @@ def test_folders_by_folders(call, capsys):
     assert read(f"out/frame{i}--red.png").shape == read(content).shape
     assert np.argmax(shift(f"out/frame{i}--blue.png", content)) == 2
   assert "9 images in" in capsys.readouterr().out
-  cell = contact_sheet.CELL + 2
+  cell = image_grid.CELL + 2
   sheet = read("sheet.png")
   assert sheet.shape == (4 * cell + 2, 4 * cell + 2, 3)
   assert (sheet[2 : cell - 2, 2 : cell - 2] == 255).all()
@@ -199,7 +200,7 @@ def test_the_rest_of_a_batch_goes_on(call, capsys):
   assert title == "3 files failed:" and len(lines) == 3
   for line, file in zip(lines, ("green", "frame1", "tiny"), strict=True):
     assert f"{file}.png" in line
-  assert read("sheet.png").shape[0] == 3 * (contact_sheet.CELL + 2) + 2
+  assert read("sheet.png").shape[0] == 3 * (image_grid.CELL + 2) + 2
 
 
 def test_a_mask_of_another_size_fails_its_content_only(call, capsys):

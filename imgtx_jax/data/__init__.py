@@ -1,1 +1,4 @@
-"""Input: sources of images, transforms on host and device, and the Grain pipeline."""
+"""Input data: sources of images, transforms on host and device, the Grain pipeline, cached codes.
+
+Batches are uint8 images or int32 codes, with int32 labels.
+"""

@@ -1,13 +1,13 @@
 """A cache of a data set's codes: written in shards, checked when opened, read memory-mapped.
 
-FOLDER/index.json        what the codes are of (the fingerprint), their shape and, once all are
-                         there, the CRC-32 of every file of every shard
-FOLDER/codes-00012.npy   shard 12: uint16 [examples, C, N], uint32 for a codebook over 65536 codes
-FOLDER/labels-00012.npy  int32 [examples]; -1 where the image was unreadable: zeros for codes
+FOLDER/index.json        the fingerprint (tokenizer, data, crops), the layout and, once all shards
+                         are finished, the CRC-32 of each file
+FOLDER/codes-00012.npy   shard 12: uint16 [examples, C, N], or uint32 if V > 65536
+FOLDER/labels-00012.npy  int32 [examples]; -1 if the image was unreadable, and then codes are 0
 FOLDER/shard-00012.json  the CRC-32s of a finished shard that the index does not list yet
 
-A shard counts only with its CRC-32s, so a build that was broken off goes on with the others, and a
-damaged one is made again.
+A shard is finished when its CRC-32s are written. An interrupted build goes on with the missing
+shards; a damaged shard is built again. Dimensions: C crops of an image, N codes of a crop.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from imgtx_jax.data.sources import Source
 from imgtx_jax.errors import UserError
 from imgtx_jax.io.atomic import open_atomically, write_atomically
 
-SHARD_BYTES = 2**20  # of a shard at least, if there are several: what a kill loses
-MAX_SHARDS = 256  # each stays open while it is read
+SHARD_BYTES = 2**20  # least size of a shard if there are several; a kill loses at most one shard
+MAX_SHARDS = 256  # all are open while the cache is read
 _PARTS = ("codes", "labels")
 
 
 class Layout(NamedTuple):
-  """The shape of a cache: examples × crops × codes of a dtype, so many examples a shard."""
+  """The shape of a cache: examples × crops × codes of dtype, shard_examples per shard."""
 
   examples: int
   crops: int
@@ -41,27 +41,27 @@ class Layout(NamedTuple):
 
   @property
   def bytes(self):
-    """Of all codes and labels."""
+    """Returns the size in bytes of all codes and labels."""
     return self.examples * self.example_bytes
 
   @property
   def example_bytes(self):
-    """Of the codes and the label of one example."""
+    """Returns the size in bytes of one example's codes and label."""
     return self.crops * self.codes * np.dtype(self.dtype).itemsize + 4
 
   @property
   def shards(self):
-    """How many there are."""
+    """Returns the number of shards."""
     return -(-self.examples // self.shard_examples)
 
   def span(self, shard):
-    """The examples of a shard, a range."""
+    """Returns the range of a shard's examples."""
     first = shard * self.shard_examples
     return range(first, min(first + self.shard_examples, self.examples))
 
 
 def make_layout(examples, crops, codes, codebook_size):
-  """The layout for that many images, crops of each, and codes of a crop."""
+  """Returns the Layout for numbers of images, crops per image, codes per crop, and V."""
   dtype = "uint16" if codebook_size <= 2**16 else "uint32"
   whole = Layout(examples, crops, codes, dtype, examples)
   shards = min(MAX_SHARDS, max(1, whole.bytes // SHARD_BYTES), examples)
@@ -69,8 +69,12 @@ def make_layout(examples, crops, codes, codebook_size):
 
 
 class CodeCache:
-  """The cache in a folder, of what fingerprint says: {name: plain value}. Opening one that is of
-  something else raises UserError; a new folder is written only by claim and writing."""
+  """The cache in a folder.
+
+  fingerprint: {name: plain value}, identifies the tokenizer, data and crops. layout: Layout of a
+  new cache. Raises UserError if the folder holds a cache with another fingerprint. Only claim,
+  writing and finish write files.
+  """
 
   def __init__(self, folder, fingerprint, layout):
     self.folder = Path(folder)
@@ -83,31 +87,36 @@ class CodeCache:
 
   @property
   def complete(self):
-    """Whether the index lists every shard; whether they are intact is for `missing` to say."""
+    """Returns whether the index lists all shards; does not check that they are intact."""
     return bool(self.index) and len(self.index["shards"]) == self.layout.shards
 
   def missing(self, process_index=0, process_count=1):
-    """The shards of one process (p, p + P, …) that are absent or damaged; reads all their bytes."""
+    """Returns the shards of process p of P (p, p + P, …) that are absent or damaged.
+
+    It reads all their bytes.
+    """
     mine = range(process_index, self.layout.shards, process_count)
     return [shard for shard in mine if not self._intact(shard)]
 
   def claim(self):
-    """Marks the folder as this cache's; for one process, before its first shard."""
+    """Writes the index of a new cache. One process calls it before the first shard is written."""
     if not self.index:
       self._write_index([])
 
   @contextlib.contextmanager
   def writing(self, shard):
-    """A function (labels int [b], codes int [b, C, N]) that appends to a shard, which is there once
-    the block has ended, and not at all if it raises."""
+    """Opens a shard for writing; yields append(labels int [b], codes int [b, C, N]).
+
+    The shard exists once the block has ended, and not at all if it raises.
+    """
     shape = (len(self.layout.span(shard)), self.layout.crops, self.layout.codes)
     labels, codes_crc = [], 0
     with open_atomically(self._path("codes", shard)) as file:
 
-      def append(some, codes):
+      def append(batch_labels, codes):
         nonlocal codes_crc
         data = np.ascontiguousarray(codes, self.layout.dtype).tobytes()
-        labels.append(np.asarray(some, np.int32))
+        labels.append(np.asarray(batch_labels, np.int32))
         codes_crc = zlib.crc32(data, codes_crc)
         file.write(data)
 
@@ -123,7 +132,10 @@ class CodeCache:
     write_atomically(self._path("shard", shard), json.dumps(record).encode())
 
   def finish(self):
-    """Lists all shards in the index; for one process, once all have written theirs."""
+    """Lists all shards in the index. One process calls it after all have written their shards.
+
+    Raises UserError if a shard is absent.
+    """
     shards = [self._crcs(shard) for shard in range(self.layout.shards)]
     absent = [shard for shard, crcs in enumerate(shards) if crcs is None]
     if absent:
@@ -136,7 +148,7 @@ class CodeCache:
       self._path("shard", shard).unlink(missing_ok=True)
 
   def open(self, images):
-    """A CodeSource of the complete cache; images: the source that it was made of."""
+    """Returns a CodeSource of the complete cache; images: the source it was built from."""
     self.index = self._read_index()
     try:
       return CodeSource(self, images)
@@ -147,7 +159,7 @@ class CodeCache:
       ) from error
 
   def load(self, part, shard):
-    """One part of a shard, "codes" or "labels", memory-mapped."""
+    """Returns the "codes" or "labels" of a shard, memory-mapped."""
     return np.load(self._path(part, shard), mmap_mode="r").view(np.ndarray)
 
   def _path(self, part, shard):
@@ -165,7 +177,7 @@ class CodeCache:
     return True
 
   def _crcs(self, shard):
-    """{"codes", "labels"} of a finished shard, or None; the record beside it is the newer one."""
+    """Returns {"codes", "labels"} of a finished shard, or None; its own file precedes the index."""
     try:
       record = json.loads(self._path("shard", shard).read_bytes())
     except (OSError, ValueError):
@@ -176,7 +188,7 @@ class CodeCache:
     return hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()
 
   def _read_index(self):
-    """The index, or {} where there is none."""
+    """Returns the index, or {} if there is none; raises UserError if it is damaged."""
     path = self.folder / "index.json"
     if not path.exists():
       return {}
@@ -215,8 +227,10 @@ class CodeCache:
 
 
 class CodeSource(Source):
-  """The examples of a complete cache whose images were readable: {"codes": [C, N], memory-mapped,
-  "label", "name"}. Memory-mapped shards are shared by all processes of a machine."""
+  """A source of the readable examples of a complete cache: {"codes": [C, N], "label", "name"}.
+
+  Codes are memory-mapped, and shared by all processes of a machine.
+  """
 
   def __init__(self, cache, images):
     super().__init__(images.class_names)
@@ -241,7 +255,7 @@ class CodeSource(Source):
     return {"codes": self._codes[shard][within], "label": label, "name": self.name(index)}
 
   def draw(self, index, rng):
-    """{"codes": int32 [N] of a crop that the NumPy generator chooses, "label": int32}."""
+    """Returns {"codes": int32 [N] of a random crop, "label": int32}; rng is a NumPy generator."""
     row = self._rows[index]
     shard, within = divmod(row, self._per_shard)
     crops = self._codes[shard][within]
@@ -253,7 +267,7 @@ class CodeSource(Source):
 
 
 def _header(dtype, shape):
-  """What an .npy file of such an array begins with."""
+  """Returns the header bytes of an .npy file of an array of this dtype and shape."""
   file = io.BytesIO()
   descr = np.dtype(dtype).newbyteorder("<").str
   header = {"descr": descr, "fortran_order": False, "shape": shape}

@@ -1,12 +1,12 @@
-"""Batches for training and evaluation, on Grain; uint8 [b, S, S, 3] with int32 labels [b].
+"""Batches for training and evaluation, on Grain: uint8 images [b, S, S, 3], int32 labels [b].
 
-A source of codes (data/codes.py) gives codes int32 [b, N] in the place of the images. Companions
-are further sources, each with a stream of its own: their images lie beside the first by name.
+A CodeSource gives codes int32 [b, N] instead of images. Companions are further sources with streams
+of their own; their images are added to the batch by name.
 
-The order of training is one infinite stream of all examples, reshuffled every epoch; batch t is
-its rows t * batch_size onwards, and process p of P has the p-th block of each batch. So the
-examples and their crops do not depend on the number of processes, and no epoch loses or repeats an
-example (a corrupt one is skipped, which moves its process's later rows up).
+Training reads one infinite stream of all examples, reshuffled every epoch. Batch t has its rows
+from t * batch_size on, and process p of P has the p-th block of each batch. So examples and crops
+do not depend on the number of processes, and no epoch loses or repeats an example. (An unreadable
+one is skipped, which moves its process's later rows up.)
 """
 
 import zlib
@@ -20,11 +20,11 @@ from imgtx_jax.data.sources import ArraySource, Source
 from imgtx_jax.data.transforms import CorruptImageError, center_crop, decode, random_resized_crop
 from imgtx_jax.errors import UserError
 
-_CHUNK = 16  # examples that a thread reads one after the other
+_CHUNK = 16  # consecutive examples that a thread reads at a time
 
 
 class Companion(NamedTuple):
-  """A second source of images: its training and held-out part, and its crops in training."""
+  """A further source of images: its training and held-out parts, and its crops in training."""
 
   training: Source
   held_out: Source
@@ -47,15 +47,29 @@ def train_iterator(
   process_count=1,
   companions=None,
 ):
-  """An infinite Grain iterator of {"image": uint8 [b, S, S, 3], "label": int32 [b]}; of a source of
-  codes, {"codes": int32 [b, N], "label"}, the codes of one of the image's crops at random.
+  """Returns an infinite Grain iterator of training batches.
 
-  batch_size is global, b = batch_size // process_count; crop is "random" (with min_scale and
-  max_scale, see random_resized_crop) or "center"; seed fixes order and crops; threads read and
-  decode (none for images in memory, or for 0: the caller's does).
-  get_state() and set_state() resume exactly: batches not yet handed out do not count.
-  companions, {name: Companion}: adds {name: uint8 [b, S, S, 3]}, in an order of their own, so that
-  the pairs change from epoch to epoch; one position is that of all streams.
+  Its get_state() and set_state() resume exactly: prefetched batches do not count.
+
+  Args:
+    source: a Source of images or a CodeSource.
+    batch_size: global; a process gets b = batch_size // process_count.
+    image_size: S.
+    crop: "random" (see random_resized_crop) or "center".
+    min_scale, max_scale: of random_resized_crop.
+    seed: determines order and crops.
+    threads: number of threads that read and decode. With 0, and for images in memory, the caller's
+      thread does.
+    process_index, process_count: of this process.
+    companions: {name: Companion}. Each has an order of its own, so that pairs change from epoch to
+      epoch.
+
+  Returns:
+    An iterator of {"image": uint8 [b, S, S, 3], "label": int32 [b]} and {name: uint8 [b, S, S, 3]}
+    of companions. For a CodeSource, of {"codes": int32 [b, N], "label"}: codes of a random crop.
+
+  Raises:
+    UserError: if batch_size is no multiple of process_count, or crop is another word.
   """
   rows = _local_rows(batch_size, process_count)
   companions = companions or {}
@@ -71,14 +85,14 @@ def train_iterator(
       )
       for name, c in companions.items()
     }
-    stream = _Beside(stream, others)
+    stream = _WithCompanions(stream, others)
   stream = _ProcessRows(stream, batch_size, process_index, process_count)
   threads = max(_threads(s, threads) for s in (source, *(c.training for c in companions.values())))
   return iter(_read(stream, threads, rows).batch(rows, drop_remainder=True, batch_fn=stack))
 
 
 def _stream(source, crop, scales, image_size, seed):
-  """The infinite MapDataset of a source's examples, None where one is unreadable."""
+  """Returns the infinite MapDataset of a source's examples; unreadable ones are None."""
   if crop not in ("random", "center"):
     raise UserError(f'crop is "{crop}": use "random" or "center"')
 
@@ -104,12 +118,25 @@ def eval_batches(
   threads=4,
   companions=None,
 ):
-  """One pass of {"image", "label", "mask": float32 [b]} over centre crops, in the source's order.
+  """Returns an iterator of one pass over centre crops, in the source's order.
 
-  limit takes that many examples, spread evenly over the source (whose classes are in order). The
-  last batch is padded; padding and corrupt images are zeros with mask 0. Every process yields the
-  same number of batches. companions, {name: Companion}: adds their held-out images, from the first
-  again where there are fewer of them; the mask is of both.
+  The last batch is padded. Padding and unreadable images are zeros with mask 0. All processes get
+  the same number of batches.
+
+  Args:
+    source: a Source of images.
+    batch_size: global; a process gets b = batch_size // process_count.
+    image_size: S.
+    process_index, process_count: of this process.
+    limit: number of examples, spread evenly over the source, whose classes are in order; None for
+      all.
+    threads: number of threads that read and decode.
+    companions: {name: Companion}; their held-out images are added, repeated if there are fewer. An
+      example whose companion is unreadable has mask 0.
+
+  Returns:
+    An iterator of {"image": uint8 [b, S, S, 3], "label": int32 [b], "mask": float32 [b]} and
+    {name: uint8 [b, S, S, 3]} of companions.
   """
   companions = companions or {}
   rows = _local_rows(batch_size, process_count)
@@ -124,9 +151,9 @@ def eval_batches(
     if row < count:
       index = row * len(source) // count
       example = crop(source, index, total=count)
-    beside = {n: crop(c.held_out, row % len(c.held_out)) for n, c in companions.items()}
-    intact = example is not None and None not in beside.values()
-    images = {name: blank if found is None else found["image"] for name, found in beside.items()}
+    others = {n: crop(c.held_out, row % len(c.held_out)) for n, c in companions.items()}
+    intact = example is not None and None not in others.values()
+    images = {name: blank if other is None else other["image"] for name, other in others.items()}
     example = example or {"image": blank, "label": np.int32(0)}
     return {**example, **images, "mask": np.float32(intact)}
 
@@ -138,8 +165,18 @@ def eval_batches(
 
 
 def in_order(source, indices, *, crop, threads, ahead):
-  """One pass over the examples `indices`, in that order: {"image": crop(image), "label": int32}, or
-  {"label": -1} for an unreadable one; up to `ahead` of them are read in advance."""
+  """Returns an iterator of one pass over the examples `indices`, in that order.
+
+  Args:
+    source: a Source of images.
+    indices: int [n].
+    crop: function of a uint8 image [H, W, 3].
+    threads: number of threads that read and decode.
+    ahead: number of examples that are read in advance.
+
+  Returns:
+    An iterator of {"image": crop(image), "label": int32}, or {"label": -1} if unreadable.
+  """
 
   def load(row):
     example = _load(source, int(indices[row]), crop)
@@ -153,14 +190,16 @@ def in_order(source, indices, *, crop, threads, ahead):
 
 
 def corrupt_images(source):
-  """What was unreadable so far, prefetched examples included: {"count", "seen", "names"}."""
-  found = source.corrupt
-  return {"count": found.count, "seen": found.seen, "names": list(found.names.values())}
+  """Returns the unreadable images so far, with prefetched ones: {"count", "seen", "names"}."""
+  corrupt = source.corrupt
+  return {"count": corrupt.count, "seen": corrupt.seen, "names": list(corrupt.names.values())}
 
 
-class _Beside(grain.MapDataset):
-  """Infinite streams of examples side by side: the first one's examples, with the images of the
-  others under their names. None where one of them is."""
+class _WithCompanions(grain.MapDataset):
+  """Adds the images of other streams, by name, to the examples of an infinite stream.
+
+  An example is None if one of its parts is None.
+  """
 
   def __init__(self, stream, others):
     super().__init__([stream, *others.values()])
@@ -171,17 +210,17 @@ class _Beside(grain.MapDataset):
 
   def __getitem__(self, index):
     example = self._stream[index]
-    beside = {name: other[index] for name, other in self._others.items()}
-    if example is None or None in beside.values():
+    others = {name: stream[index] for name, stream in self._others.items()}
+    if example is None or None in others.values():
       return None
-    return example | {name: found["image"] for name, found in beside.items()}
+    return example | {name: other["image"] for name, other in others.items()}
 
 
 class _ProcessRows(grain.MapDataset):
-  """One process's rows of each global batch, at random access.
+  """Selects one process's block of each global batch.
 
-  (Grain's own slicing by process would deal the rows out one by one; blocks put each example into
-  the row of the global batch that it has on one process, so its random draws stay the same too.)
+  Grain's slicing would deal rows to processes in turn. With blocks each example keeps its row of
+  the global batch, and so its random draws, for any number of processes.
   """
 
   def __init__(self, stream, batch_size, process_index, process_count):
@@ -199,8 +238,10 @@ class _ProcessRows(grain.MapDataset):
 
 
 class _Chunks(grain.MapDataset):
-  """A stream in lists of `size` examples: handing them from thread to thread one by one would take
-  a tenth of all the time."""
+  """Groups a stream into lists of `size` examples.
+
+  Passing examples between threads one by one would take a tenth of the time.
+  """
 
   def __init__(self, stream, size):
     super().__init__(stream)
@@ -215,7 +256,7 @@ class _Chunks(grain.MapDataset):
 
 
 class _Examples(grain.IterDataset):
-  """The examples of _Chunks, without those that are None."""
+  """Iterates over the examples of _Chunks, without those that are None."""
 
   def __init__(self, chunks, size):
     super().__init__(chunks)
@@ -226,7 +267,7 @@ class _Examples(grain.IterDataset):
 
 
 class _ExampleIterator(grain.DatasetIterator):
-  """Its state is that of a stream without chunks: the position of the next example."""
+  """The iterator of _Examples; its state is the position of the next example in the stream."""
 
   def __init__(self, chunks, size):
     super().__init__(chunks)
@@ -234,14 +275,14 @@ class _ExampleIterator(grain.DatasetIterator):
 
   def __next__(self):
     while True:
-      place = self._next % self._size
-      if self._chunk is None or not place:
+      offset = self._next % self._size
+      if self._chunk is None or not offset:
         self._chunk = next(self._parent)
-      if place == len(self._chunk):
+      if offset == len(self._chunk):
         raise StopIteration
       self._next += 1
-      if self._chunk[place] is not None:
-        return self._chunk[place]
+      if self._chunk[offset] is not None:
+        return self._chunk[offset]
 
   def get_state(self):
     return {"next_index": self._next}
@@ -261,12 +302,13 @@ def _local_rows(batch_size, process_count):
 
 
 def _threads(source, threads):
-  # Measured on emoji: handing over what is only copied halves the speed and doubles the CPU time.
+  # Threads do not pay for examples that are only copied: measured on emoji they halve the speed
+  # and double the CPU time.
   return 0 if isinstance(source, ArraySource | CodeSource) else threads
 
 
 def _read(stream, threads, rows):
-  """Runs a stream in threads, up to two batches ahead (bounded: large images are held decoded)."""
+  """Reads a stream in threads, up to two batches and 512 examples ahead, without None."""
   if not threads:
     return stream.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
   ahead = max(threads, min(2 * rows, 512))
@@ -276,9 +318,9 @@ def _read(stream, threads, rows):
 
 
 def stack(examples):
-  """Dicts of arrays as one dict of their stacks.
+  """Stacks a list of dicts of arrays into one dict.
 
-  They begin at a multiple of 64 bytes: such arrays JAX takes over on a CPU without a copy.
+  The arrays are aligned to 64 bytes, so that JAX takes them over on a CPU without a copy.
   """
   batch = {}
   for name, first in examples[0].items():
@@ -291,7 +333,7 @@ def stack(examples):
 
 
 def _load(source, index, crop, total=None):
-  """One example {"image": crop(image), "label": int32}, or None if it is unreadable."""
+  """Returns an example {"image": crop(image), "label": int32}, or None if it is unreadable."""
   try:
     example = source[index]
     image = example["image"]

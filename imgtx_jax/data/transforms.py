@@ -1,7 +1,7 @@
-"""Images from bytes to the network's input: decoded and cropped on the host, then on the device.
+"""Image transforms: decoding and cropping on the host, normalisation and augmentation on devices.
 
-Host functions take and return uint8 RGB arrays [H, W, 3] (numpy, OpenCV, Pillow) and run in the
-pipeline's threads; device functions take batches [B, H, W, 3].
+Host functions take and return uint8 RGB arrays [H, W, 3] and run in the pipeline's threads. Device
+functions take batches [B, H, W, 3].
 """
 
 import io
@@ -16,14 +16,14 @@ from PIL import Image, ImageOps
 
 from imgtx_jax.errors import UserError
 
-# The pipeline has threads of its own: OpenCV's would only fight with them. Its warnings about
-# damaged files would come beside ours, which name the file.
+# OpenCV's threads would compete with the pipeline's. Its warnings about damaged files would
+# duplicate ours, which name the file.
 cv2.setNumThreads(0)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class CorruptImageError(ValueError):
-  """Bytes that are not a whole image."""
+  """Raised for bytes that are not a whole image."""
 
 
 def decode(data):
@@ -37,10 +37,10 @@ def decode(data):
 
 
 def _opencv_suffices(data):
-  """Whether OpenCV, twice as fast as Pillow, decodes these bytes without error.
+  """Returns whether OpenCV, twice as fast as Pillow, decodes these bytes correctly.
 
-  It drops transparency, reads CMYK by a cruder formula and, depending on its version, fills the
-  missing part of a truncated JPEG with gray; Pillow gets these right or raises.
+  It drops transparency, converts CMYK by a cruder formula and, depending on its version, fills the
+  missing part of a truncated JPEG with gray. Pillow gets these right or raises.
   """
   if data[:2] == b"\xff\xd8":
     ends = data[-64:].rstrip(b"\0").endswith(b"\xff\xd9")
@@ -52,7 +52,7 @@ def _opencv_suffices(data):
 
 
 def _jpeg_components(data):
-  """Number of colour components in a JPEG's frame header; 0 when there is none."""
+  """Returns the number of colour components in a JPEG's frame header; 0 if there is none."""
   position = 2
   while position + 10 <= len(data) and data[position] == 0xFF:
     marker = data[position + 1]
@@ -100,28 +100,28 @@ def read_image(file, size):
 
 
 def _resize(image, size):
-  """A square image at size x size: antialiased when it shrinks, cubic when it grows."""
+  """Resizes a square image to [size, size, 3]: antialiased if it shrinks, cubic if it grows."""
   side = len(image)
   if side < size:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
-  # OpenCV's area average takes longer than decoding, save for halves. Those come first, then what
-  # is left of the scale: a blur and linear interpolation, together as wide as the triangle that
-  # antialiases in Pillow (the variance of its kernel, scale² / 6, is that of both).
+  # OpenCV's area average takes longer than decoding, except for factors of two. Halve first, then
+  # blur and interpolate linearly. The variance of these two kernels together, scale² / 6, is that
+  # of the triangle kernel with which Pillow antialiases.
   while len(image) >= 2 * size:
     half = len(image) // 2
     even = image[: 2 * half, : 2 * half]
     image = cv2.resize(even, (half, half), interpolation=cv2.INTER_AREA)
   if len(image) == size:
     return image
-  beside = ((len(image) / size) ** 2 - 1) / 12  # the blur's weights: beside, 1 - 2 beside, beside
-  if beside > 1 / 256:  # OpenCV's have 8 bits
-    sigma = (-2 * math.log(beside / (1 - 2 * beside))) ** -0.5
+  side_weight = ((len(image) / size) ** 2 - 1) / 12  # the blur's weights are s, 1 − 2s, s
+  if side_weight > 1 / 256:  # OpenCV's weights have 8 bits
+    sigma = (-2 * math.log(side_weight / (1 - 2 * side_weight))) ** -0.5
     image = cv2.GaussianBlur(image, (3, 3), sigma)
   return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def center_crop(image, size):
-  """The largest centred square of an image [H, W, 3], at [size, size, 3]."""
+  """Crops the largest centred square of an image [H, W, 3] and resizes it to [size, size, 3]."""
   height, width = image.shape[:2]
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
@@ -129,11 +129,16 @@ def center_crop(image, size):
 
 
 def random_resized_crop(image, size, rng, min_scale, max_scale=1.0):
-  """A random square of an image [H, W, 3], at [size, size, 3].
+  """Crops a random square of an image and resizes it to [size, size, 3].
 
-  Its area is uniform between min_scale and max_scale of the largest square that fits; min_scale 1
-  moves it along the longer side only. Always square: a generator would learn a stretched aspect
-  ratio.
+  Crops are always square: a generator would learn stretched aspect ratios.
+
+  Args:
+    image: uint8 [H, W, 3].
+    size: the side of the result.
+    rng: a NumPy generator.
+    min_scale, max_scale: the square's area is uniform between these fractions of the largest square
+      that fits. With min_scale 1 only the position along the longer side is random.
   """
   height, width = image.shape[:2]
   draw, down, right = rng.random(3)
@@ -144,8 +149,11 @@ def random_resized_crop(image, size, rng, min_scale, max_scale=1.0):
 
 
 class CropPlan(NamedTuple):
-  """Which crops [size, size] stand for an image: its square is resized to each of the sides, and a
-  row of the table, int32 [C, 4], is the index of the side, top, left, and 1 for mirrored."""
+  """A fixed list of crops [size, size, 3] of an image.
+
+  sides: the image's centred square is resized to each of these. table: int32 [C, 4], per crop the
+  index into sides, top, left, and 1 if mirrored.
+  """
 
   size: int
   sides: tuple[int, ...]
@@ -153,33 +161,39 @@ class CropPlan(NamedTuple):
 
   @property
   def square_shape(self):
-    """Of what `squares` returns."""
+    """Returns the shape of the array that resize_squares returns."""
     return (len(self.sides), max(self.sides), max(self.sides), 3)
 
 
 def plan_crops(size, kind, scales, flip):
-  """The CropPlan with sides int(scale * size).
+  """Returns the CropPlan with sides int(scale * size); equal crops are listed once.
 
-  kind "ten" takes the four corners and the centre of each square, "center" the centre, and flip
-  adds their mirror images: ten-crop as in LlamaGen, arXiv:2406.06525. What would coincide is taken
-  once.
+  Args:
+    size: the side of a crop.
+    kind: "ten" for the four corners and the centre of each square (ten-crop as in LlamaGen,
+      arXiv:2406.06525), "center" for the centre only.
+    scales: sides of the squares, relative to size.
+    flip: whether to add the mirror images.
   """
   sides = tuple(dict.fromkeys(int(scale * size + 1e-6) for scale in scales))
   table = []
   for index, side in enumerate(sides):
     end, middle = side - size, (side - size) // 2
-    places = [(middle, middle)]
+    corners = [(middle, middle)]
     if kind == "ten":
-      places = [(0, 0), (0, end), (end, 0), (end, end), *places]
-    table += [(index, *place, 0) for place in dict.fromkeys(places)]
+      corners = [(0, 0), (0, end), (end, 0), (end, end), *corners]
+    table += [(index, *corner, 0) for corner in dict.fromkeys(corners)]
   if flip:
     table += [(*row[:3], 1) for row in table]
   return CropPlan(size, sides, np.array(table, np.int32))
 
 
-def squares(image, plan):
-  """The largest centred square of an image [H, W, 3] at each of the plan's sides; uint8
-  [sides, S, S, 3], S the largest of them, and zeros where a smaller one ends."""
+def resize_squares(image, plan):
+  """Resizes the largest centred square of an image [H, W, 3] to each side of a CropPlan.
+
+  Returns uint8 [sides, S, S, 3], where S is the largest side; smaller squares are padded by zeros
+  below and to the right.
+  """
   stacked = np.zeros(plan.square_shape, np.uint8)
   for square, side in zip(stacked, plan.sides, strict=True):
     square[:side, :side] = center_crop(image, side)
@@ -187,47 +201,61 @@ def squares(image, plan):
 
 
 def take_crop(images, row, size):
-  """One crop of a batch, on the device: squares [B, sides, S, S, 3] and a row of a CropPlan's table
-  to [B, size, size, 3]."""
+  """Takes one crop [B, size, size, 3] of a batch on the device.
+
+  Args:
+    images: [B, sides, S, S, 3] from resize_squares.
+    row: a row of CropPlan.table.
+    size: the side of the crop.
+  """
   index, top, left, mirrored = row
   shape = (len(images), 1, size, size, 3)
   crop = jax.lax.dynamic_slice(images, (0, index, top, left, 0), shape)[:, 0]
-  # Not jnp.where, which mirrors all crops: 4 % of a small encoder's time on a CPU.
+  # jnp.where would mirror all crops, which takes 4 % of a small encoder's time on a CPU.
   return jax.lax.cond(mirrored > 0, lambda x: x[:, :, ::-1], lambda x: x, crop)
 
 
 def normalize(images):
-  """uint8 images to float32 in [-1, 1], same shape, on the device."""
+  """Converts uint8 images to float32 in [-1, 1] on the device."""
   return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
 
 
 def denormalize(images):
-  """Float images in [-1, 1] (clipped) to uint8, same shape; stays on the host or the device."""
+  """Clips float images to [-1, 1] and converts them to uint8, on the host or device they are on."""
   np_ = jnp if isinstance(images, jax.Array) else np
   scaled = np_.asarray(images, np_.float32) * 127.5 + 127.5
   return np_.clip(np_.round(scaled), 0, 255).astype(np_.uint8)
 
 
-def random_colors(images, keys, share):
-  """Turns the colours of a share of images [B, H, W, 3] in [-1, 1] about the grey axis, each by its
-  own key [B], and changes their saturation, contrast and brightness; clipped."""
-  return jax.vmap(lambda image, key: _recolor(image, key, share))(images, keys)
+def random_colors(images, keys, prob):
+  """Changes hue, saturation, contrast and brightness of random images.
+
+  Args:
+    images: [B, H, W, 3] in [-1, 1].
+    keys: random keys [B].
+    prob: probability that an image is changed.
+
+  Returns:
+    Images [B, H, W, 3], clipped to [-1, 1].
+  """
+  return jax.vmap(lambda image, key: _recolor(image, key, prob))(images, keys)
 
 
-def _recolor(image, key, share):
+def _recolor(image, key, prob):
+  """Changes the colours of one image [H, W, 3]; see random_colors."""
   draw = jax.random.uniform(key, (5,))
-  turn = 2.0 * jnp.pi * draw[1]
+  angle = 2.0 * jnp.pi * draw[1]
   # A rotation about (1, 1, 1): a circulant matrix whose rows sum to 1.
-  row = (1.0 + 2.0 * jnp.cos(turn + 2.0 * jnp.pi / 3.0 * jnp.arange(3))) / 3.0
+  row = (1.0 + 2.0 * jnp.cos(angle + 2.0 * jnp.pi / 3.0 * jnp.arange(3))) / 3.0
   matrix = jnp.stack([jnp.roll(row, i) for i in range(3)])
   grey = jnp.mean(image, axis=-1, keepdims=True)
   changed = grey + (image @ matrix - grey) * 1.5 * draw[2]
   mean = jnp.mean(changed)
   changed = mean + (changed - mean) * (0.6 + 0.8 * draw[3]) + 0.3 * (2.0 * draw[4] - 1.0)
-  return jnp.where(draw[0] < share, jnp.clip(changed, -1.0, 1.0), image)
+  return jnp.where(draw[0] < prob, jnp.clip(changed, -1.0, 1.0), image)
 
 
 def random_flip(images, keys):
-  """Mirrors each image [B, H, W, 3] left to right with probability 1/2, by its own key [B]."""
+  """Mirrors each image [B, H, W, 3] left to right with probability 1/2; keys are [B]."""
   flip = jax.vmap(jax.random.bernoulli)(keys)
   return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)

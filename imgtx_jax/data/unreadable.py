@@ -1,4 +1,4 @@
-"""The count of unreadable images, and the limit that stops a run."""
+"""Counts unreadable images and stops a run that has too many."""
 
 import threading
 
@@ -6,31 +6,45 @@ from absl import logging
 
 from imgtx_jax.errors import UserError
 
-LIMIT = 0.01
-WINDOW = 1000  # the share is taken of at least so many images (of all, if there are fewer)
+LIMIT = 0.01  # largest fraction of unreadable images
+MIN_SEEN = 1000  # the fraction is taken of at least this many images, or of all if there are fewer
 
 
 class CorruptImages:
-  """The unreadable images of one source, each named once in the log; shared by the threads."""
+  """Counts the unreadable images of a source and logs each once; thread-safe.
+
+  seen: number of images read. names: {index: name} of the unreadable ones, each once.
+  """
 
   def __init__(self):
     self.seen = 0
-    self.names = {}  # by index: the same image counts once, however often it is drawn
+    self.names = {}
     self._lock = threading.Lock()
 
   def __reduce__(self):
-    return CorruptImages, ()  # a pickled source starts counting anew
+    return CorruptImages, ()  # the count of an unpickled source starts at 0
 
   @property
   def count(self):
     return len(self.names)
 
   def add_intact(self):
+    """Counts a readable image."""
     with self._lock:
       self.seen += 1
 
   def add(self, index, name, reason, total):
-    """Notes an unreadable image among `total`; UserError when there are too many of them."""
+    """Counts an unreadable image and logs its name.
+
+    Args:
+      index: of the image in the source.
+      name: of the image.
+      reason: why it is unreadable.
+      total: number of images of the source.
+
+    Raises:
+      UserError: if more than LIMIT of the images seen are unreadable.
+    """
     with self._lock:
       self.seen += 1
       if index not in self.names:
@@ -39,14 +53,14 @@ class CorruptImages:
       self._check(total)
 
   def take_over(self, names, total):
-    """Notes what an earlier pass over all `total` images found: {index: name}."""
+    """Takes over the unreadable images {index: name} of an earlier pass over all `total` images."""
     with self._lock:
       self.seen, self.names = total, dict(names)
       self._check(total)
 
   def _check(self, total):
-    # A share of the first few images would stop healthy runs on an unlucky start.
-    among = min(total, max(self.seen, WINDOW))
+    # A fraction of the first few images would stop healthy runs after an unlucky start.
+    among = min(total, max(self.seen, MIN_SEEN))
     if self.count >= min(3, total) and self.count > LIMIT * among:
       examples = ", ".join(list(self.names.values())[:5])
       raise UserError(

@@ -1,1 +1,4 @@
-"""Files: images of any kind in and out, grids of images, writing that a kill cannot cut in half."""
+"""Files: reads and writes images, writes grids of images, and writes files atomically.
+
+It imports nothing of the package but errors.
+"""

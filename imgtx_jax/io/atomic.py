@@ -1,4 +1,4 @@
-"""Writing files so that a kill leaves the old or the new one, and a full disk one clear line."""
+"""Atomic file writing: a kill leaves the old or the new file; a full disk raises a UserError."""
 
 import contextlib
 import errno
@@ -12,15 +12,17 @@ _DISK = re.compile("no space left|disk quota|file too large|enospc|edquot|efbig"
 
 
 def disk_fault(error):
-  """The words by which an error of any library tells of a full disk, or None."""
-  found = _DISK.search(str(error))
-  return found and found.group()
+  """Returns the words in an exception's text that report a full disk or quota, or None."""
+  match = _DISK.search(str(error))
+  return match and match.group()
 
 
 @contextlib.contextmanager
 def explain_disk(path):
-  """Turns 'no space left' on path's disk, a spent quota or a path that cannot be written into a
-  UserError."""
+  """Turns errors of a full disk, a spent quota or a path that is not writable into a UserError.
+
+  path: what is written, for the message.
+  """
   try:
     yield
   except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
@@ -38,10 +40,12 @@ def explain_disk(path):
 
 @contextlib.contextmanager
 def open_atomically(path):
-  """A binary file to write into, its folders made: path when the block ends, and nothing when an
-  exception ends it."""
+  """Opens a binary file that becomes `path` when the block ends; creates its folders.
+
+  If the block raises, path is left as it was. Raises UserError as explain_disk does.
+  """
   path = Path(path)
-  # A name of its own, without a process id: what a killed run leaves is overwritten by the next.
+  # The name has no process id, so that the next run overwrites what a killed one left.
   unfinished = path.with_name(f".{path.name}.tmp")
   with explain_disk(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +61,6 @@ def open_atomically(path):
 
 
 def write_atomically(path, data):
-  """Writes data (bytes) to path, making its folders; path never holds half of it."""
+  """Writes data (bytes) to path and creates its folders; path never holds a part of it."""
   with open_atomically(path) as file:
     file.write(data)

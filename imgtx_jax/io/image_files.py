@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -19,7 +20,7 @@ from imgtx_jax.io.atomic import write_atomically
 
 MIN_SIDE, MAX_SIDE = 16, 16_384
 MAX_PIXELS = 2**26  # 67 million: a float32 copy takes 0.8 GB
-# Without loss where the format can; else with as little as is usual.
+# Lossless where the format can be, else of high quality.
 _FORMATS = {
   ".png": dict(format="png"),
   ".jpg": dict(format="jpeg", quality=95, subsampling=0),
@@ -30,7 +31,10 @@ _WITHOUT_ALPHA = (".jpg", ".jpeg")
 
 
 class Picture(NamedTuple):
-  """rgb uint8 [H, W, 3]; alpha uint8 [H, W] or None; profile: the ICC profile of rgb, or None."""
+  """The contents of an image file.
+
+  rgb: uint8 [H, W, 3]. alpha: uint8 [H, W], or None. profile: the ICC profile of rgb, or None.
+  """
 
   rgb: np.ndarray
   alpha: np.ndarray | None = None
@@ -38,11 +42,11 @@ class Picture(NamedTuple):
 
   @property
   def size(self):
-    """As users write it: W×H."""
+    """Returns the size as text, "W×H"."""
     return "×".join(map(str, self.rgb.shape[1::-1]))
 
   def on_white(self):
-    """uint8 [H, W, 3]: as it looks on white paper."""
+    """Returns the image composed over white, uint8 [H, W, 3]."""
     if self.alpha is None:
       return self.rgb
     alpha = self.alpha[..., None] / np.float32(255)
@@ -101,20 +105,23 @@ def _read(image):
 
 
 def read_mask(file):
-  """The mask in a file: float32 [H, W] in [0, 1], its brightness; transparent is 0."""
+  """Reads a mask, float32 [H, W] in [0, 1]: the brightness times the alpha of an image file."""
   picture = read(file)
   mask = np.asarray(Image.fromarray(picture.rgb).convert("L"), np.float32) / 255
   return mask if picture.alpha is None else mask * (picture.alpha / np.float32(255))
 
 
 def check_name(file):
-  """UserError unless a picture can be written under this name."""
+  """Raises UserError unless the name is that of an image file that can be written."""
   if Path(file).suffix.lower() not in _FORMATS or Path(file).is_dir():
     raise UserError(f"{file} is no name of an image file; give one in {', '.join(_FORMATS)}")
 
 
 def write(file, picture):
-  """Writes a Picture, in the format that the file's name says."""
+  """Writes a Picture in the format of the file's suffix.
+
+  Raises UserError for other suffixes, and for alpha in a format without it.
+  """
   check_name(file)
   suffix = Path(file).suffix.lower()
   if picture.alpha is None:
@@ -130,9 +137,21 @@ def write(file, picture):
 
 
 def scaled_shape(height, width, shorter):
-  """(height, width) of the same proportions with this shorter side, rounded."""
+  """Returns (height, width) scaled to this shorter side and rounded.
+
+  Raises UserError if it exceeds the limits of an image.
+  """
   scale = shorter / min(height, width)
-  found = tuple(max(1, math.floor(side * scale + 0.5)) for side in (height, width))
-  if max(found) > MAX_SIDE or math.prod(found) > MAX_PIXELS:
-    raise UserError(_too_large(f"--size={shorter} makes {found[1]}×{found[0]} pixels of it"))
-  return found
+  shape = tuple(max(1, math.floor(side * scale + 0.5)) for side in (height, width))
+  if max(shape) > MAX_SIDE or math.prod(shape) > MAX_PIXELS:
+    raise UserError(_too_large(f"--size={shorter} makes {shape[1]}×{shape[0]} pixels of it"))
+  return shape
+
+
+def resize(image, shape):
+  """Resizes an image [H, W, ...] to shape (height, width): area-averaged if smaller, else cubic."""
+  if image.shape[:2] == tuple(shape):
+    return image
+  shrinks = image.shape[0] > shape[0]
+  interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+  return cv2.resize(image, tuple(shape)[::-1], interpolation=interpolation)

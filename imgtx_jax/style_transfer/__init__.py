@@ -1,1 +1,4 @@
-"""Images in the style of others, of any size: the stylizer, tiles, whole folders, colour, masks."""
+"""Style transfer with a trained style stage: images of any size, tiles, folders, colour, masks.
+
+Commands call load_stylizer, StyleRenderer and batch_jobs.
+"""

@@ -10,10 +10,10 @@ import numpy as np
 from imgtx_jax.data import sources, transforms
 from imgtx_jax.errors import UserError
 from imgtx_jax.io import image_files
-from imgtx_jax.io.image_files import Picture
+from imgtx_jax.io.image_files import Picture, resize
+from imgtx_jax.models.style_encoder import mix
 from imgtx_jax.style_transfer import color_and_masks
-from imgtx_jax.style_transfer.stylizer import mix
-from imgtx_jax.style_transfer.tiled_renderer import StyleRenderer, resize
+from imgtx_jax.style_transfer.tiled_renderer import StyleRenderer
 
 
 class File(NamedTuple):

@@ -1,4 +1,4 @@
-"""What users ask of a style transfer beside the style: which colours, where, in which mixture.
+"""Controls of style transfer: keeping the content's colours, masks, weights of styles.
 
 Images are float32 [H, W, 3] in [-1, 1] on the host.
 """
@@ -8,21 +8,21 @@ import numpy as np
 from imgtx_jax.errors import UserError
 
 KEEP_COLOR = ("no", "luminance", "coral")
-_LEAST_VARIANCE = 1e-4  # of a colour axis: an image of fewer colours has none to spread
+_MIN_VARIANCE = 1e-4  # of a colour axis: an image of few colours has a singular covariance
 
 
 def keep_color(image, content, how):
-  """The image with the colours of the content; how: one of KEEP_COLOR."""
+  """Gives an image the content's colours by the method `how`, one of KEEP_COLOR."""
   if how == "luminance":
     return keep_chroma(image, content)
   return match_colors(image, content) if how == "coral" else image
 
 
 def keep_chroma(image, content):
-  """The luma of the image (BT.601) and the chroma of the content, pixel by pixel.
+  """Combines the image's luma (BT.601) with the content's chroma, pixel by pixel.
 
-  Chroma is what the channels differ in, so one number is added to all three. It is held where they
-  stay in range: what would be clipped is luma, never chroma.
+  Chroma is the difference between channels: all three get the same shift. The shift is limited so
+  that they stay in range, so that luma is clipped and never chroma.
   """
   weights = np.float32([0.299, 0.587, 0.114])
   shift = ((image - content) @ weights)[..., None]
@@ -31,17 +31,19 @@ def keep_chroma(image, content):
 
 
 def match_colors(image, content):
-  """The image with the content's mean colour and covariance of colours (CORAL, arXiv:1511.05547;
-  for style transfer arXiv:1606.05897), clipped."""
+  """Gives the image the content's mean and covariance of colours, clipped.
+
+  This is CORAL (arXiv:1511.05547; for style transfer arXiv:1606.05897).
+  """
   mean, covariance, centred = _moments(image)
   target_mean, target_covariance, _ = _moments(content)
   matrix = _power(covariance, -0.5) @ _power(target_covariance, 0.5)
-  found = centred @ matrix.astype(np.float32) + target_mean
-  return np.clip(found, -1, 1).reshape(image.shape)
+  pixels = centred @ matrix.astype(np.float32) + target_mean
+  return np.clip(pixels, -1, 1).reshape(image.shape)
 
 
 def _moments(image):
-  """Mean [3], covariance [3, 3], and the pixels [n, 3] less their mean."""
+  """Returns the mean [3], the covariance [3, 3], and the pixels [n, 3] minus their mean."""
   pixels = image.reshape(-1, 3)
   mean = pixels.mean(0, dtype=np.float64).astype(np.float32)
   centred = pixels - mean
@@ -49,24 +51,37 @@ def _moments(image):
 
 
 def _power(covariance, exponent):
+  """Returns a power of a symmetric positive matrix."""
   values, vectors = np.linalg.eigh(covariance)
-  return vectors * np.maximum(values, _LEAST_VARIANCE) ** exponent @ vectors.T
+  return vectors * np.maximum(values, _MIN_VARIANCE) ** exponent @ vectors.T
 
 
 def blend(content, images, masks):
-  """Each image where its mask [H, W] in [0, 1] says, the content elsewhere; K images, K masks.
+  """Blends K images over the content by K masks.
 
-  Where masks overlap and sum to more than 1, their images share the pixel.
+  Masks whose sum exceeds 1 at a pixel are divided by it there.
+
+  Args:
+    content: [H, W, 3].
+    images: K arrays [H, W, 3].
+    masks: [K, H, W] in [0, 1].
+
+  Returns:
+    [H, W, 3], equal to the content to the bit where all masks are 0.
   """
   total = np.sum(masks, axis=0)[..., None]
-  found = content * (1 - np.minimum(total, 1))
+  blended = content * (1 - np.minimum(total, 1))
   for image, mask in zip(images, masks, strict=True):
-    found += image * (mask[..., None] / np.maximum(total, 1))
-  return np.where(total == 0, content, found)
+    blended += image * (mask[..., None] / np.maximum(total, 1))
+  return np.where(total == 0, content, blended)
 
 
 def parse_weights(text, count):
-  """Shares [count], summing to 1, from numbers with commas; equal ones from an empty text."""
+  """Parses --weights: numbers separated by commas, or nothing for equal weights.
+
+  Returns weights [count] that sum to 1. Raises UserError for other numbers of weights, negative
+  ones, or all zero.
+  """
   if not text:
     return np.full(count, 1 / count)
   try:

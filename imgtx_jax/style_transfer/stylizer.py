@@ -1,7 +1,7 @@
-"""Images in the style of others, by a trained style stage: what the commands call.
+"""The Stylizer: renders content images in the style of others, with a trained style stage.
 
 stylizer = load_stylizer("runs/style")
-style = mix([stylizer.null(1), stylizer.styles(paintings)], [0.3, 0.7])
+style = style_encoder.mix([stylizer.null(1), stylizer.styles(paintings)], [0.3, 0.7])
 images = stylizer.render(contents, style)
 """
 
@@ -10,21 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax.errors import UserError
-from imgtx_jax.models.style_encoder import Style, broadcast_batch, mix
+from imgtx_jax.models.style_encoder import Style, broadcast_batch
 from imgtx_jax.stages import builders, style_generator
 from imgtx_jax.training import workdir
 
-__all__ = ["Style", "Stylizer", "load_stylizer", "mix"]
-
 
 class Stylizer:
-  """A trained style stage. Its functions are compiled once for every shape.
+  """A trained style stage, whose functions are compiled once per shape.
 
-  multiple: the sides of images given to it must be multiples of this.
+  multiple: the sides of images must be multiples of it; else methods raise a UserError.
   """
 
   def __init__(self, networks: style_generator.Stylist, params, tokenizer):
-    """params and tokenizer: the networks' weights."""
+    """Wraps networks with their weights `params` and `tokenizer`."""
     self.multiple = networks.multiple
     self._params, self._tokenizer = jax.tree.map(jnp.asarray, (params, tokenizer))
     self._styles = jax.jit(networks.styles)
@@ -35,37 +33,57 @@ class Stylizer:
 
   @property
   def weights(self):
-    """All arrays that decide its images, as a tree."""
+    """Returns a tree of all weights."""
     return {"stylist": self._params, "tokenizer": self._tokenizer}
 
   def styles(self, images) -> Style:
-    """The styles of images [B, H, W, 3], float32 in [-1, 1]."""
+    """Returns the Style [B] of images [B, H, W, 3], float32 in [-1, 1]."""
     return self._styles(self._params, self._checked(images))
 
   def null(self, batch) -> Style:
-    """The style under which content comes back as it is, `batch` times.
+    """Returns the null style, which leaves the content as it is, `batch` times.
 
-    Strength s of a style: mix([null, style], [1 - s, s]).
+    A style at strength s is mix([null, style], [1 - s, s]).
     """
     return self._null(self._params, batch)
 
   def measure(self, content, style, *, hard=False, own=None, parts=()):
-    """What render takes from content images [B, H, W, 3] as a whole in a Style; a stylist.Whole.
-    The tiles of an image agree with each other if render is given that of the image. Of a large one
-    content may be a small copy, with own, the Palette of the image itself, and parts, its tiles
-    [B, h, w, 3]: how strong detail is depends on the size."""
+    """Measures whole content images, so that render treats their tiles alike.
+
+    For a large image, content may be a smaller copy. `own` and `parts` then give what the copy
+    lacks: colours are measured exactly, and contrast depends on the size.
+
+    Args:
+      content: [B, H, W, 3] in [-1, 1].
+      style: Style [B or 1].
+      hard: as in render.
+      own: ColorStatistics of the image, if content is a copy.
+      parts: tiles [B, h, w, 3] of the image, if content is a copy.
+
+    Returns:
+      style_generator.Whole.
+    """
     content = self._checked(content)
     style = broadcast_batch(style, len(content))
     whole = self._measure(self._tokenizer, content, style, hard=hard, own=own)
-    if found := [self._contrast(self._checked(part), style, whole) for part in parts]:
-      whole = whole._replace(contrast=jnp.sqrt(jnp.mean(jnp.square(jnp.stack(found)), axis=0)))
+    contrasts = [self._contrast(self._checked(part), style, whole) for part in parts]
+    if contrasts:
+      whole = whole._replace(contrast=jnp.sqrt(jnp.mean(jnp.square(jnp.stack(contrasts)), axis=0)))
     return whole
 
   def render(self, content, style, *, hard=False, whole=None, origin=(0, 0)):
-    """Content images [B, H, W, 3] in [-1, 1] in their Style (batch B, or 1 for all of them) →
-    images [B, H, W, 3], clipped to [-1, 1]. hard: the change is drawn from the content's codes, not
-    its latents. whole: measure's, of the images that these are tiles of, which begin at the pixel
-    `origin` (row, column) of those; by default their own."""
+    """Renders content images in a style.
+
+    Args:
+      content: [B, H, W, 3] in [-1, 1].
+      style: Style [B or 1].
+      hard: whether to predict the change from the content's codes instead of its latents.
+      whole: from measure, if content is a tile of larger images.
+      origin: (row, column) of the tile's first pixel in them.
+
+    Returns:
+      Images [B, H, W, 3], clipped to [-1, 1].
+    """
     content = self._checked(content)
     style, whole = (broadcast_batch(parts, len(content)) for parts in (style, whole))
     image = self._render(
@@ -87,8 +105,10 @@ class Stylizer:
 
 
 def load_stylizer(directory, checkpoint="last") -> Stylizer:
-  """The Stylizer of a work directory's finished style stage (its averaged weights); UserError, in
-  one line, where there is none. checkpoint: the stage's "last", or the "best" it kept."""
+  """Returns the Stylizer of a work directory's finished style stage, with its averaged weights.
+
+  checkpoint: "last" or "best" of the stage. Raises UserError if there is no finished style stage.
+  """
   config, _ = workdir.read(directory)
   needed = [task for task in workdir.stage_runs(config) if task.stage in ("tokenizer", "style")]
   if "style" not in config.stages:

@@ -1,18 +1,26 @@
-"""Rendering an image in overlapping tiles, blended without seams.
+"""Renders an image in overlapping tiles and blends them without seams.
 
-Each tile ends in a margin that is not used, where a network lacks half of its surroundings, before
-a linear ramp. Tiles start at multiples of `step`, so that networks that cut the image into patches
-and windows cut the tiles at the same places: away from a tile's border they see the same.
+At each inner border of a tile a margin is discarded, where a network lacks half of its context, and
+a linear ramp follows. Tiles start at multiples of `step`, so that patches and windows of a network
+have the same positions in a tile as in the whole image.
+
+Lengths are in pixels.
 """
 
 import numpy as np
 
 
-def plan(length, largest, overlap, step):
-  """(starts, side) of tiles that cover a length, neighbours sharing `overlap` or more.
+def tile_starts(length, largest, overlap, step):
+  """Covers a length by the fewest tiles, of equal sides.
 
-  All are multiples of step, as largest (over overlap) must be. As few tiles as can be, of about
-  equal sides: 1,100 pixels are not one tile of 1,024 and a rest.
+  Args:
+    length: to cover.
+    largest: longest side of a tile, a multiple of step, more than overlap.
+    overlap: least overlap of neighbours, a multiple of step.
+    step: starts and side are multiples of it, if there is more than one tile.
+
+  Returns:
+    (starts, side) of the tiles.
   """
   if length <= largest:
     return [0], length
@@ -23,42 +31,57 @@ def plan(length, largest, overlap, step):
 
 
 def ramps(length, starts, side, overlap):
-  """Weights [tiles, side], float32, of the tiles of a length; they sum to 1 at every pixel.
+  """Returns the weights, float32 [tiles, side], of the tiles of a length.
 
-  Of an overlap the outer quarter has weight 0 and the middle half a linear ramp.
+  They sum to 1 at each pixel. In an overlap the outer quarter has weight 0 and the middle half is a
+  linear ramp.
+
+  Args:
+    length: that the tiles cover.
+    starts: first pixels of the tiles.
+    side: of the tiles.
+    overlap: of neighbours.
   """
-  place = np.arange(side) + 0.5
+  position = np.arange(side) + 0.5
   weights = np.ones((len(starts), side))
   for row, start in zip(weights, starts, strict=True):
     if start > 0:
-      row *= np.clip((place - overlap / 4) / (overlap / 2), 0, 1)
+      row *= np.clip((position - overlap / 4) / (overlap / 2), 0, 1)
     if start + side < length:
-      row *= np.clip((side - place - overlap / 4) / (overlap / 2), 0, 1)
+      row *= np.clip((side - position - overlap / 4) / (overlap / 2), 0, 1)
   total = np.zeros(length)
   for row, start in zip(weights, starts, strict=True):
     total[start : start + side] += row
-  parts = [row / total[at : at + side] for row, at in zip(weights, starts, strict=True)]
-  return np.float32(parts)
+  return np.float32(
+    [row / total[start : start + side] for row, start in zip(weights, starts, strict=True)]
+  )
 
 
 def render(run, image, *, largest, overlap, step):
-  """run over an image [H, W, 3], a tile at a time; float32 [H, W, 3].
+  """Applies a function to an image tile by tile.
 
-  run takes a tile [h, w, 3] and where it begins, (top, left), to an array of its shape. largest is
-  the longest side of a tile.
+  Args:
+    run: function of a tile [h, w, 3] and its origin (top, left) to an array of the tile's shape.
+    image: [H, W, 3].
+    largest: longest side of a tile.
+    overlap: least overlap of neighbours.
+    step: see tile_starts.
+
+  Returns:
+    float32 [H, W, 3].
   """
   height, width = image.shape[:2]
-  (tops, high), (lefts, wide) = (plan(n, largest, overlap, step) for n in (height, width))
+  (tops, high), (lefts, wide) = (tile_starts(n, largest, overlap, step) for n in (height, width))
   rows, columns = ramps(height, tops, high, overlap), ramps(width, lefts, wide, overlap)
-  found = np.zeros(image.shape, np.float32)
+  rendered = np.zeros(image.shape, np.float32)
   for top, row in zip(tops, rows, strict=True):
     for left, column in zip(lefts, columns, strict=True):
-      place = np.s_[top : top + high, left : left + wide]
-      found[place] += run(image[place], (top, left)) * (row[:, None] * column)[..., None]
-  return found
+      tile = np.s_[top : top + high, left : left + wide]
+      rendered[tile] += run(image[tile], (top, left)) * (row[:, None] * column)[..., None]
+  return rendered
 
 
 def cut(image, *, largest, overlap, step):
-  """The tiles [h, w, 3] of an image [H, W, 3] that render runs over."""
-  (tops, high), (lefts, wide) = (plan(n, largest, overlap, step) for n in image.shape[:2])
+  """Returns the tiles [h, w, 3] of an image [H, W, 3] to which render applies its function."""
+  (tops, high), (lefts, wide) = (tile_starts(n, largest, overlap, step) for n in image.shape[:2])
   return [image[top : top + high, left : left + wide] for top in tops for left in lefts]

@@ -52,7 +52,7 @@ def build(cache, shards, images, encode, *, plan, batch, threads, report):
   stream = pipeline.in_order(
     images,
     np.concatenate([np.arange(s.start, s.stop) for s in spans]),
-    crop=lambda image: transforms.squares(image, plan),
+    crop=lambda image: transforms.resize_squares(image, plan),
     threads=threads,
     ahead=batch,
   )

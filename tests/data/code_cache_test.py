@@ -51,7 +51,7 @@ def test_crops_of_a_ramp_by_hand():
   plan = transforms.plan_crops(4, "ten", (1.5,), flip=True)
   ramp = 10 * np.arange(6, dtype=np.uint8)[:, None] + np.arange(6, dtype=np.uint8)
   wide = np.pad(ramp, ((0, 0), (2, 2)))  # the square is the middle of it
-  squares = transforms.squares(np.stack([wide] * 3, -1), plan)
+  squares = transforms.resize_squares(np.stack([wide] * 3, -1), plan)
   np.testing.assert_array_equal(squares[0, :, :, 1], ramp)
   crops = [np.asarray(transforms.take_crop(squares[None], row, 4)) for row in plan.table]
   crops = [crop[0, :, :, 0] for crop in crops]
@@ -63,7 +63,7 @@ def test_crops_of_a_ramp_by_hand():
 
 def test_a_smaller_square_is_padded():
   plan = transforms.plan_crops(4, "ten", (1.5, 1.25), flip=False)
-  squares = transforms.squares(np.full((9, 7, 3), 200, np.uint8), plan)
+  squares = transforms.resize_squares(np.full((9, 7, 3), 200, np.uint8), plan)
   assert squares.shape == (2, 6, 6, 3) and (squares[1, :5, :5] == 200).all()
   assert not squares[1, 5].any() and not squares[1, :, 5].any()
 
@@ -130,7 +130,7 @@ def test_codes_are_those_of_the_crops(tmp_path, source):
   read = finished(tmp_path, source)
   assert len(read) == 10 and read.class_names == source.class_names
   for i in range(10):
-    squares = transforms.squares(source[i]["image"], PLAN)[None]
+    squares = transforms.resize_squares(source[i]["image"], PLAN)[None]
     crops = [np.asarray(transforms.take_crop(squares, row, SIZE)) for row in PLAN.table]
     example = read[i]
     assert example["codes"].dtype == np.uint16

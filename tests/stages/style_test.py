@@ -14,8 +14,9 @@ from imgtx_jax.cli import command
 from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
 from imgtx_jax.models import color_transfer
+from imgtx_jax.models.style_encoder import mix
 from imgtx_jax.stages import build
-from imgtx_jax.style_transfer.stylizer import Stylizer, load_stylizer, mix
+from imgtx_jax.style_transfer.stylizer import Stylizer, load_stylizer
 from imgtx_jax.training import checkpoint, workdir
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.usefixtures("random_vgg")]

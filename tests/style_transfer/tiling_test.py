@@ -10,7 +10,7 @@ from imgtx_jax.style_transfer import tiling
 @pytest.mark.parametrize("length", [64, 512, 576, 1088, 1100 // 64 * 64, 4096, 16384])
 @pytest.mark.parametrize("largest, overlap", [(512, 128), (1024, 128), (1024, 256)])
 def test_tiles_cover_every_length(length, largest, overlap):
-  starts, side = tiling.plan(length, largest, overlap, 64)
+  starts, side = tiling.tile_starts(length, largest, overlap, 64)
   assert side <= max(largest, 64) and side % 64 == 0 and all(s % 64 == 0 for s in starts)
   assert starts[0] == 0 and starts[-1] + side == length
   assert all(a < b <= a + side - overlap for a, b in zip(starts[:-1], starts[1:], strict=True))

@@ -76,7 +76,7 @@ def test_codes_are_those_that_the_tokenizer_gives(config, results, images, tmp_p
   plan = transforms.plan_crops(16, "ten", (1.25,), flip=True)
   tokenizer = build("pretrain", config, CLASSES).tokenizer
   for i in (0, 31, 59):
-    square = transforms.squares(images[i]["image"], plan)[None]
+    square = transforms.resize_squares(images[i]["image"], plan)[None]
     crops = [transforms.take_crop(square, row, 16) for row in plan.table]
     crops = transforms.normalize(np.concatenate(crops))
     expected = tokenizer.encode(results["tokenizer"]["ema"], crops)

@@ -13,7 +13,8 @@ from imgtx_jax.data import sources, transforms
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluate import feature_networks, image_sets
 from imgtx_jax.metrics import style as style_metrics
-from imgtx_jax.style_transfer.stylizer import load_stylizer, mix
+from imgtx_jax.models.style_encoder import mix
+from imgtx_jax.style_transfer.stylizer import load_stylizer
 from imgtx_jax.training import workdir
 
 _KEPT = 64  # styles in memory
