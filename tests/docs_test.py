@@ -30,6 +30,8 @@ WORDS = range(1600, 2201)  # of README
 # What hands its arguments on to imgtx_jax.main.
 LAUNCHERS = ("launch/quickstart.sh", "launch/tpu_pod.sh", "launch/gke_jobset.sh")
 OPERATORS = {"|", "||", "&", "&&", ";", ">", ">>"}
+# The commands themselves ignore it: ml_collections loads config files so.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module.. method:DeprecationWarning")
 KEY = re.compile(r"(?<![\w/.])config\.(?!json|py)([a-z_][a-z_0-9]*(?:\.[a-z_][a-z_0-9]*)*)")
 FILE = re.compile(r"[\w.-]+(/[\w.-]+)*(\.(py|sh|sbatch|md)|/)")
 
