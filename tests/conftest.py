@@ -11,12 +11,16 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # More threads than cores: the collectives of 4 devices would else wait for each other forever.
 os.environ["NPROC"] = "16"
 flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
-os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_force_host_platform_device_count=4"])
+flags += ["--xla_force_host_platform_device_count=4"]
+# Half of the suite's time was the compiler's. For programs that run for milliseconds it need not
+# optimize, and XLA's older emitters take a third of the time of those through MLIR.
+flags += ["--xla_cpu_use_fusion_emitters=false"]
+os.environ["XLA_FLAGS"] = " ".join(flags)
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-# Compiled programs are kept between runs: a second run of the tests takes a third of the time. Each
-# worker of pytest-xdist has its own, for entries are not written atomically.
-worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-cache = pathlib.Path(tempfile.gettempdir(), f"imgtx_jax-tests-{getpass.getuser()}", worker)
+# Compiled programs are kept between runs and shared by the workers of pytest-xdist: what one has
+# compiled, the other reads. JAX ignores an entry that is half written.
+cache = pathlib.Path(tempfile.gettempdir(), f"imgtx_jax-tests-{getpass.getuser()}")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -28,22 +32,26 @@ import pytest  # noqa: E402
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
   """Every compiled program holds mappings of memory, and Linux allows a process 65,530 of them:
-  past that the compiler crashes."""
+  past that the compiler crashes. Programs are kept as long as that is far away."""
   yield
+  with open("/proc/self/maps", "rb") as maps:
+    count = sum(1 for _ in maps)
+  if count > 25_000:
+    import jax
+
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def first_state():
+  """make(stage, key, batch shape, restored) → the stage's first TrainState, compiled as one
+  program: op by op it takes ten times as long."""
   import jax
 
-  jax.clear_caches()
+  def make(stage, key, shape, restored):
+    return jax.jit(lambda key, restored: stage.init(key, shape, restored))(key, restored)
 
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-  """Networks this small spend their time in the compiler: for tests of a few steps."""
-  import jax
-
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+  return make
 
 
 def make_tiny_config():
@@ -94,7 +102,7 @@ def fresh_tiny_config():
 
 
 @pytest.fixture(scope="session")
-def untrained_workdir():
+def untrained_workdir(first_state):
   """make(config, directory, class names): a work directory of finished stages that have their
   first, random weights."""
   import jax
@@ -110,7 +118,7 @@ def untrained_workdir():
     for count, task in enumerate(tasks):
       results = workdir.results(directory, tasks[:count])
       stage = build(task.stage, config, len(names))
-      state = stage.init(jax.random.key(0), (1, size, size, 3), results)
+      state = first_state(stage, jax.random.key(0), (1, size, size, 3), results)
       checkpoints = Checkpoints(directory / task.name / "checkpoints")
       checkpoints.save(1, state.replace(frozen={}), wait=True)
       checkpoints.close()

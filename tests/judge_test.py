@@ -12,7 +12,6 @@ from imgtx_jax import judge
 from imgtx_jax.errors import UserError
 from imgtx_jax.training import workdir
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 NAMES = ["cat", "dog", "4", "tree"]
 _BUILT = {}
 _verdict = jax.jit(lambda stage, *args: stage.adversary.verdict(*args), static_argnums=0)

@@ -18,12 +18,11 @@ from imgtx_jax.errors import UserError
 from imgtx_jax.training import checkpoint, loop, metric_writer, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 TASKS = ("1-tokenizer", "1-pretrain", "1-finetune")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, fresh_tiny_config, quick_compilation):
+def trained(tmp_path_factory, fresh_tiny_config):
   """A work directory in which all stages ran without a break."""
   directory = tmp_path_factory.mktemp("trained")
   main.run(small(fresh_tiny_config()), directory)

@@ -11,7 +11,6 @@ from imgtx_jax.config import defaults
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 VALUES = ("images_per_second", "step_seconds", "peak_memory_bytes", "matmul_flops_per_second")
 
 

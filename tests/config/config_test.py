@@ -341,7 +341,7 @@ def shrink(config):
 # Fine-tuning beside the other tokenizer than main_test's: vqgan_test trains that one, and what the
 # rest of the files change, the test above traces.
 @pytest.mark.parametrize("file", ["imagenet256.py"])
-def test_a_small_variant_runs_two_steps_of_its_last_stage(file, load, quick_compilation):
+def test_a_small_variant_runs_two_steps_of_its_last_stage(file, load):
   config = shrink(load(file))
   size, restored, key = config.data.image_size, {}, jax.random.key(0)
   images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)

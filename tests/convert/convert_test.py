@@ -19,7 +19,6 @@ from imgtx_jax.reporting import report
 from imgtx_jax.stages import build
 from imgtx_jax.training import checkpoint, workdir
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = pathlib.Path(__file__).parents[2]
 
 

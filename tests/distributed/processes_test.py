@@ -16,7 +16,6 @@ from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).parents[1]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def launch(logs, *command, count=2, **environment):
@@ -89,7 +88,7 @@ def test_half_an_address_is_refused(given, words):
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory, quick_compilation):
+def together(tmp_path_factory):
   """(folder, status, logs) of process_steps.py by two processes."""
   out = tmp_path_factory.mktemp("two")
   runs = os.environ.get("PROCESS_RUNS", "jit:2:tokenizer,pmap:1:pretrain")
@@ -98,7 +97,7 @@ def together(tmp_path_factory, quick_compilation):
 
 
 @pytest.fixture(scope="module")
-def alone(quick_compilation):
+def alone():
   """Run of process_steps.py in this process, on one device."""
   run = load_module("process_steps").Run("jit", 1, devices=jax.devices()[:1])
   run.whole = functools.cache(run.train)

@@ -15,8 +15,6 @@ from imgtx_jax.evaluate.extractors import FeatureNetwork
 from imgtx_jax.io.image_grid import save_grid
 from imgtx_jax.sampling import options as sampling_options
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAMES = [str(i) for i in range(9)]  # as many as the emoji have
 _BUILT = {}
 

@@ -2,11 +2,8 @@
 
 import jax
 import numpy as np
-import pytest
 
 from imgtx_jax.metrics import style
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def uniform(*shape, seed=0, low=-1.0):

@@ -9,11 +9,6 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quickly(quick_compilation):
-  """All tests of this folder."""
-
-
 @pytest.fixture(scope="session")
 def random_params():
   """fill(module, *args, **kwargs) → parameters drawn by NumPy, gates and zero matrices included."""

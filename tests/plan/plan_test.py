@@ -11,8 +11,6 @@ from imgtx_jax.errors import UserError
 from imgtx_jax.plan import __main__ as plan
 from imgtx_jax.plan import chips, compile_step, report, traffic
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def set_flags(monkeypatch, **values):
   values = (

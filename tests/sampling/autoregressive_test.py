@@ -32,9 +32,6 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 KEYS = jax.random.split(jax.random.key(0), 6)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def params():
   shapes = jax.eval_shape(MODEL.init, jax.random.key(0), np.zeros((1, N), int), LABELS[:1])

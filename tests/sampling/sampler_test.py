@@ -19,8 +19,6 @@ from imgtx_jax.sampling.sampler import SCORES, Sampler, first_rows, load_stage
 from imgtx_jax.stages import build
 from imgtx_jax.training import workdir
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAMES = ["cat", "dog", "tree"]
 LABELS = np.array([0, 1, 2, 0, 1], np.int32)
 _BUILT = {}

@@ -16,7 +16,6 @@ from imgtx_jax.training.train_state import TrainState
 TRUNK = dict(heads=2, hidden=32, qk_norm=True, layer_scale=0.1, implementation="xla", remat="none")
 LABELS = np.array([0, 1, 0, 1, 0, 1, 0, 1], np.int32)
 INDEX = jnp.arange(8)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0)
 
 

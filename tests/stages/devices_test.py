@@ -8,8 +8,6 @@ import pytest
 from imgtx_jax.distributed import sharding
 from imgtx_jax.stages import STAGES, build
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MODES = {
   "one": dict(mode="jit", count=1),
   "pmap": dict(mode="pmap", count=4),

@@ -13,8 +13,6 @@ from imgtx_jax.sampling.options import Sampling
 from imgtx_jax.stages import build
 from imgtx_jax.stages.gpt_gradient import gpt_gradient
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CLASSES = 3
 
 

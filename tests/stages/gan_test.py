@@ -4,11 +4,8 @@ import functools
 
 import jax
 import numpy as np
-import pytest
 
 from imgtx_jax.stages import build
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CLASSES = 3
 

@@ -15,8 +15,6 @@ from imgtx_jax.pretrained.vgg import VGG16_LAYERS, vgg16_means
 from imgtx_jax.stages import build, online_fd
 from imgtx_jax.stages.base import sampling
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDTH = 6
 
 

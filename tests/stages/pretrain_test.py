@@ -10,8 +10,6 @@ from imgtx_jax.config import validation
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CLASSES = 3
 
 

@@ -19,7 +19,7 @@ from imgtx_jax.stages import build
 from imgtx_jax.style_transfer.stylizer import Stylizer, load_stylizer
 from imgtx_jax.training import checkpoint, workdir
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.usefixtures("random_vgg")]
+pytestmark = [pytest.mark.usefixtures("random_vgg")]
 
 CLASSES = 3
 

@@ -42,7 +42,6 @@ def test_overfits_eight_images(tiny_config, smooth_images):
   assert float(image_metrics.psnr(images, decoded).min()) > 30.0
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_first_step_draws_the_codebook_from_data(tiny_config, smooth_images):
   stage = build("tokenizer", tiny_config, 3)
   batch = {"image": smooth_images(16, 16), "label": np.zeros(16, np.int32)}
@@ -50,7 +49,6 @@ def test_first_step_draws_the_codebook_from_data(tiny_config, smooth_images):
   assert metrics["codes_revived"] > 0.5 * tiny_config.quantizer.codebook_size
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_adversary_learns_to_tell_reconstructions(tiny_config, smooth_images):
   tiny_config.tokenizer.adversarial_weight = 0.1
   tiny_config.tokenizer.perturb = 0.2
@@ -81,7 +79,6 @@ def test_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(tiny_config
   assert codes == ours[2]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_fsq_learns_too(tiny_config, smooth_images):
   tiny_config.quantizer.kind = "fsq"
   tiny_config.quantizer.levels = (5, 5, 5)
@@ -109,7 +106,6 @@ def test_lpips_without_its_weights_is_left_out_with_a_line(tiny_config, monkeypa
   assert "lpips_weight=1" in caplog.text and "imgtx_jax[perceptual]" in caplog.text
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_lpips_is_part_of_the_loss(tiny_config, monkeypatch, smooth_images):
   monkeypatch.setattr(stage_module.lpips_weights, "available", lambda: True)
   monkeypatch.setattr(stage_module.lpips_weights, "load", lambda: {"vgg": {}, "heads": []})

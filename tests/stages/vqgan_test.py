@@ -9,7 +9,6 @@ import pytest
 
 from imgtx_jax.stages import build
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CLASSES = 3
 
 

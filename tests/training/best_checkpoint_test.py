@@ -16,8 +16,6 @@ from imgtx_jax.stages.tokenizer import TokenizerStage
 from imgtx_jax.training import best_checkpoint, evaluator_runner, loop, metric_writer, workdir
 from imgtx_jax.training.best_checkpoint import Best
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_the_first_of_equals_is_the_best():
   lowest, highest = Best("x", "min"), Best("x", "max")

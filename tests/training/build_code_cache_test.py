@@ -20,7 +20,6 @@ from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 from imgtx_jax.training import build_code_cache, checkpoint, code_encoding, loop, metric_writer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CLASSES = 3
 COUNT = 60
 
@@ -51,7 +50,7 @@ def small_shards(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def results(fresh_tiny_config, quick_compilation):
+def results(fresh_tiny_config):
   """A tokenizer with random weights, as the stages before pretrain would leave it."""
   config = fresh_tiny_config()
   config.generator.taps = ()

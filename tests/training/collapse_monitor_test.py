@@ -13,8 +13,6 @@ from imgtx_jax.stages.tokenizer import TokenizerStage
 from imgtx_jax.training import checkpoint, collapse_monitor, loop, metric_writer
 from imgtx_jax.training import train_state as states
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def make(mode="retry", lines=2):
   return collapse_monitor.Guard(

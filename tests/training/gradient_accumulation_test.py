@@ -9,8 +9,6 @@ from imgtx_jax.distributed import sharding
 from imgtx_jax.stages import build
 from imgtx_jax.training.gradient_accumulation import mean_over_parts
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_every_row_counts_once():
   batch = {"x": jnp.arange(12.0), "y": jnp.ones((12, 2))}

@@ -8,8 +8,6 @@ from imgtx_jax.cli import flag_errors
 from imgtx_jax.errors import UserError
 from imgtx_jax.training import warm_start, workdir
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAMES = ["cat", "Flags", "tree"]
 
 

@@ -56,7 +56,7 @@ def run(trained, network, out, **changes):
 
 
 @pytest.fixture(scope="module")
-def found(trained, tmp_path_factory, quick_compilation):
+def found(trained, tmp_path_factory):
   """(the summary, the figures, the page's text) of an audit."""
   out = tmp_path_factory.mktemp("out") / "new" / "audit.html"
   summary = run(trained, colours(), out)
@@ -129,7 +129,7 @@ def test_looks_and_stability(found):
   assert all(0 <= row["samples"]["unchanged"] <= 1 for row in rows)
 
 
-def test_without_features_the_rest_is_there(trained, tmp_path, monkeypatch, quick_compilation):
+def test_without_features_the_rest_is_there(trained, tmp_path, monkeypatch):
   def missing(name):
     raise UserError(f"{name} needs weights: pip install them")
 

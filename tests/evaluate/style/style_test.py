@@ -19,7 +19,7 @@ from imgtx_jax.evaluate.style import (
 from imgtx_jax.models import color_transfer, texture_synthesis
 from imgtx_jax.models.style_encoder import Style
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "small_vgg")
+pytestmark = pytest.mark.usefixtures("small_vgg")
 
 
 class FakeStylizer:
