@@ -77,6 +77,7 @@ def run_task(task, config, directory, training, held_out, devices, keeper):
     held_out=held_out,
     parallel=devices,
     best=keeper,
+    round_number=task.round,
   )
   print(trainer.parameters, flush=True)
   trainer.run()

@@ -10,6 +10,12 @@ def stream(root, name, step):
   return jax.random.fold_in(jax.random.fold_in(root, zlib.crc32(name.encode())), step)
 
 
+def round_seed(seed, number):
+  """The seed that round `number` (from 1) of an experiment trains with: the first round's is the
+  experiment's own; each later one has others, 32 bits."""
+  return seed if number == 1 else zlib.crc32(f"{seed}, round {number}".encode())
+
+
 def example_keys(key, index):
   """Returns keys [B] for global example indices int [B], the same on any number of devices."""
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)

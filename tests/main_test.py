@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from imgtx_jax import main
+from imgtx_jax import main, rng
 from imgtx_jax.cli.command import Interrupted
 from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
@@ -154,8 +155,6 @@ def test_resumed_equals_uninterrupted(trained, tiny_config, tmp_path, monkeypatc
     assert figures(tmp_path, task) == figures(trained, task)
     ours, theirs = final_state(tmp_path, task), final_state(trained, task)
     assert ours.keys() == theirs.keys()
-    import jax
-
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -168,15 +167,28 @@ def test_divergence_stops_the_run(tmp_path, tiny_config):
   assert saved is None
 
 
-def test_rounds_repeat_pretrain_and_finetune(trained, tiny_config, tmp_path):
-  tiny_config.rounds = 2
-  names = [task.name for task in workdir.stage_runs(tiny_config)]
-  assert names == [*TASKS, "2-pretrain", "2-finetune"]
-  directory = tmp_path / "rounds"
+def with_two_rounds(config, trained, directory):
+  """The config, and a copy of what was trained that has a second round to go."""
+  config.rounds = 2
   shutil.copytree(trained, directory)
   flat = json.loads((directory / "config.json").read_text())
   (directory / "config.json").write_text(json.dumps(flat | {"rounds": 2}))
-  main.run(small(tiny_config), directory)
+  return small(config)
+
+
+@pytest.fixture(scope="module")
+def two_rounds(trained, tmp_path_factory, fresh_tiny_config):
+  """A work directory whose second round ran without a break."""
+  directory = tmp_path_factory.mktemp("rounds") / "whole"
+  main.run(with_two_rounds(fresh_tiny_config(), trained, directory), directory)
+  return directory
+
+
+def test_rounds_repeat_pretrain_and_finetune(two_rounds, tiny_config):
+  tiny_config.rounds = 2
+  names = [task.name for task in workdir.stage_runs(tiny_config)]
+  assert names == [*TASKS, "2-pretrain", "2-finetune"]
+  directory = two_rounds
   report = json.loads((directory / "report.json").read_text())
   assert [stage["directory"] for stage in report["stages"]] == names
   for stage in ("pretrain", "finetune"):
@@ -185,6 +197,47 @@ def test_rounds_repeat_pretrain_and_finetune(trained, tiny_config, tmp_path):
   # The second round's GPT goes on from the first's: it predicts better than after its first steps.
   assert bits[1] < bits[0]
   assert "round 2 · step 6" in (directory / "report.html").read_text()
+
+
+def test_a_later_round_replays_nothing_of_an_earlier_one(
+  trained, tiny_config, tmp_path, monkeypatch
+):
+  """All that a step draws comes from its batch and from its key."""
+  directory, found = tmp_path / "rounds", {}
+  config = with_two_rounds(tiny_config, trained, directory)
+  shutil.rmtree(directory / "1-pretrain")
+
+  def begin(trainer):
+    noise = rng.normal(rng.stream(trainer.root, "noise", 0), np.arange(16), (8,))
+    found[trainer.title] = {"noise": np.asarray(noise), **next(trainer.iterator)}
+    trainer._close()
+    shutil.copytree(trained / "1-pretrain", trainer.directory, dirs_exist_ok=True)
+
+  monkeypatch.setattr(loop.Trainer, "run", begin)
+  main.run(config, directory, only="pretrain")
+  first, second = found["1-pretrain"], found["2-pretrain"]
+  for name in ("noise", "image", "label"):
+    assert np.mean(first[name] == second[name]) < 0.5, name
+  # The first round draws what an experiment of one round does.
+  expected = rng.normal(rng.stream(jax.random.key(config.seed), "noise", 0), np.arange(16), (8,))
+  np.testing.assert_array_equal(first["noise"], expected)
+
+
+def test_a_resumed_second_round_equals_an_unbroken_one(
+  trained, two_rounds, tiny_config, tmp_path, monkeypatch
+):
+  directory = tmp_path / "broken"
+  config = with_two_rounds(tiny_config, trained, directory)
+  for stage in ("pretrain", "finetune"):
+    with monkeypatch.context() as patch:
+      interrupted_iterator(patch, 5, kill)
+      with pytest.raises(Killed):
+        main.run(config, directory, only=stage)
+    assert not workdir.is_finished(directory, workdir.StageRun(2, stage))
+    main.run(config, directory, only=stage)
+    assert figures(directory, f"2-{stage}") == figures(two_rounds, f"2-{stage}")
+    ours, theirs = (final_state(place, f"2-{stage}") for place in (directory, two_rounds))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 @pytest.mark.parametrize("prefix", [0, 16])

@@ -20,6 +20,13 @@ def test_names_steps_and_roots_give_different_keys():
   assert len(set(keys)) == len(keys)
 
 
+def test_every_round_has_a_seed_of_its_own_and_the_first_the_experiments():
+  seeds = [rng.round_seed(seed, number) for seed in (0, 1, 2**40) for number in range(1, 5)]
+  assert len(set(seeds)) == len(seeds) and seeds[::4] == [0, 1, 2**40]
+  roots = {tuple(np.ravel(jax.random.key_data(jax.random.key(seed)))) for seed in seeds[:8]}
+  assert len(roots) == 8
+
+
 def test_streams_are_the_same_in_every_process_and_under_jit():
   # Recorded: Python's own hash of a string would differ from process to process.
   data = jax.random.key_data(rng.stream(jax.random.key(0), "noise", 3))

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 
+from imgtx_jax import rng
 from imgtx_jax.cli.command import Interrupted
 from imgtx_jax.cli.progress import Display
 from imgtx_jax.cli.stop_signals import StopSignals
@@ -32,11 +33,24 @@ class Trainer:
   """Trains one stage in its directory: from the start, or on from its last checkpoint.
 
   inputs: the source that its batches are of, the training images or codes of them. best: the Best,
-  which says by which figure a checkpoint is kept beside the last ones.
+  which says by which figure a checkpoint is kept beside the last ones. round_number: batches and
+  draws of a later round are not those of an earlier one again; evaluations and pictures draw the
+  same in all rounds.
   """
 
   def __init__(
-    self, stage, *, config, directory, restored, inputs, training, held_out, parallel, best=None
+    self,
+    stage,
+    *,
+    config,
+    directory,
+    restored,
+    inputs,
+    training,
+    held_out,
+    parallel,
+    best=None,
+    round_number=1,
   ):
     self.stage, self.config, self.parallel = stage, config, parallel
     self.directory = Path(directory)
@@ -44,7 +58,9 @@ class Trainer:
     self.inputs, self.training, self.held_out = inputs, training, held_out
     self.restored = restored
     self.companions = stage.companions()
-    self.root, self.best = jax.random.key(config.seed), best or Best()
+    self.round_number, self.best = round_number, best or Best()
+    self.seed = rng.round_seed(config.seed, round_number)
+    self.root, self.shown = jax.random.key(self.seed), jax.random.key(config.seed)
     self.guard = Guard(config.guard, config.guard_lines, stage.guard)
     keep = dict(keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
     self.checkpoints = Checkpoints(self.directory / "checkpoints", **keep)
@@ -69,7 +85,7 @@ class Trainer:
       crop=config.data.crop,
       min_scale=config.data.min_scale,
       max_scale=config.data.max_scale,
-      seed=config.seed,
+      seed=self.seed,
       threads=config.data.threads,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
@@ -216,7 +232,7 @@ class Trainer:
 
   def _evaluate(self, done, limit=None):
     """Figures on held-out images, logged; limit None takes all of them."""
-    figures = self.evaluation.figures(self.state, self.root, limit)
+    figures = self.evaluation.figures(self.state, self.shown, limit)
     self.log.write(done, self.clock(), figures)
     text = "  ".join(f"{key.split('/')[-1]} {value:.4g}" for key, value in figures.items())
     self.display.line(f"{self.title}  {done}/{self.stage.steps}  held out: {text}")
@@ -234,7 +250,7 @@ class Trainer:
         companions=self.companions,
       )
     )
-    grids = (draw or self.pictures_fn)(self.state, batch, self.root)
+    grids = (draw or self.pictures_fn)(self.state, batch, self.shown)
     self.pictured = True
     if processes.is_first():
       for name, images in grids.items():
@@ -279,7 +295,7 @@ class Trainer:
     corrupt = {name for part in checksums.gather(names.encode()) for name in json.loads(part)}
     summary = {
       "stage": self.stage.name,
-      "round": int(self.title.split("-")[0]),
+      "round": self.round_number,
       "steps": total,
       "seconds": seconds,
       "compile_seconds": self.compile_seconds,
