@@ -1,4 +1,4 @@
-"""Sampling codes from the GPT: one compiled loop over cached keys and values."""
+"""Samples codes from the GPT: one compiled loop over cached keys and values."""
 
 import dataclasses
 
@@ -12,15 +12,15 @@ GUIDANCE = ("constant", "interval", "linear", "power-cosine")
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-  """How codes are drawn.
+  """Options of drawing codes.
 
-  cfg_scale s: logits are l = u + s (c − u) of the null class's u and the class's c
-  (arXiv:2207.12598); 1 is no guidance. guidance says how s goes over the codes t of N:
+  cfg_scale s: the logits are u + s (c − u), u for the null class and c for the class
+  (arXiv:2207.12598); 1 is no guidance. guidance: how s changes over the codes t of N:
     constant       s
     interval       s for cfg_start ≤ t/N < cfg_stop, else 1 (arXiv:2404.07724)
     linear         from 1 at the first code to s at the last
     power-cosine   1 + (s − 1)(1 − cos(π (t/(N − 1))^cfg_power)) / 2 (arXiv:2411.00776)
-  Then temperature (0 takes the likeliest code), top_k (0: all) and top_p (1: all).
+  Then come temperature (0 takes the likeliest code), top_k (0: all) and top_p (1: all).
   """
 
   cfg_scale: float = 1.0
@@ -34,7 +34,7 @@ class Decoding:
 
 
 def guidance_scale(options, position, total):
-  """The scale s of guidance at code `position` (from 0, may be traced) of `total`."""
+  """Returns the scale s of guidance at code `position` (from 0, may be traced) of `total`."""
   full = options.cfg_scale
   share = position / max(total - 1, 1)
   if options.guidance == "constant":
@@ -50,7 +50,7 @@ def guidance_scale(options, position, total):
 
 
 def filter_logits(logits, options):
-  """Logits [B, V] after temperature, with −inf where top-k and top-p leave nothing."""
+  """Returns logits [B, V] after temperature, −inf for codes that top-k or top-p leave out."""
   if options.temperature > 0:
     logits = logits / options.temperature
   if options.top_k and options.top_k < logits.shape[-1]:
@@ -113,7 +113,8 @@ def sample_codes(gpt, params, labels, keys, *, steps, options, given=None):
 
 
 def to_raster(codes, order, length):
-  """Codes [B, k] in the order of codes → raster codes [B, N] (0 where unknown), known [N] bool."""
+  """Puts the first k codes [B, k] in their raster places: codes int [B, N], 0 where unknown, and
+  known bool [N]."""
   count = codes.shape[1]
   places = order[:count]
   raster = jnp.zeros((codes.shape[0], length), jnp.int32).at[:, places].set(codes)

@@ -6,7 +6,7 @@ from imgtx_jax.errors import UserError
 
 
 def parse_label(word, class_names, flag):
-  """The label of one word, int; flag names where it was written."""
+  """Returns the label of one word, int; flag: where it was written, for the UserError."""
   if word in class_names:
     return class_names.index(word)
   if word == "none":
@@ -20,7 +20,8 @@ def parse_label(word, class_names, flag):
 
 
 def parse_labels(text, class_names, count):
-  """Labels int [count] of words between commas, in turn; all classes in turn if there are none."""
+  """Returns labels int [count]: of the words between commas in turn, or else of all classes in
+  turn."""
   words = [word.strip() for word in text.split(",") if word.strip()]
   labels = [parse_label(word, class_names, "--labels") for word in words]
   return np.resize(labels or np.arange(len(class_names)), count).astype(np.int32)

@@ -1,4 +1,4 @@
-"""How images are drawn: all that config.sample and the flags of the sample command can set."""
+"""Options of drawing images: all that config.sample and the flags of the sample command set."""
 
 import dataclasses
 
@@ -25,14 +25,16 @@ RANGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How images are drawn.
+  """Options of drawing images.
 
-  codes: from the GPT. truncation ψ: the generator's noise is ψ·z, z standard normal (after
-  arXiv:1809.11096); 1 is none, 0 the one image in the middle. Scaled rather than cut off: 1 is then
-  exactly none, and one z makes the same image at every ψ, from its own to the middle one.
-  w_scale s: guidance in modulation space, w = w₀ + s (w_label − w₀) where w₀ is the mapping of the
-  same noise with the null label; 1 is none. Both trade diversity for fidelity.
-  refinement: of the condition vectors; see refine.py.
+  codes: how the GPT samples them.
+  truncation ψ: the generator's noise is ψ·z with z standard normal (after arXiv:1809.11096); 1
+  changes nothing, 0 gives one image a label. The noise is scaled, not cut off, so that a z gives
+  similar images at all ψ.
+  w_scale s: guidance in modulation space, w = w₀ + s (w_label − w₀), where w₀ is the mapping of the
+  same noise with the null label; 1 changes nothing.
+  truncation and w_scale trade diversity for fidelity.
+  refinement: of the condition vectors; see refinement.py.
   """
 
   codes: Decoding = Decoding()
@@ -42,7 +44,7 @@ class Sampling:
 
 
 def make_sampling(values):
-  """Sampling from a flat dict with the keys of config.sample."""
+  """Builds Sampling from a flat dict with the keys of config.sample."""
   values = dict(values)
   names = [field.name for field in dataclasses.fields(Refinement)]
   refinement = Refinement(**{name: values.pop(f"refine_{name}") for name in names})
@@ -51,23 +53,21 @@ def make_sampling(values):
 
 
 def as_values(options):
-  """The flat dict that make_sampling takes."""
+  """Returns the flat dict that make_sampling takes."""
   values = dataclasses.asdict(options)
   refinement = {f"refine_{name}": value for name, value in values.pop("refinement").items()}
   return values.pop("codes") | values | refinement
 
 
 def with_option(options, name, value):
-  """Sampling with another value of one key of config.sample."""
+  """Returns Sampling with another value of one key of config.sample."""
   values = as_values(options)
   return make_sampling(values | {name: type(values[name])(value)})
 
 
 def check_flag(name, value, stage):
-  """UserError for a flag that was given, unless it matters to the stage.
-
-  stage.draws_with: what its images are drawn with, of those named in RANGES.
-  """
+  """Raises UserError for a flag that was given and that does not matter to the stage, by its
+  draws_with."""
   needed = RANGES[name][2] if name in RANGES else "codes"
   if needed not in stage.draws_with:
     raise UserError(

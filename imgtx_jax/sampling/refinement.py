@@ -1,5 +1,4 @@
-"""Condition vectors moved uphill on what the discriminator says, before the image is rendered for
-good."""
+"""Gradient ascent of condition vectors on the discriminator's score, before the image is drawn."""
 
 import dataclasses
 
@@ -11,8 +10,8 @@ from imgtx_jax.losses import cross_entropy as code_losses
 
 @dataclasses.dataclass(frozen=True)
 class Refinement:
-  """steps of gradient ascent, 0 for none; rate: a step's length relative to the norm of an image's
-  condition vectors; radius: how far a vector may go, relative to its own norm."""
+  """Options of refine. steps: of gradient ascent, 0 for none; rate: a step's length relative to the
+  norm of an image's condition vectors; radius: how far a vector may go, relative to its norm."""
 
   steps: int = 0
   rate: float = 0.05
@@ -20,21 +19,21 @@ class Refinement:
 
 
 def realness(verdict, labels, classes):
-  """What refinement climbs, [B]: the real logit, which the label is in, plus the log-probability of
-  the label int [B]; without the latter where that is the null label, `classes`."""
+  """Returns the score [B] that refinement climbs: the real logit plus the log-probability of the
+  label int [B]; the logit alone for the null label, `classes`."""
   class_loss = code_losses.class_cross_entropy(verdict.class_logits, labels, classes)
   return verdict.logit - class_loss
 
 
 def refine(score, vectors, options):
-  """Condition vectors [B, M, D] after options.steps steps uphill on score(vectors) → [B].
+  """Returns condition vectors float32 [B, M, D] after options.steps steps of gradient ascent on
+  score(vectors) → [B].
 
-  Entry b of the score must depend on the vectors of image b alone: then so does what becomes of
-  them. A step goes along the gradient of all vectors of an image together; only its direction
-  counts, for the scale of logits means nothing. After each step every vector is brought back to
-  within radius of where it began: near there the generator renders what it was trained to. An image
+  Entry b of the score must depend on the vectors of image b alone: then each image is refined
+  independently of its batch. A step goes along the gradient of all vectors of an image together;
+  only its direction counts, for the scale of logits means nothing. After each step every vector is
+  brought back to within radius of where it began: near there the generator was trained. An image
   keeps the vectors of its best score, the first ones included, so that no score falls.
-  Returns float32 [B, M, D].
   """
   start = vectors.astype(jnp.float32)
   length = options.rate * _norm(start, (1, 2))  # [B, 1, 1]

@@ -1,5 +1,5 @@
-"""Drawing from a trained work directory: batches of one size over all devices, the best of several
-candidates, and the completion of an image from its first rows."""
+"""Draws images from a trained work directory: in batches over all devices, the best of several
+candidates, or completions of an image from its first rows."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from imgtx_jax.distributed import sharding
 from imgtx_jax.distributed.batches import in_batches
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import STAGES, build
-from imgtx_jax.stages.generating import GeneratingStage
+from imgtx_jax.stages.base import GeneratingStage
 from imgtx_jax.training import workdir
 
 SCORES = ("logit", "class")
@@ -19,10 +19,10 @@ SAMPLING_STAGES = tuple(name for name, stage in STAGES.items() if stage.draws_wi
 
 
 def load_stage(directory, config, class_names, only=SAMPLING_STAGES, checkpoint="last"):
-  """(the last finished stage that can draw, the results of the stages up to it).
+  """Returns (the last finished stage that can draw, the results of the stages up to it).
 
   only: the names of the stages to choose among. checkpoint: which of that stage's, "last" or
-  "best"; of the stages before it, those that it started from.
+  "best"; the stages before it give those that it started from.
   """
   done = workdir.finished(config, directory)
   drawing = [task for task in done if task.stage in only]
@@ -40,9 +40,9 @@ def load_stage(directory, config, class_names, only=SAMPLING_STAGES, checkpoint=
 
 
 def load_judging_stage(directory, config, class_names, use, checkpoint="last"):
-  """(the last finished stage that trained a discriminator and a generator, the results that it
-  draws with) of a work directory. use: what needs them, for the UserError where there is none.
-  checkpoint: see load."""
+  """Returns (the last finished stage that trained a generator against a discriminator, the results
+  that it draws with) of a work directory. use: what needs them, for the UserError where there is
+  none. checkpoint: see load_stage."""
   done = workdir.finished(config, directory)
   judging = [task for task in done if issubclass(STAGES[task.stage], GeneratingStage)]
   if not judging:
@@ -73,7 +73,7 @@ class Sampler:
   """Draws images of labels at one prefix k.
 
   options: options.Sampling. An image depends on them, the seed, its index and its label alone: not
-  on batch_size, which is rounded up to what the devices divide, nor on their number.
+  on batch_size, which is rounded up to a multiple of the number of devices, nor on that number.
   """
 
   def __init__(self, stage, results, options, *, prefix, seed=0, batch_size=64):
@@ -93,10 +93,11 @@ class Sampler:
     self._judges = {}
 
   def draw(self, labels, index=None, given=None):
-    """uint8 images [n, H, W, 3] and raster codes int [n, N] (0 from code k on) of labels int [n].
+    """Returns uint8 images [n, H, W, 3] of labels int [n], and their raster codes int [n, N], 0
+    beyond the prefix.
 
     index int [n]: the images' numbers, 0 … n − 1 by default. given int [n or 1, k']: codes to start
-    from, in the order of codes.
+    from, in the GPT's order of codes.
     """
     index = np.arange(len(labels)) if index is None else index
     batch = {"label": labels.astype(np.int32), "index": index.astype(np.int32)}
@@ -105,12 +106,12 @@ class Sampler:
     return self._in_batches(self._run, batch)
 
   def draw_best(self, labels, *, candidates, keep, score, first=0, given=None):
-    """Rejection sampling: of `candidates` images of a label each time, the `keep` with the highest
-    score ("logit": the discriminator's; "class": the log-probability of the label).
+    """Draws groups of `candidates` images of a label and returns the `keep` of each with the
+    highest score ("logit": the discriminator's; "class": the log-probability of the label).
 
     labels int [groups]; first: the number of the first group. Returns images [groups · keep, …],
     codes and scores float [groups · keep], the best of a group first. Logits compare only within a
-    label, which a group has one of.
+    label, of which a group has one.
     """
     index = first * candidates + np.arange(len(labels) * candidates)
     images, codes = self.draw(np.repeat(labels, candidates), index, given=given)
@@ -120,7 +121,8 @@ class Sampler:
     return images[chosen], codes[chosen], scores[chosen]
 
   def scores(self, images, labels, score):
-    """What the discriminator gives uint8 images [n, H, W, 3] of labels int [n]; float32 [n]."""
+    """Returns the discriminator's scores float32 [n] of uint8 images [n, H, W, 3] with labels int
+    [n]; score: see draw_best."""
     if "discriminator" not in self._params:
       raise UserError(
         "--candidates needs the finetune or gan stage, which trains the discriminator; finish it "
@@ -147,11 +149,11 @@ class Sampler:
 
 
 def first_rows(stage, results, image, keep_rows):
-  """The codes of the first rows of an image, int [1, keep_rows · w] in raster order, and the image
-  they were read from: uint8 [H, W, 3], the rows below blanked.
+  """Encodes the first rows of an image uint8 [H, W, 3]: returns their codes int [1, keep_rows · w]
+  in raster order, and the image that was encoded, uint8 [H, W, 3].
 
-  Below, the last kept row of pixels is repeated: an encoder that attends to the whole image then
-  sees nothing of what was there.
+  In that image the last kept row of pixels is repeated to the bottom: an encoder that attends to
+  the whole image then sees nothing of what was there.
   """
   if not stage.num_codes:
     raise UserError(f"--init needs codes to keep, and the {stage.name} stage draws without any")

@@ -1,4 +1,6 @@
-"""One file a recipe. STAGES maps the names of config.stages to them."""
+"""The stages of an experiment, one file a recipe. STAGES maps the names of config.stages to them;
+base.py holds what all share, builders.py the networks, adversarial.py the step against a
+discriminator."""
 
 from imgtx_jax.stages.finetune import FinetuneStage
 from imgtx_jax.stages.gan import GanStage
@@ -10,5 +12,5 @@ STAGES = {s.name: s for s in (TokenizerStage, PretrainStage, FinetuneStage, GanS
 
 
 def build(name, config, classes):
-  """The stage of that name; hyperparameters are unpacked here, once."""
+  """Builds the stage of that name; its hyperparameters are unpacked here, once."""
   return STAGES[name](config, classes)

@@ -1,12 +1,11 @@
-"""The discriminator as a player, shared by the stages that train against one.
+"""Training against a discriminator: the step that all stages with an adversary share.
 
-It may be shown the generator's conditioned images (taps) with the last one: channel-concatenated,
-each under noise that falls to none at the last; the real side repeats the image under the same
-noise (GAT, arXiv:2509.24935).
+The discriminator may be shown the generator's conditioned images (taps) beside the last image:
+concatenated along the channels, the earlier ones under more noise. The real side repeats the image
+under the same noise (GAT, arXiv:2509.24935).
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +19,17 @@ from imgtx_jax.losses import cross_entropy as code_losses
 from imgtx_jax.models.discriminator import Discriminator
 from imgtx_jax.stages import builders
 from imgtx_jax.training import optimizer
+from imgtx_jax.training.train_state import update_ema
 
-SATURATED_LOSS = 1e-3  # of a discriminator that has nothing left to learn
+SATURATED_LOSS = 1e-3  # below it a discriminator has nothing left to learn
 
 
 @dataclasses.dataclass(frozen=True)
 class Adversary:
-  """A discriminator, its optimizer and its losses. Pairs of real and fake share their label.
+  """A discriminator, its optimizer and its losses. A real and a fake image of a pair share a label.
 
-  What it judges, real or fake, are images [B, H, W, 3 · (1 + levels)]: the image, then its
-  conditioned images in the order of level_sigmas, the standard deviations of their noise.
+  The discriminator judges images [B, H, W, 3 · (1 + levels)]: the image, then its conditioned
+  images in the order of level_sigmas, the standard deviations of their noise.
   """
 
   discriminator: Discriminator
@@ -50,31 +50,31 @@ class Adversary:
   collapse_margin: float
   collapse_variety: float
 
-  # -- What it sees and says -----------------------------------------------------------------------
+  # -- Inputs and verdicts -------------------------------------------------------------------------
 
   def init(self, key, images):
-    """Parameters and optimizer state for images shaped like these [B, H, W, 3]."""
+    """Returns parameters and optimizer state for images shaped like these [B, H, W, 3]."""
     labels = jnp.zeros(images.shape[0], jnp.int32)
     params = self.discriminator.init(key, self.repeat(images), labels)["params"]
     return params, self.tx.init(params)
 
   def repeat(self, images):
-    """Images [B, H, W, 3] as it wants to see them: once more for each level."""
+    """Repeats images [B, H, W, 3] along the channels, once more for each level."""
     return jnp.tile(images, (1, 1, 1, 1 + len(self.level_sigmas)))
 
   def show(self, image, taps):
-    """A generated image [B, H, W, 3] and, if it is shown them, the conditioned images before it."""
+    """Concatenates a generated image [B, H, W, 3] with its conditioned images, one a level."""
     return jnp.concatenate([image, *taps], axis=-1) if self.level_sigmas else image
 
   def verdict(self, params, images, labels):
-    """What the discriminator says of images [B, H, W, 3], without noise; see Verdict."""
+    """Returns the Verdict on images [B, H, W, 3], without noise and augmentation."""
     return self._apply(params, self.repeat(images), labels)
 
   def _apply(self, params, images, labels):
     return self.discriminator.apply({"params": params}, images, labels)
 
   def _present(self, images, draws):
-    """Images as the players' losses show them: augmented, all levels alike, and then with noise."""
+    """Augments images, all levels alike, and adds the levels' noise, as the losses show them."""
     if not self.level_sigmas:
       return adversarial.augment(images, draws["augment"], self.augment)
     levels = jnp.split(images, 1 + len(self.level_sigmas), axis=-1)
@@ -85,7 +85,7 @@ class Adversary:
     return jnp.concatenate([levels[0], jnp.concatenate(levels[1:], axis=-1) + noise], axis=-1)
 
   def _judge_pairs(self, params, real, fake, labels, draws):
-    """Verdicts on real and fake images under the same augmentation, in one forward."""
+    """Returns verdicts on real and fake images under the same augmentation, in one forward."""
     both = [self._present(x, draws) for x in (real, fake)]
     return *self._judge_both(params, both, labels), both
 
@@ -98,8 +98,8 @@ class Adversary:
   # -- The discriminator's turn --------------------------------------------------------------------
 
   def discriminator_loss(self, params, real, fake, labels, draws, count=0):
-    """(loss, metrics) of its step number `count`; real and fake as the class says, draws as
-    make_draws gives them."""
+    """Returns (loss, metrics) of the discriminator's step number `count`; real and fake: images as
+    the class describes them, draws: make_draws'."""
     real_verdict, fake_verdict, both = self._judge_pairs(params, real, fake, labels, draws)
     loss = adversarial.LOSSES[self.loss](real_verdict.logit, fake_verdict.logit)[0].mean()
     classes = self.discriminator.classes
@@ -123,7 +123,8 @@ class Adversary:
     return total, metrics
 
   def penalty_weight_at(self, count):
-    """The weight of R1 and R2 at step `count`: from the first to the last by half a cosine."""
+    """Returns the weight of R1 and R2 at step `count`: half a cosine from penalty_weight to
+    penalty_weight_end."""
     if not self.penalty_anneal_steps:
       return self.penalty_weight
     share = jnp.minimum(count / self.penalty_anneal_steps, 1.0)
@@ -131,8 +132,8 @@ class Adversary:
     return self.penalty_weight_end + left * (self.penalty_weight - self.penalty_weight_end)
 
   def _lazy_penalties(self, params, both, labels, keys, count):
-    """R1 and R2 in every penalty_every-th step, so many times as large, and 0 in the others: the
-    same mean for less work (arXiv:1912.04958)."""
+    """Returns R1 and R2, multiplied by penalty_every, in every penalty_every-th step, and 0 in the
+    others: the same mean for less work (arXiv:1912.04958)."""
     zeros = (jnp.zeros(()), jnp.zeros(()))
     if not (self.penalty_weight or (self.penalty_anneal_steps and self.penalty_weight_end)):
       return zeros
@@ -147,7 +148,7 @@ class Adversary:
     return tuple(self.penalty_every * x for x in found)
 
   def _penalties(self, params, both, labels, keys):
-    """R1 at the real and R2 at the generated images of every penalty_stride-th example."""
+    """Returns R1 at the real and R2 at the generated image of every penalty_stride-th example."""
     some = slice(None, None, self.penalty_stride)
     # float32 whatever the compute dtype: the difference quotient needs the digits. Plain XLA
     # attention: cuDNN's takes no float32 and has no second derivative.
@@ -166,8 +167,9 @@ class Adversary:
     )
 
   def update(self, params, opt_state, real, fake, labels, key, index, state, axis):
-    """Its steps before one of the generator, each with draws of its own; returns params, opt_state
-    and metrics. key and index: see make_draws; state: the TrainState, for its step and rate."""
+    """Trains the discriminator `updates` steps, each with draws of its own, before one step of the
+    generator; returns params, opt_state and metrics. key, index: see make_draws; state: the
+    TrainState, for its step and rate."""
     fake = jax.lax.stop_gradient(fake)
 
     def once(players, turn):
@@ -191,7 +193,7 @@ class Adversary:
   # -- The generator's turn ------------------------------------------------------------------------
 
   def generator_loss(self, params, real, fake, labels, draws):
-    """(adversarial loss, class loss, metrics) of who made the fake images."""
+    """Returns (adversarial loss, class loss, metrics) of the generator of the fake images."""
     real_verdict, fake_verdict, _ = self._judge_pairs(params, real, fake, labels, draws)
     loss = adversarial.LOSSES[self.loss](real_verdict.logit, fake_verdict.logit)[1].mean()
     classes = self.discriminator.classes
@@ -201,7 +203,8 @@ class Adversary:
   # -- Collapse ------------------------------------------------------------------------------------
 
   def guard(self, means):
-    """Why the means of metrics {name: value} over a logged window look like a collapse, or None."""
+    """Returns why the means of metrics {name: value} over a logged window look like a collapse, or
+    None."""
     margin, loss = means["logit_margin"], means["discriminator_loss"]
     if self.collapse_margin and margin > self.collapse_margin and loss < SATURATED_LOSS:
       return (
@@ -218,10 +221,10 @@ class Adversary:
 
 
 def variety(real, fake, weight, axis):
-  """How much fake images [B, H, W, C] differ from each other, relative to the real ones: the ratio
-  of their pixels' standard deviations over the batches of all devices; scalar.
+  """Returns how much fake images [B, H, W, C] differ from each other relative to real ones: the
+  ratio of the standard deviations of their pixels over the batches of all devices; scalar.
 
-  weight [B] of the examples. 1 where no two of them count.
+  weight: [B], of the examples. The ratio is 1 where fewer than two examples count.
   """
   weight = weight / jnp.maximum(sharding.pmean(jnp.mean(weight), axis), 1e-6)
   weight = weight[:, None, None, None]
@@ -234,8 +237,8 @@ def variety(real, fake, weight, axis):
 
 
 def make_draws(key, step, index, turn=0):
-  """The per-example keys of the discriminator's update number `turn` before a step of the
-  generator; those of turn 0 are also the generator's."""
+  """Returns the per-example keys of the discriminator's update number `turn` before a step of the
+  generator; those of turn 0 are also the generator's. index: int [B], global, of the examples."""
   suffix = f"_{turn}" if turn else ""
   return {
     name: rng.example_keys(rng.stream(key, f"adversary_{name}{suffix}", step), index)
@@ -243,15 +246,65 @@ def make_draws(key, step, index, turn=0):
   }
 
 
-def of_stage(config, name, classes, taps=()) -> Any:
-  """The player that config.NAME.adversary describes, over the stage's steps; taps: see
+def adversarial_step(
+  state, gradient, pull, tx, *, adversary, real, fake, labels, ema_decay, key, index, axis
+):
+  """Trains the discriminator, and then the networks that make images, on one batch.
+
+  One forward of the networks serves both: the discriminator learns from its images first, then the
+  networks learn from what the new discriminator says of the same images.
+
+  Args:
+    state: TrainState; params and opt_state hold a tree a player, ema one for each player in tx.
+    gradient: against → (gradients of the networks' outputs, metrics). against(image, taps) →
+      (adversarial loss, class loss, metrics), see Adversary.generator_loss; None without an
+      adversary.
+    pull: gradients of the networks' outputs → those of their parameters, {player: tree}.
+    tx: {player: optimizer} of the networks.
+    adversary: Adversary, or None: then real, fake and labels are not read.
+    real: images [B, H, W, 3]. fake: (image [B, H, W, 3], conditioned images) of the networks.
+    labels: int [B] of both.
+    ema_decay: decay of the averages, which warms up (see update_ema).
+    key, index: see make_draws. axis: see Stage.step.
+
+  Returns the next TrainState and the metrics of all players.
+  """
+  params, opt_state = dict(state.params), dict(state.opt_state)
+  against, metrics = None, {}
+  if adversary:
+    real = adversary.repeat(real)
+    params["discriminator"], opt_state["discriminator"], metrics = adversary.update(
+      *(params["discriminator"], opt_state["discriminator"]),
+      *(real, adversary.show(*fake), labels, key, index, state, axis),
+    )
+    draws = make_draws(key, state.step, index)
+
+    def against(image, taps=()):
+      shown = adversary.show(image, taps)
+      return adversary.generator_loss(params["discriminator"], real, shown, labels, draws)
+
+  gradients, parts = gradient(against)
+  grads, parts = sharding.pmean((pull(gradients), parts), axis)
+  for name in tx:
+    params[name], opt_state[name] = optimizer.update(
+      tx[name], grads[name], opt_state[name], params[name], state.rate
+    )
+  ema = update_ema(state.ema, {name: params[name] for name in tx}, ema_decay, state.step)
+  norms = {f"gradient_norm_{name}": optax.tree.norm(grads[name]) for name in tx}
+  return state.replace(
+    step=state.step + 1, params=params, opt_state=opt_state, ema=ema
+  ), metrics | parts | norms
+
+
+def of_stage(config, name, classes, taps=()):
+  """Returns the Adversary that config.NAME.adversary describes, over the stage's steps; taps: see
   make_adversary."""
   discriminator = builders.make_discriminator(config, classes)
   return make_adversary(config[name].adversary, discriminator, config[name].steps, taps=taps)
 
 
-def make_adversary(options, discriminator, steps, taps=()) -> Any:
-  """The player that options (config.STAGE.adversary) describe.
+def make_adversary(options, discriminator, steps, taps=()):
+  """Returns the Adversary that options (config.STAGE.adversary) describe.
 
   steps: of the generator. taps: the depths of the conditioned images that it may be shown.
   """

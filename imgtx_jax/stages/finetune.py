@@ -10,27 +10,27 @@ the GPT sampled (RobusTok, arXiv:2509.12474).
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from imgtx_jax import rng
+from imgtx_jax.config import defaults as configs
 from imgtx_jax.distributed import sharding
 from imgtx_jax.losses import cross_entropy as code_losses
 from imgtx_jax.losses import perceptual, pixels
 from imgtx_jax.sampling import refinement
-from imgtx_jax.stages import adversarial, base, builders, finetune_inputs, generating
-from imgtx_jax.stages.gpt_gradient import gpt_gradient
-from imgtx_jax.stages.pretrain import PretrainStage
+from imgtx_jax.stages import adversarial, base, builders, finetune_inputs
+from imgtx_jax.stages.pretrain import prediction_figures
 from imgtx_jax.training import optimizer
-from imgtx_jax.training.train_state import TrainState, update_ema
+from imgtx_jax.training.train_state import TrainState
 
 REFINE_STEPS = 10  # in the picture of refined samples, where config.sample asks for none
 
 
-class FinetuneStage(generating.GeneratingStage):
-  """See the module's docstring; the contract is stage.Stage.
+class FinetuneStage(base.GeneratingStage):
+  """The stage "finetune"; see the module's docstring, and base.py for the contract.
 
   Players: "generator" (generator and mapping), "gpt" and "discriminator", an optimizer each.
   """
@@ -43,10 +43,10 @@ class FinetuneStage(generating.GeneratingStage):
     super().__init__(config, classes)
     self.options = config.finetune
     self.refresh_steps = self.options.refresh_steps
-    self.prior = PretrainStage(config, classes)
-    self.gpt, self.order = self.prior.gpt, self.prior.order
-    self.tokenizer = self.prior.tokenizer
-    self.renderer = builders.make_renderer(config, classes)
+    self.tokenizer = builders.make_tokenizer(config)
+    self.gpt = builders.make_gpt(config, classes)
+    self.order = self.gpt.code_order()
+    self.networks = builders.make_conditional_generator(config, self.gpt, self.tokenizer.quantizer)
     self.adversary = adversarial.of_stage(config, self.name, classes, config.generator.taps)
     self.captions = self.tap_captions() | {
       f"refined_k{prefix}": ["sample", "refined"] for prefix in (0, self.num_codes)
@@ -68,7 +68,7 @@ class FinetuneStage(generating.GeneratingStage):
       discriminator_state = self.adversary.tx.init(discriminator)
     else:
       decoder = restored["tokenizer"]["ema"].get("generator")  # a convolutional one has none
-      generator = self.renderer.init_generator(
+      generator = self.networks.init_generator(
         key,
         decoder if self.options.from_decoder else None,
         restored["tokenizer"]["ema"]["quantizer"],
@@ -101,95 +101,73 @@ class FinetuneStage(generating.GeneratingStage):
   def step(self, state, batch, key, *, axis):
     index = sharding.example_index(len(batch["image"]), axis)
     images = self.prepare(batch, key, state.step, index)
-    task = self._draw_task(state, images, batch["label"], key, index)
-    codebook = state.frozen["tokenizer"]["quantizer"]
-
-    # One forward of the generator serves both players: D steps first, then G meets the new D.
-    (logits, states), pull_gpt = jax.vjp(
-      lambda params: self.renderer.condition(params, task), state.params["gpt"]
-    )
-    if self.options.noise_candidates > 1:
-      task = self._choose_noise(state, images, task, states, key, index)
-    (image, taps), pull = jax.vjp(
-      lambda params, states: self.renderer.render_task(params, codebook, task, states),
-      state.params["generator"],
-      states,
-    )
-    discriminator, discriminator_state, metrics = self.adversary.update(
-      state.params["discriminator"],
-      state.opt_state["discriminator"],
-      self.adversary.repeat(images),
-      self.adversary.show(image, taps),
-      task["label"],
-      key,
-      index,
-      state,
-      axis,
-    )
-    draws = adversarial.make_draws(key, state.step, index)
-
-    def loss_fn(image, taps, logits):
-      return self._loss(state, discriminator, images, image, taps, logits, task, draws)
-
-    (*of_image, of_logits), parts = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(
-      image, taps, logits
-    )
-    generator_grads, of_states = pull(tuple(of_image))
-    of_gpt = gpt_gradient(self.options.gpt_trained, pull_gpt, of_logits, of_states)
-    grads = {"generator": generator_grads, "gpt": of_gpt}
-    grads, parts = sharding.pmean((grads, parts), axis)
-    params, opt_state = {}, {"discriminator": discriminator_state}
-    for name, tx in self.tx.items():
-      params[name], opt_state[name] = optimizer.update(
-        tx, grads[name], state.opt_state[name], state.params[name], state.rate
-      )
-    ema = update_ema(state.ema, params, self.options.ema_decay)
-    parts |= {f"gradient_norm_{name}": optax.tree.norm(grads[name]) for name in self.tx}
-    # Where codes are known they tell images apart, whatever the generator does.
-    free = 1.0 - task["prefix"] / len(self.order)
-    parts["variety"] = adversarial.variety(images, image, free, axis)
-    return state.replace(
-      step=state.step + 1,
-      params=params | {"discriminator": discriminator},
-      opt_state=opt_state,
-      ema=ema,
-    ), metrics | parts
-
-  def _draw_task(self, state, images, labels, key, index):
-    """See tasks.draw_task."""
     codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
-    bank = state.variables["bank"]
-    return finetune_inputs.draw_task(
+    codebook = state.frozen["tokenizer"]["quantizer"]
+    bank, labels = state.variables["bank"], batch["label"]
+    inputs = finetune_inputs.draw(
       self.options, bank, codes, labels, key, state.step, index, classes=self.classes
     )
+    (logits, states), pull_gpt = jax.vjp(
+      lambda params: self.networks.condition(params, inputs), state.params["gpt"]
+    )
 
-  def _choose_noise(self, state, images, task, states, key, index):
-    """See tasks.nearest_noise."""
-    codebook = state.frozen["tokenizer"]["quantizer"]
-    options = self.options
+    def render(params, states, **changes):
+      image, taps = self.networks.render(params, codebook, inputs | changes, states)
+      return image, [tap for tap, _ in taps]
 
-    def distance(noise):
-      image, _ = self.renderer.render_task(
-        state.params["generator"], codebook, task | {"noise": noise}, states
+    if self.options.noise_candidates > 1:
+      inputs["noise"] = finetune_inputs.nearest_noise(
+        lambda noise: pixels.distance(
+          render(state.params["generator"], states, noise=noise)[0],
+          images,
+          self.options.gradient_weight,
+        ),
+        finetune_inputs.draw_candidates(self.options, key, state.step, index),
+        inputs["real"],
       )
-      return pixels.distance(image, images, options.gradient_weight)
+    (image, taps), pull_generator = jax.vjp(render, state.params["generator"], states)
 
-    shape = (options.noise_candidates, options.noise_dim)
-    noise = rng.normal(rng.stream(key, "noise_candidates", state.step), index, shape)
-    return finetune_inputs.nearest_noise(task, jnp.swapaxes(noise, 0, 1), distance)
+    def gradient(against):
+      loss_fn = functools.partial(self._loss, state, images, inputs, against)
+      return jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(image, taps, logits)
 
-  def _loss(self, state, discriminator, images, image, taps, logits, task, draws):
-    """Everything that the generator and the GPT are trained on; (total, metrics)."""
+    def pull(gradients):
+      *of_image, of_logits = gradients
+      of_generator, of_states = pull_generator(tuple(of_image))
+      of_gpt = gpt_gradient(self.options.gpt_trained, pull_gpt, of_logits, of_states)
+      return {"generator": of_generator, "gpt": of_gpt}
+
+    state, metrics = adversarial.adversarial_step(
+      state,
+      gradient,
+      pull,
+      self.tx,
+      adversary=self.adversary,
+      real=images,
+      fake=(image, taps),
+      labels=inputs["label"],
+      ema_decay=self.options.ema_decay,
+      key=key,
+      index=index,
+      axis=axis,
+    )
+    # Where codes are known they tell images apart, whatever the generator does.
+    free = 1.0 - inputs["prefix"] / len(self.order)
+    return state, metrics | {"variety": adversarial.variety(images, image, free, axis)}
+
+  def _loss(self, state, images, inputs, against, image, taps, logits):
+    """Everything that the generator and the GPT are trained on; (total, metrics). against: see
+    adversarial_step."""
     options = self.options
-    share = task["prefix"] / len(self.order)
+    share = inputs["prefix"] / len(self.order)
     # No code, no target: (k/N)^p is 0 at k = 0. Bank rows have none either.
-    weight = share**options.reconstruction_power * (task["prefix"] > 0) * task["real"]
-    known = self.renderer.known_pixels(task["prefix"])
+    weight = share**options.reconstruction_power * (inputs["prefix"] > 0) * inputs["real"]
+    known = self.networks.known_pixels(inputs["prefix"])
     if options.reconstruct_all_steps:
       # Unseen inputs make the decoder draw one odd pattern in every patch; the mean image of what
       # is known is a better place to start from, and no place to stay.
       early = jnp.maximum(0.0, 1.0 - state.step / options.reconstruct_all_steps)
-      weight = jnp.maximum(weight, early * task["real"])
+      weight = jnp.maximum(weight, early * inputs["real"])
       known = jnp.maximum(known, early)
 
     def distance(x):
@@ -201,19 +179,16 @@ class FinetuneStage(generating.GeneratingStage):
     if taps:
       parts["taps"] = sum(distance(tap) for tap in taps) / len(taps)
       total += options.tap_weight * options.reconstruction_weight * parts["taps"]
-    if options.lpips_weight and "lpips" in state.frozen:
+    if self.lpips_weight and "lpips" in state.frozen:
       parts["lpips"] = jnp.mean(weight * perceptual.lpips(state.frozen["lpips"], images, image))
-      total += options.lpips_weight * parts["lpips"]
-    real, fake = self.adversary.repeat(images), self.adversary.show(image, taps)
-    against, class_loss, more = self.adversary.generator_loss(
-      discriminator, real, fake, task["label"], draws
-    )
+      total += self.lpips_weight * parts["lpips"]
+    adversarial_loss, class_loss, more = against(image, taps)
     started = state.step >= options.reconstruct_warmup_steps
     total += jnp.where(started, 1.0, 0.0) * (
-      options.adversarial_weight * against + options.class_weight * class_loss
+      options.adversarial_weight * adversarial_loss + options.class_weight * class_loss
     )
-    nats = code_losses.next_code(logits, task["codes"][:, self.order])
-    parts["next_code"] = jnp.mean(task["real"] * nats)
+    nats = code_losses.next_code(logits, inputs["codes"][:, self.order])
+    parts["next_code"] = jnp.mean(inputs["real"] * nats)
     total += options.next_code_weight * parts["next_code"]
     return total, parts | more | {"loss": total}
 
@@ -227,7 +202,7 @@ class FinetuneStage(generating.GeneratingStage):
       rng.stream(key, "bank", state.step),
       rows=self.options.bank_rows,
       chunk=self.batch_size,
-      options=base.decoding(self.config),
+      options=self.sampling.codes,
     )
     return state.replace(variables=state.variables | {"bank": bank})
 
@@ -239,43 +214,37 @@ class FinetuneStage(generating.GeneratingStage):
 
   @property
   def num_codes(self):
-    """N, the codes of an image."""
+    """The number of codes N of an image."""
     return len(self.order)
 
   def drawing_params(self, results):
-    """What sample needs, from the results of the stages up to this one."""
+    """Returns the params that sample takes, from the results of the stages up to this one."""
     return results["finetune"]["ema"] | {
       "quantizer": results["tokenizer"]["ema"]["quantizer"],
       "discriminator": results["finetune"]["params"]["discriminator"],
     }
 
   def sample(self, params, labels, keys, options, *, prefix, given=None):
-    """See Renderer.sample; params as drawing_params gives them."""
+    """Returns images [B, H, W, 3], codes and taps, see ConditionalGenerator.sample; params as
+    drawing_params gives them."""
 
     def score(image):
       verdict = self.adversary.verdict(params["discriminator"], image, labels)
       return refinement.realness(verdict, labels, self.classes)
 
-    return self.renderer.sample(
+    return self.networks.sample(
       params, labels, keys, options, prefix=prefix, given=given, score=score
     )
 
-  def current_params(self, state):
-    """drawing_params of the step that training is at."""
-    return state.ema | {
-      "quantizer": state.frozen["tokenizer"]["quantizer"],
-      "discriminator": state.params["discriminator"],
-    }
-
   def prefixes(self):
-    """The dial's settings that are shown while training: 0, N/4 and N."""
+    """Returns the prefixes that are shown while training: 0, N/4 and N."""
     return (0, len(self.order) // 4, len(self.order))
 
   def final_pictures(self, state, batch, key):
-    """Samples above what becomes of them when their condition vectors are refined."""
-    labels, rows = base.picture_labels(self.config.pictures, self.classes)
+    """Returns samples, each above the one with refined condition vectors."""
+    labels, rows = base.picture_labels(self.pictured, self.classes)
     labels = labels[: len(labels) // rows]
-    options = base.sampling(self.config)
+    options = self.sampling
     ways = [
       dataclasses.replace(options, refinement=dataclasses.replace(options.refinement, steps=steps))
       for steps in (0, options.refinement.steps or REFINE_STEPS)
@@ -298,14 +267,17 @@ class FinetuneStage(generating.GeneratingStage):
     labels = batch["label"]
     index = sharding.example_index(len(labels), axis)
     codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
-    figures = self.prior.prediction_figures(state, state.ema["gpt"], codes, labels)
+    figures = prediction_figures(
+      self.gpt, state.ema["gpt"], state.variables["code_counts"], codes, labels
+    )
+    inputs = {"codes": codes, "label": labels}
+    _, states = self.networks.condition(state.ema["gpt"], inputs)
 
     def render(prefix, name):
       noise = rng.normal(rng.stream(key, name, 0), index, (self.options.noise_dim,))
-      task = {"codes": codes, "label": labels, "noise": noise}
-      task["prefix"] = jnp.full(len(labels), prefix)
+      asked = inputs | {"noise": noise, "prefix": jnp.full(len(labels), prefix)}
       codebook = state.frozen["tokenizer"]["quantizer"]
-      return self.renderer.forward(state.ema, codebook, task)[0]
+      return self.networks.render(state.ema["generator"], codebook, asked, states)[0]
 
     decoded = render(len(self.order), "noise")
     figures |= self.reconstruction_figures(images, decoded)
@@ -320,3 +292,26 @@ class FinetuneStage(generating.GeneratingStage):
 
   def _figures(self, sums):
     return self.with_grid_ratio(self.means(sums))
+
+
+def gpt_gradient(trained, pull, of_logits, of_states):
+  """Returns the gradients of the GPT from those of its logits and of its condition vectors.
+
+  The next-code loss, through the logits, trains all of it; what comes through the condition
+  vectors trains the part that `trained` (config.finetune.gpt_trained) names. pull: jax.vjp's,
+  (logits, states) → (tree,).
+  """
+  if trained == "all":
+    return pull((of_logits, of_states))[0]
+  (grads,) = pull((of_logits, jnp.zeros_like(of_states)))
+  last = configs.last_layers(trained)
+  if not last:
+    return grads
+  (of_image,) = pull((jnp.zeros_like(of_logits), of_states))
+  blocks = jax.tree.map(
+    lambda to, g: to.at[-last:].add(g[-last:]),  # the layer's axis is the first
+    grads["transformer"]["layers"],
+    of_image["transformer"]["layers"],
+  )
+  norm = jax.tree.map(jnp.add, grads["norm"], of_image["norm"])
+  return grads | {"transformer": {"layers": blocks}, "norm": norm}

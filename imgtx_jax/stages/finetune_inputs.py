@@ -1,4 +1,4 @@
-"""What fine-tuning asks to be rendered: codes of images or of the bank, labels, prefixes, noise."""
+"""Draws what fine-tuning renders: codes of images or of the bank, labels, prefixes and noise."""
 
 import jax
 import jax.numpy as jnp
@@ -7,26 +7,31 @@ from imgtx_jax import rng
 from imgtx_jax.sampling import autoregressive
 
 
-def draw_task(options, bank, codes, labels, key, step, index, *, classes):
-  """What each example is asked to render: its codes, label, prefix k and noise.
+def draw(options, bank, codes, labels, key, step, index, *, classes):
+  """Draws the inputs of ConditionalGenerator.render for a batch, and which of them are real.
 
-  options: config.finetune. codes int [B, N] and labels int [B] of the images; bank int
-  [classes, rows, N]. real is 1 where the codes are the image's own, 0 where the GPT sampled them
-  for that label.
+  Args:
+    options: config.finetune.
+    bank: codes that the GPT sampled, int [classes, rows, N].
+    codes: int [B, N] of the images; labels: int [B].
+    key, step, index: of the draws, see rng.py.
+
+  Returns a dict: codes int [B, N], label int [B], prefix int [B], noise [B, Z]; real [B]: 1 where
+  the codes are the image's own, 0 where the GPT sampled them for that label.
   """
 
-  def draw(name, shape=()):
-    return rng.uniform(rng.stream(key, name, step), index, shape)
+  def uniform(name):
+    return rng.uniform(rng.stream(key, name, step), index)
 
-  own = draw("bank_share") < options.bank_share
-  row = (draw("bank_row") * options.bank_rows).astype(jnp.int32)
+  own = uniform("bank_share") < options.bank_share
+  row = (uniform("bank_row") * options.bank_rows).astype(jnp.int32)
   codes = jnp.where(own[:, None], bank[labels, row], codes)
   total = codes.shape[1]
-  which, size = draw("prefix_kind"), draw("prefix_size")
+  which, size = uniform("prefix_kind"), uniform("prefix_size")
   prefix = jnp.round(total * size**2).astype(jnp.int32)
   none, full = options.prefix_none_share, options.prefix_full_share
   prefix = jnp.where(which < none, 0, jnp.where(which > 1.0 - full, total, prefix))
-  unlabelled = draw("null_label") < options.null_label_share
+  unlabelled = uniform("null_label") < options.null_label_share
   return {
     "codes": codes,
     "label": jnp.where(unlabelled, classes, labels),
@@ -36,23 +41,28 @@ def draw_task(options, bank, codes, labels, key, step, index, *, classes):
   }
 
 
-def nearest_noise(task, candidates, distance):
-  """The task with the one of its candidates, noise [M, B, Z], that comes nearest to the example's
-  image; the first where that is not the target (bank rows).
+def draw_candidates(options, key, step, index):
+  """Returns options.noise_candidates noises for each example, [M, B, Z]."""
+  shape = (options.noise_candidates, options.noise_dim)
+  noise = rng.normal(rng.stream(key, "noise_candidates", step), index, shape)
+  return jnp.swapaxes(noise, 0, 1)
+
+
+def nearest_noise(distance, candidates, real):
+  """Returns of candidates [M, B, Z] the one that brings each example nearest to its image, [B, Z];
+  the first where real [B] is 0: bank rows have no image.
 
   distance: from noise [B, Z] to [B]. Implicit maximum likelihood (arXiv:1809.09087; conditional,
   arXiv:1811.12373): a reconstruction from whatever noise was drawn would teach the mean image.
   """
   distances = jax.lax.map(distance, candidates)  # [M, B]
-  nearest = jnp.where(task["real"] > 0, jnp.argmin(distances, axis=0), 0)
-  return task | {"noise": jnp.take_along_axis(candidates, nearest[None, :, None], axis=0)[0]}
+  nearest = jnp.where(real > 0, jnp.argmin(distances, axis=0), 0)
+  return jnp.take_along_axis(candidates, nearest[None, :, None], axis=0)[0]
 
 
 def fill_bank(gpt, params, key, *, rows, chunk, options):
-  """A bank int [classes, rows, N] of codes that the GPT samples, `chunk` images at a time.
-
-  options: autoregressive.Decoding.
-  """
+  """Samples a bank of codes int [classes, rows, N] from the GPT, `chunk` images at a time; options:
+  autoregressive.Decoding."""
   order = gpt.code_order()
   total = gpt.classes * rows
   chunk = min(chunk, total)

@@ -7,17 +7,16 @@ recipes after GAT (arXiv:2509.24935), R3GAN (arXiv:2501.05441) and ViTGAN (arXiv
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from imgtx_jax import rng
 from imgtx_jax.distributed import sharding
-from imgtx_jax.stages import adversarial, base, builders, generating
+from imgtx_jax.stages import adversarial, base, builders
 from imgtx_jax.training import optimizer
-from imgtx_jax.training.train_state import TrainState, update_ema
+from imgtx_jax.training.train_state import TrainState
 
 
-class GanStage(generating.GeneratingStage):
-  """See the module's docstring; the contract is stage.Stage.
+class GanStage(base.GeneratingStage):
+  """The stage "gan"; see the module's docstring, and base.py for the contract.
 
   Players: "generator" (generator and mapping) and "discriminator", an optimizer each.
   """
@@ -58,7 +57,7 @@ class GanStage(generating.GeneratingStage):
     )
 
   def render(self, params, noise, labels, w_scale=1.0):
-    """Images [B, H, W, 3] and taps (see Generator) of noise [B, Z] and labels int [B]."""
+    """Renders noise [B, Z] and labels int [B] as images [B, H, W, 3], with taps; see Generator."""
     modulation = self.mapping.modulation(params["mapping"], noise, labels, w_scale)
     grid = jnp.zeros((len(labels), *self.grid_shape))
     known = jnp.zeros(grid.shape[:2], bool)
@@ -73,49 +72,36 @@ class GanStage(generating.GeneratingStage):
     drop = rng.uniform(rng.stream(key, "null_label", state.step), index)
     labels = jnp.where(drop < self.options.null_label_share, self.classes, batch["label"])
 
-    # One forward of the generator serves both players: D steps first, then G meets the new D.
-    def forward(params):
-      image, taps = self.render(params, noise, labels)
+    def forward(players):
+      image, taps = self.render(players["generator"], noise, labels)
       return image, [tap for tap, _ in taps]
 
-    params = state.params["generator"]
-    (image, taps), pull = jax.vjp(forward, params)
-    real = self.adversary.repeat(images)
-    discriminator, discriminator_state, metrics = self.adversary.update(
-      state.params["discriminator"],
-      state.opt_state["discriminator"],
-      real,
-      self.adversary.show(image, taps),
-      labels,
-      key,
-      index,
+    (image, taps), pull = jax.vjp(forward, {"generator": state.params["generator"]})
+
+    def gradient(against):
+      def loss_fn(image, taps):
+        adversarial_loss, class_loss, parts = against(image, taps)
+        total = adversarial_loss + self.options.class_weight * class_loss
+        return total, parts | {"loss": total}
+
+      return jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(image, taps)
+
+    state, metrics = adversarial.adversarial_step(
       state,
-      axis,
+      gradient,
+      lambda gradients: pull(gradients)[0],
+      {"generator": self.tx},
+      adversary=self.adversary,
+      real=images,
+      fake=(image, taps),
+      labels=labels,
+      ema_decay=self.options.ema_decay,
+      key=key,
+      index=index,
+      axis=axis,
     )
-    draws = adversarial.make_draws(key, state.step, index)
-
-    def loss_fn(image, taps):
-      fake = self.adversary.show(image, taps)
-      against, class_loss, parts = self.adversary.generator_loss(
-        discriminator, real, fake, labels, draws
-      )
-      total = against + self.options.class_weight * class_loss
-      return total, parts | {"loss": total}
-
-    cotangents, parts = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(image, taps)
-    (grads,) = pull(cotangents)
-    grads, parts = sharding.pmean((grads, parts), axis)
-    params, opt_state = optimizer.update(
-      self.tx, grads, state.opt_state["generator"], params, state.rate
-    )
-    ema = update_ema(state.ema, {"generator": params}, self.options.ema_decay, state.step)
-    parts["variety"] = adversarial.variety(images, image, jnp.ones(len(image)), axis)
-    return state.replace(
-      step=state.step + 1,
-      params={"generator": params, "discriminator": discriminator},
-      opt_state={"generator": opt_state, "discriminator": discriminator_state},
-      ema=ema,
-    ), metrics | parts | {"gradient_norm_generator": optax.tree.norm(grads)}
+    variety = adversarial.variety(images, image, jnp.ones(len(image)), axis)
+    return state, metrics | {"variety": variety}
 
   def guard(self, step, means):
     return self.adversary.guard(means)
@@ -123,17 +109,13 @@ class GanStage(generating.GeneratingStage):
   # -- Samples and figures -------------------------------------------------------------------------
 
   def drawing_params(self, results):
-    """What sample needs, from the results of this stage."""
+    """Returns the params that sample takes, from the results of this stage."""
     result = results["gan"]
     return result["ema"] | {"discriminator": result["params"]["discriminator"]}
 
-  def current_params(self, state):
-    """drawing_params of the step that training is at."""
-    return state.ema | {"discriminator": state.params["discriminator"]}
-
   def sample(self, params, labels, keys, options, *, prefix=0, given=None):
-    """Images [B, H, W, 3] of labels int [B], codes int [B, 0], and taps. keys [B]: an image depends
-    on its own key. There are no codes: prefix is 0 and given None."""
+    """Draws images [B, H, W, 3] of labels int [B]; returns them, codes int [B, 0] and taps. keys
+    [B]: an image depends on its own key. There are no codes: prefix is 0 and given None."""
     if prefix or given is not None:
       raise ValueError("the gan stage draws without codes")
     noise = jax.vmap(lambda k: jax.random.normal(k, (self.options.noise_dim,)))(keys)

@@ -1,4 +1,4 @@
-"""How far a stage's images are from real ones, while it trains: FD-VGG16 and KID-VGG16.
+"""Distances of a stage's images from real ones while it trains: FD-VGG16 and KID-VGG16.
 
 config.metrics.fd_images held-out images, the same at every evaluation, are compared with as many of
 the stage's own, on the features that `evaluate --network vgg16` takes: the 512 channel means of
@@ -26,8 +26,8 @@ from imgtx_jax.pretrained.vgg import vgg16_means
 
 
 def count(config):
-  """How many images to compare: config.metrics.fd_images, or 0, with one warning for all stages,
-  where VGG16's weights are not installed."""
+  """Returns how many images to compare: config.metrics.fd_images; or 0, with one warning for all
+  stages, where VGG16's weights are not installed."""
   images = config.metrics.fd_images
   if images and not lpips_weights.available():
     logging.log_first_n(
@@ -42,21 +42,21 @@ def count(config):
 
 
 def weights(frozen):
-  """VGG16's weights among the frozen networks of a state: LPIPS has them too."""
+  """Returns VGG16's weights of a state's frozen networks: LPIPS has them too."""
   return frozen["lpips"]["vgg"] if "lpips" in frozen else frozen["vgg16"]
 
 
 def rows(frozen, images, batch, axis):
-  """Features of every set of images {name: [b, H, W, 3] in [-1, 1]}, and the batch's mask: the
-  global batch's, {name: [B, 512], "mask": [B]}, fit for an Evaluator's "rows"."""
+  """Returns the features of sets of images {name: [b, H, W, 3] in [-1, 1]} and the batch's mask, of
+  the global batch: {name: [B, 512], "mask": [B]}, as an Evaluator's "rows" takes them."""
   vgg16 = weights(frozen)
   found = {name: vgg16_means(vgg16, transforms.denormalize(x)) for name, x in images.items()}
   return gather(found | {"mask": batch["mask"]}, axis)
 
 
 def gather(tree, axis):
-  """Arrays [b, …] of the local batch → [B, …] of the global one on the first device and zeros on
-  the others, so that their sum over the devices is the global batch, to the last digit."""
+  """Gathers arrays [b, …] of the local batch: [B, …] of the global one on the first device and
+  zeros on the others, so that their sum over the devices is the global batch, to the last digit."""
   if axis is None:
     return tree
   first = jax.lax.axis_index(axis) == 0
@@ -65,8 +65,8 @@ def gather(tree, axis):
 
 
 def figures(rows, ours):
-  """{"fd_vgg16", "kid_vgg16"} of the set `ours` against "real", of the rows of all batches; NaN
-  where features are not finite, {} of fewer than two images."""
+  """Returns {"fd_vgg16", "kid_vgg16"} of the set `ours` against "real" over the rows of all
+  batches; NaN where features are not finite, {} with fewer than two images."""
   intact = rows["mask"] > 0
   samples, real = rows[ours][intact], rows["real"][intact]
   if len(samples) < 2:

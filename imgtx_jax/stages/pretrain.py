@@ -24,7 +24,7 @@ _NOT_OF_CODES = (*configs.RUNNING, "commitment", "entropy", "revive_below")
 
 
 class PretrainStage(base.Stage):
-  """See the module's docstring; the contract is stage.Stage."""
+  """The stage "pretrain"; see the module's docstring, and base.py for the contract."""
 
   name = "pretrain"
   sources = ("tokenizer",)
@@ -39,6 +39,12 @@ class PretrainStage(base.Stage):
     self.order = self.gpt.code_order()
     self.permutes = bool(self.options.permute_steps + self.options.permute_anneal_steps)
     self.tx = optimizer.make(self.options.optimizer, self.steps, config.gpt.width)
+    self.code_hyperparameters = {
+      key: value
+      for key, value in configs.flatten(config).items()
+      if key.startswith(("patch", "tokenizer_kind", "encoder.", "quantizer.", "vqgan."))
+      if key.split(".")[-1] not in _NOT_OF_CODES
+    }
 
   def inputs(self, restored):
     if not self.options.code_cache:
@@ -50,12 +56,7 @@ class PretrainStage(base.Stage):
       scales=tuple(self.options.cache_scales),
       encode=lambda params, images: self.tokenizer.encode(params, transforms.normalize(images)),
       params={name: tokenizer[name] for name in ("encoder", "quantizer")},
-      hyperparameters={
-        key: value
-        for key, value in configs.flatten(self.config).items()
-        if key.startswith(("patch", "tokenizer_kind", "encoder.", "quantizer.", "vqgan."))
-        if key.split(".")[-1] not in _NOT_OF_CODES
-      },
+      hyperparameters=self.code_hyperparameters,
       num_codes=self.num_codes,
       codebook_size=self.gpt.codebook_size,
       batch_size=self.batch_size,
@@ -131,8 +132,8 @@ class PretrainStage(base.Stage):
     ), metrics | {"gradient_norm": optax.tree.norm(grads)}
 
   def draw_orders(self, key, step, index):
-    """The order of codes of each example, int [B, N]: a permutation for a share of them that is
-    annealed to none (RAR, arXiv:2411.00776), and the GPT's own."""
+    """Draws the order of codes of each example, int [B, N]: a permutation for a share of them,
+    which is annealed to none (RAR, arXiv:2411.00776), and the GPT's own for the others."""
     own = jnp.broadcast_to(self.order, (len(index), self.num_codes))
     if not self.permutes:
       return own
@@ -151,19 +152,19 @@ class PretrainStage(base.Stage):
 
   def _sums(self, state, batch, key, *, axis):
     codes = self.tokenizer.encode(state.frozen["tokenizer"], self.prepare(batch))
-    return self.masked_sums(
-      batch, self.prediction_figures(state, state.ema["gpt"], codes, batch["label"])
-    )
+    counts = state.variables["code_counts"]
+    figures = prediction_figures(self.gpt, state.ema["gpt"], counts, codes, batch["label"])
+    return self.masked_sums(batch, figures)
 
   def _sample_sums(self, state, batch, key, *, axis):
-    """One sample of the label of each held-out image, for what tells the two apart."""
+    """Sums over one sample of each held-out image's label, of what tells the two apart."""
     labels = batch["label"]
     index = sharding.example_index(len(labels), axis)
     keys = rng.example_keys(rng.stream(key, "samples", 0), index)
-    params = {"gpt": state.ema["gpt"], "tokenizer": state.frozen["tokenizer"]}
-    options = base.sampling(self.config)
     images = self.prepare(batch)
-    samples, _ = self.sample(params, labels, keys, options, prefix=self.num_codes)
+    samples, _ = self.sample(
+      self.current_params(state), labels, keys, self.sampling, prefix=self.num_codes
+    )
     sums = self.masked_sums(batch, self.grid_figures(images, samples))
     if self.fd_images:
       shown = {"samples": samples, "real": images}
@@ -175,32 +176,19 @@ class PretrainStage(base.Stage):
     figures = self.with_grid_ratio(self.means(sums))
     return figures | (online_fd.figures(rows, "samples") if rows else {})
 
-  def prediction_figures(self, state, params, codes, labels):
-    """Bits per code [B] of the GPT, and of the unigram distribution of the training codes."""
-    logits, _ = self.gpt.apply({"params": params}, codes, labels)
-    targets = codes[:, self.order]
-    counts = state.variables["code_counts"]
-    # One count more for every code, so that a held-out code is never impossible.
-    unigram = -jnp.log2((counts + 1.0) / jnp.sum(counts + 1.0))
-    return {
-      "bits_per_code": code_losses.bits(code_losses.next_code(logits, targets)),
-      "unigram_bits_per_code": unigram[codes].mean(axis=-1),
-      "accuracy": code_losses.accuracy(logits, targets).mean(axis=-1),
-    }
-
   @property
   def num_codes(self):
-    """N, the codes of an image."""
+    """The number of codes N of an image."""
     return len(self.order)
 
   def drawing_params(self, results):
-    """What sample needs, from the results of the stages up to this one."""
+    """Returns the params that sample takes, from the results of the stages up to this one."""
     return {"gpt": results["pretrain"]["ema"]["gpt"], "tokenizer": results["tokenizer"]["ema"]}
 
   def sample(self, params, labels, keys, options, *, prefix, given=None):
-    """Images [B, H, W, 3] of labels int [B], and their codes int [B, N] in raster order: all codes
-    sampled from the GPT (prefix must be N), decoded by the tokenizer. given: see
-    decode.sample_codes."""
+    """Samples all codes of labels int [B] from the GPT (prefix must be N) and decodes them with the
+    tokenizer: images [B, H, W, 3], and the codes int [B, N] in raster order. given: see
+    autoregressive.sample_codes."""
     if prefix != self.num_codes:
       raise ValueError(f"the tokenizer decodes all {self.num_codes} codes, not {prefix}")
     codes, _ = autoregressive.sample_codes(
@@ -216,9 +204,23 @@ class PretrainStage(base.Stage):
     return self.tokenizer.decode(params["tokenizer"], codes), codes
 
   def pictures(self, state, batch, key):
-    labels, rows = base.picture_labels(self.config.pictures, self.classes)
+    labels, rows = base.picture_labels(self.pictured, self.classes)
     keys = rng.example_keys(rng.stream(key, "pictures", 0), jnp.arange(len(labels)))
-    params = {"gpt": state.ema["gpt"], "tokenizer": state.frozen["tokenizer"]}
-    options = base.sampling(self.config)
-    images, _ = self.sample(params, labels, keys, options, prefix=self.num_codes)
+    images, _ = self.sample(
+      self.current_params(state), labels, keys, self.sampling, prefix=self.num_codes
+    )
     return {"samples": images.reshape(rows, -1, *images.shape[1:])}
+
+
+def prediction_figures(gpt, params, code_counts, codes, labels):
+  """Returns the GPT's bits per code and accuracy [B] on codes int [B, N] with labels int [B], and
+  the bits per code of the unigram distribution that code_counts [V] of the training codes give."""
+  logits, _ = gpt.apply({"params": params}, codes, labels)
+  targets = codes[:, gpt.code_order()]
+  # One count more for every code, so that a held-out code is never impossible.
+  unigram = -jnp.log2((code_counts + 1.0) / jnp.sum(code_counts + 1.0))
+  return {
+    "bits_per_code": code_losses.bits(code_losses.next_code(logits, targets)),
+    "unigram_bits_per_code": unigram[codes].mean(axis=-1),
+    "accuracy": code_losses.accuracy(logits, targets).mean(axis=-1),
+  }

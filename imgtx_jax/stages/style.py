@@ -7,7 +7,6 @@ Contents are the data's images; styles are a second stream, batch["style"].
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from imgtx_jax import rng
 from imgtx_jax.data import pipeline, sources, transforms
@@ -20,14 +19,14 @@ from imgtx_jax.models.style_encoder import mix
 from imgtx_jax.pretrained import lpips_weights as vgg_weights
 from imgtx_jax.stages import adversarial, base, builders
 from imgtx_jax.training import optimizer
-from imgtx_jax.training.train_state import TrainState, update_ema
+from imgtx_jax.training.train_state import TrainState
 
 _LEAST_DETAIL = 0.4  # of a style's, and 1 / 0.4 times it the most, where it is changed
 _PICTURED = (4, 7)  # styles and contents of a picture
 
 
 class StyleStage(base.Stage):
-  """See the module's docstring; the contract is stage.Stage.
+  """The stage "style"; see the module's docstring, and base.py for the contract.
 
   Players: "stylist" (generator and style encoder; see Stylist) and, with an adversary,
   "discriminator".
@@ -84,61 +83,50 @@ class StyleStage(base.Stage):
     contents = self.prepare(batch, key, state.step, index)
     styles = self._prepare_styles(batch, key, state.step, index)
     strength = self._strength(key, state.step, index)
-    params = dict(state.params)
-    opt_state = dict(state.opt_state)
-
     # Anywhere in a large image: which windows of a style lie where could be learned by heart.
-    origin = self.config.patch * jax.random.randint(
-      rng.stream(key, "origin", state.step), (2,), 0, 2**16
-    )
+    origin = self.patch * jax.random.randint(rng.stream(key, "origin", state.step), (2,), 0, 2**16)
 
-    # One forward of the stylist serves both players: D steps first, the stylist meets the new D.
-    def forward(params):
-      return self._draw(params, state.frozen, contents, styles, strength, origin)
+    def forward(players):
+      return self._draw(players["stylist"], state.frozen, contents, styles, strength, origin)
 
-    images, pull = jax.vjp(forward, params["stylist"])
-    metrics = {}
-    if self.adversary:
-      labels = jnp.full(len(styles), self.classes, jnp.int32)
-      params["discriminator"], opt_state["discriminator"], metrics = self.adversary.update(
-        *(params["discriminator"], opt_state["discriminator"]),
-        *(styles, images["styled"], labels, key, index, state, axis),
-      )
+    images, pull = jax.vjp(forward, {"stylist": state.params["stylist"]})
     shift = self._shift(key, state.step)
     targets = self._targets(state.frozen, contents, styles, strength, shift)
+    started = state.step >= self.options.adversarial_start_steps
+    weight = jnp.where(started, self.options.adversarial_weight, 0.0)
 
-    def loss_fn(images):
-      total, parts = self._loss(state.frozen, images, styles, targets, shift)
-      if self.adversary:
-        draws = adversarial.make_draws(key, state.step, index)
-        against, _, more = self.adversary.generator_loss(
-          params["discriminator"], styles, images["styled"], labels, draws
-        )
-        started = state.step >= self.options.adversarial_start_steps
-        total += jnp.where(started, self.options.adversarial_weight, 0.0) * against
-        parts |= {"generator_loss": more["generator_loss"]}
-      return total, parts | {"loss": total}
+    def gradient(against):
+      def loss_fn(images):
+        total, parts = self._loss(state.frozen, images, styles, targets, shift)
+        if against:
+          adversarial_loss, _, more = against(images["styled"])
+          total += weight * adversarial_loss
+          parts |= {"generator_loss": more["generator_loss"]}
+        return total, parts | {"loss": total}
 
-    cotangents, parts = jax.grad(loss_fn, has_aux=True)(images)
-    (grads,) = pull(cotangents)
-    grads, parts = sharding.pmean((grads, parts), axis)
-    params["stylist"], opt_state["stylist"] = optimizer.update(
-      self.tx, grads, opt_state["stylist"], params["stylist"], state.rate
+      return jax.grad(loss_fn, has_aux=True)(images)
+
+    state, metrics = adversarial.adversarial_step(
+      state,
+      gradient,
+      lambda gradients: pull(gradients)[0],
+      {"stylist": self.tx},
+      adversary=self.adversary,
+      real=styles,
+      fake=(images["styled"], ()),
+      labels=jnp.full(len(styles), self.classes, jnp.int32),
+      ema_decay=self.options.ema_decay,
+      key=key,
+      index=index,
+      axis=axis,
     )
-    average = {"stylist": params["stylist"]}
-    parts["variety"] = adversarial.variety(
-      contents, images["styled"], jnp.ones(len(contents)), axis
-    )
-    return state.replace(
-      step=state.step + 1,
-      params=params,
-      opt_state=opt_state,
-      ema=update_ema(state.ema, average, self.options.ema_decay, state.step),
-    ), metrics | parts | {"gradient_norm": optax.tree.norm(grads)}
+    variety = adversarial.variety(contents, images["styled"], jnp.ones(len(contents)), axis)
+    return state, metrics | {"variety": variety}
 
   def _prepare_styles(self, batch, key=None, step=None, index=None):
-    """uint8 style images of a batch as float32 [B, H, W, 3]; with a key, flipped, recoloured, and
-    their detail made stronger or weaker: few paintings stand for all styles."""
+    """Returns the uint8 style images of a batch as float32 [B, H, W, 3]. With a key they are
+    flipped, recoloured, and their detail is made stronger or weaker: few paintings stand for all
+    styles."""
     images = transforms.normalize(batch["style"])
     if key is None:
       return images
@@ -147,24 +135,24 @@ class StyleStage(base.Stage):
       images = transforms.random_flip(images, flips)
     colors = rng.example_keys(rng.stream(key, "style_colors", step), index)
     images = transforms.random_colors(images, colors, self.options.jitter_share)
-    sizes = texture_synthesis.num_bands(self.config.patch)
+    sizes = texture_synthesis.num_bands(self.patch)
     draws = rng.uniform(rng.stream(key, "style_detail", step), index, (1 + sizes,))
     gains = _LEAST_DETAIL ** (1.0 - 2.0 * draws[:, 1:])
     changed = draws[:, :1] < self.options.jitter_share
-    return texture_synthesis.amplify(images, jnp.where(changed, gains, 1.0), self.config.patch)
+    return texture_synthesis.amplify(images, jnp.where(changed, gains, 1.0), self.patch)
 
   def _strength(self, key, step, index):
-    """Strengths [B]: 1, and for a share of the examples anything below."""
+    """Draws strengths [B]: 1, and for a share of the examples anything below."""
     draws = rng.uniform(rng.stream(key, "strength", step), index, (2,))
     return jnp.where(draws[:, 0] < self.options.partial_share, draws[:, 1], 1.0)
 
   def _shift(self, key, step):
-    """Where VGG16's crops of this step start, [2]: its strides of 16 pixels favour some places, and
-    if those were always the same places of a patch the stylizer would learn a grid from them."""
+    """Draws where VGG16's crops of this step start, int [2]: its strides of 16 pixels favour some
+    places, and from the same places of a patch each time the stylizer would learn a grid."""
     return jax.random.randint(rng.stream(key, "shift", step), (2,), 0, self.options.shift + 1)
 
   def _features(self, frozen, images, shift=None):
-    """VGG16's of images [B, H, W, 3], or of their crops by `shift` of the images' common frame."""
+    """Returns VGG16's features of images [B, H, W, 3], or of their crops that start at `shift`."""
     if shift is not None and self.options.shift:
       height, width = (side - self.options.shift for side in images.shape[1:3])
       sizes = (len(images), height, width, images.shape[3])
@@ -172,8 +160,9 @@ class StyleStage(base.Stage):
     return losses.features(frozen["vgg"], images)
 
   def _draw(self, params, frozen, contents, styles, strength, origin=(0, 0)):
-    """The images that the losses look at, each [B, H, W, 3]: "styled"; "moved", with the palette
-    alone; "own", if a loss asks, the style images in their own style."""
+    """Draws the images that the losses compare, each [B, H, W, 3]: "styled"; "moved", with the
+    style's palette alone; and for the identity losses "own", the style images in their own
+    style."""
     style, null = self.stylist.styles(params, styles), self.stylist.null(params, len(contents))
     partial = mix([null, style], [1.0 - strength, strength])
     found = self.stylist.stylize(params, frozen["tokenizer"], contents, partial, origin=origin)
@@ -183,7 +172,7 @@ class StyleStage(base.Stage):
     return images
 
   def _targets(self, frozen, contents, styles, strength, shift=None):
-    """What VGG16 says of contents and styles: features of both, and the moments asked for."""
+    """Returns VGG16's features of contents and styles, and the style loss's target moments."""
     found = self._features(frozen, jnp.concatenate([contents, styles]), shift)
     content, style = (
       {name: x[part] for name, x in found.items()}
@@ -193,7 +182,7 @@ class StyleStage(base.Stage):
     return {"content": content, "style": style, "moments": moments}
 
   def _loss(self, frozen, images, styles, targets, shift):
-    """All but the adversarial part; (total, metrics)."""
+    """Computes all but the adversarial part; (total, metrics)."""
     options = self.options
     found = self._features(frozen, images["styled"], shift)
     parts = {
@@ -250,12 +239,12 @@ class StyleStage(base.Stage):
     return self.masked_sums(batch, figures)
 
   def _figures(self, sums):
-    """style_left: the share of the way from content to style that is still to go."""
+    """Returns figures; style_left is the style loss, relative to that of the content itself."""
     figures = self.with_grid_ratio(self.means(sums))
     return figures | {"style_left": figures["style"] / max(figures["style_of_content"], 1e-6)}
 
   def pictures(self, state, batch, key):
-    """Contents, and a row for each style, which stands before it."""
+    """Draws the contents, and below them a row for each style, which stands first in it."""
     rows, columns = (min(len(batch["image"]), most) for most in _PICTURED)
     contents, styles = self.prepare(batch)[:columns], self._prepare_styles(batch)[:rows]
     params = state.ema["stylist"]

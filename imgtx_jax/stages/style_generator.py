@@ -1,5 +1,5 @@
-"""From a content image and a style to an image: the networks of the style stage, as it trains them
-and imgtx_jax.stylizing uses them."""
+"""Renders a content image in a style: the networks of the style stage, as it trains them and
+style_transfer/stylizer.py uses them."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -16,9 +16,12 @@ from imgtx_jax.stages.conditional_generator import copy_by_name
 
 
 class Whole(NamedTuple):
-  """Of whole images, to render parts of them alike: the map of their colours to the style's, matrix
-  [B, 3, 3] and offset [B, 3]; and after it the moments [B, 4 C] of their latents, and how strong
-  their detail is, contrast [B, L]."""
+  """Measures of whole images, with which parts of them are rendered alike.
+
+  matrix [B, 3, 3] and offset [B, 3] map their colours to the style's; of the images in these
+  colours come the moments [B, 4 C] of their latents and the strength of their detail, contrast
+  [B, L].
+  """
 
   matrix: Any
   offset: Any
@@ -36,16 +39,17 @@ class Stylized(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Stylist:
-  """Pure functions of params = {"generator", "style_encoder"}, which the style stage trains, and
-  tokenizer = {"encoder", "quantizer"}, which it does not.
+  """The networks of style transfer. Its methods are pure functions of params = {"generator",
+  "style_encoder"}, which the style stage trains, and tokenizer = {"encoder", "quantizer"}, which it
+  does not.
 
-  An image in a style is the content with the style's palette and a change to it, which the
-  generator makes from the latents of what it changes, the style, and the style's texture laid over
-  the image. Of a style that is partly the null style as much is applied as its share says: under
-  the null style the content comes back.
+  A stylized image is the content in the style's palette plus a change that the generator draws from
+  the latents of that content, the style's tokens, and the style's texture laid over the image. A
+  mixture of a style with the null style applies the style's share of both: the null style alone
+  gives the content back.
 
-  The generator is modulated by the style's modulation [B, S] beside the moments of the content's
-  latents [B, 4 C]: what a style makes of an image depends on what it is made from.
+  The generator is modulated by the style's modulation [B, S] and the moments of the content's
+  latents [B, 4 C]: what a style changes depends on the content.
   """
 
   encoder: Encoder
@@ -55,12 +59,12 @@ class Stylist:
 
   @property
   def multiple(self):
-    """The sides of images must be multiples of this."""
+    """The number that the sides of images must be multiples of."""
     return self.encoder.patch
 
   def init(self, key, decoder):
-    """params; decoder: the tokenizer's, whose weights, but the head's, the generator takes over by
-    name."""
+    """Returns initial params. The generator takes over the weights of decoder, the tokenizer's, by
+    name, except those of its head."""
     side = 2 * self.multiple
     images = jnp.zeros((1, side, side, 3))
     style, encoder = self.style_encoder.init_with_output(
@@ -82,12 +86,12 @@ class Stylist:
     return self.style_encoder.apply({"params": params["style_encoder"]}, images)
 
   def null(self, params, batch):
-    """The learned style under which a content comes back as it is: strength 0."""
+    """Returns the learned style that leaves a content as it is: strength 0."""
     return self.style_encoder.apply({"params": params["style_encoder"]}, batch, method="null")
 
   def content(self, tokenizer, images, *, hard=False):
-    """Images [B, H, W, 3] → the grid [B, N, C] of their latents before quantisation; hard: after
-    it, as their codes have them."""
+    """Encodes images [B, H, W, 3] as a grid [B, N, C] of latents before quantisation; hard: after
+    it."""
     latents = self.encoder.apply({"params": tokenizer["encoder"]}, images)
     if hard:
       codes = self.quantizer.quantize(tokenizer["quantizer"], latents).codes
@@ -95,12 +99,12 @@ class Stylist:
     return self.quantizer.continuous(latents)
 
   def measure(self, tokenizer, images, style, *, hard=False, own=None):
-    """What stylize takes from images [B, H, W, 3] as a whole, for a Style: a Whole. own: their
-    Palette, if it is known better: they may be smaller copies."""
+    """Measures images [B, H, W, 3] for a Style; returns the Whole that stylize takes. own: their
+    Palette, where the images are smaller copies and it is known from the full size."""
     return self._measured(tokenizer, images, style, hard, own)[0]
 
   def _measured(self, tokenizer, images, style, hard, own=None):
-    """(the Whole of images, _move's of them, their grid)."""
+    """Returns (the Whole of images, what _move returns of them, their content grid)."""
     colors, _ = unweighted(style)
     matrix, offset = color_transfer.transfer_map(
       color_transfer.measure(images) if own is None else own, colors
@@ -110,12 +114,12 @@ class Stylist:
     return Whole(matrix, offset, _moments(content), self._contrast(moved[0])), moved, content
 
   def contrast(self, images, style, whole):
-    """The contrast [B, L] that images [B, H, W, 3] have with the colours of a Whole, which may be
-    of smaller copies: how strong detail is depends on the size."""
+    """Returns the contrast [B, L] of images [B, H, W, 3] in the colours of a Whole, which may be of
+    smaller copies: the strength of detail depends on the size."""
     return self._contrast(self._move(images, style, whole.matrix, whole.offset)[0])
 
   def _move(self, images, style, matrix, offset):
-    """Images with the palette of a Style, and with that of the style it is a share of."""
+    """Returns images in a Style's palette by the style's weight, and in its palette fully."""
     full = color_transfer.apply_map(images, matrix, offset)
     return images + style.weight[:, None, None, None] * (full - images), full
 
@@ -123,10 +127,10 @@ class Stylist:
     return texture_synthesis.band_contrast(texture_synthesis.detail_bands(moved, self.multiple))
 
   def stylize(self, params, tokenizer, images, style, *, hard=False, whole=None, origin=(0, 0)):
-    """Content images [B, H, W, 3] in a Style [B] → Stylized.
+    """Renders content images [B, H, W, 3] in a Style [B]; returns Stylized.
 
-    whole: measure's of the images that these are parts of; by default of these themselves. origin
-    int [2]: where in those these begin, multiples of `multiple`.
+    whole: what measure returns of the images that these are parts of, by default of these
+    themselves. origin: int [2], where in those images these begin, multiples of `multiple`.
     """
     if whole is None:
       whole, (moved, full), content = self._measured(tokenizer, images, style, hard)
@@ -147,17 +151,18 @@ class Stylist:
     return Stylized(moved + style.weight[:, None, None, None] * change, moved)
 
   def render(self, params, tokenizer, images, style, **options):
-    """The image of stylize alone."""
+    """Returns the image of stylize alone."""
     return self.stylize(params, tokenizer, images, style, **options).image
 
   def _modulation(self, style, moments):
     return jnp.concatenate([style.modulation, moments], axis=-1)
 
   def shape(self, images):
-    """(h, w) of the grid of images [B, H, W, 3]."""
+    """Returns (h, w) of the grid of images [B, H, W, 3]."""
     return images.shape[1] // self.multiple, images.shape[2] // self.multiple
 
 
 def _moments(content):
-  """[B, 4 C] of a content grid [B, N, C]. Its vectors are of unit length: here of unit channels."""
+  """Returns the moments [B, 4 C] of a content grid [B, N, C], whose vectors of unit length are
+  scaled to channels of unit variance."""
   return statistics(content * content.shape[-1] ** 0.5)

@@ -5,10 +5,11 @@ Discriminator (VQGAN, arXiv:2012.09841; Transformer encoder, and the Generator a
 arXiv:2110.04627; or the convolutional ones of models/vqgan.py).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from imgtx_jax import rng
 from imgtx_jax.distributed import sharding
@@ -17,11 +18,11 @@ from imgtx_jax.metrics import codebook as code_metrics
 from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.stages import adversarial, base, builders, online_fd
 from imgtx_jax.training import optimizer
-from imgtx_jax.training.train_state import TrainState, update_ema
+from imgtx_jax.training.train_state import TrainState
 
 
 class TokenizerStage(base.Stage):
-  """See the module's docstring; the contract is stage.Stage."""
+  """The stage "tokenizer"; see the module's docstring, and base.py for the contract."""
 
   name = "tokenizer"
   sources = ()
@@ -34,7 +35,6 @@ class TokenizerStage(base.Stage):
     self.adversary = None
     if self.options.adversarial_weight:
       self.adversary = adversarial.of_stage(config, self.name, classes, self.tokenizer.decoder.taps)
-    self.lpips_weight = self.options.lpips_weight
     conditioned = [f"after layer {depth}" for depth in self.tokenizer.decoder.taps]
     self.captions = {"reconstructions": ["original", *conditioned, "reconstruction"]}
 
@@ -59,62 +59,45 @@ class TokenizerStage(base.Stage):
     index = sharding.example_index(len(batch["image"]), axis)
     images = self.prepare(batch, key, state.step, index)
     params = dict(state.params)
-    opt_state = dict(state.opt_state)
-    discriminator = params.pop("discriminator", None)
+    others = {"discriminator": params.pop("discriminator")} if self.adversary else {}
 
-    # The forward pass is shared: the discriminator takes its step between it and the losses.
-    def render(params):
+    def forward(params):
       return self._forward(params, images, key, state.step, index, axis)
 
-    (image, taps, code_parts), pull, (counts, latents) = jax.vjp(render, params, has_aux=True)
-    metrics = {}
-    if self.adversary:
-      discriminator, opt_state["discriminator"], metrics = self.adversary.update(
-        discriminator,
-        opt_state["discriminator"],
-        self.adversary.repeat(images),
-        self.adversary.show(image, taps),
-        batch["label"],
-        key,
-        index,
-        state,
-        axis,
-      )
+    (image, taps, code_parts), pull, (counts, latents) = jax.vjp(forward, params, has_aux=True)
 
-    def loss_fn(image, taps, code_parts):
-      return self._loss(state, images, image, taps, code_parts)
+    def gradient(against):
+      loss_fn = functools.partial(self._loss, state, images)
+      gradients, parts = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(image, taps, code_parts)
+      if against:
+        opposing, more = jax.grad(
+          lambda image, taps: against(image, taps)[::2], argnums=(0, 1), has_aux=True
+        )(image, taps)
+        gradients, ratio = self._oppose(gradients, opposing, pull, state.step, axis)
+        parts |= more | ratio
+      return gradients, parts
 
-    cotangents, parts = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(image, taps, code_parts)
-    if self.adversary:
-      draws = adversarial.make_draws(key, state.step, index)
-
-      def against(image, taps):
-        real, fake = self.adversary.repeat(images), self.adversary.show(image, taps)
-        return self.adversary.generator_loss(discriminator, real, fake, batch["label"], draws)[::2]
-
-      opposing, more = jax.grad(against, argnums=(0, 1), has_aux=True)(image, taps)
-      cotangents, ratio = self._oppose(cotangents, opposing, pull, state.step, axis)
-      parts |= more | ratio
-    (grads,) = pull(cotangents)
-    grads, parts = sharding.pmean((grads, parts), axis)
-    params, opt_state["tokenizer"] = optimizer.update(
-      self.tx, grads, opt_state["tokenizer"], params, state.rate
+    after, metrics = adversarial.adversarial_step(
+      state.replace(params={"tokenizer": params} | others, ema={"tokenizer": state.ema}),
+      gradient,
+      lambda gradients: {"tokenizer": pull(gradients)[0]},
+      {"tokenizer": self.tx},
+      adversary=self.adversary,
+      real=images,
+      fake=(image, taps),
+      labels=batch["label"],
+      ema_decay=self.options.ema_decay,
+      key=key,
+      index=index,
+      axis=axis,
     )
-    ema = update_ema(state.ema, params, self.options.ema_decay, state.step)
-    params, ema, usage, revived = self._revive(state, params, ema, counts, latents, key, axis)
-    metrics |= parts | {
-      "codes_revived": revived.astype(jnp.float32),
-      "gradient_norm": optax.tree.norm(grads),
+    others = dict(after.params)
+    params, ema, usage, revived = self._revive(
+      state, others.pop("tokenizer"), after.ema["tokenizer"], counts, latents, key, axis
+    )
+    return after.replace(params=params | others, ema=ema, variables={"usage": usage}), metrics | {
+      "codes_revived": revived.astype(jnp.float32)
     }
-    if self.adversary:
-      params = params | {"discriminator": discriminator}
-    return state.replace(
-      step=state.step + 1,
-      params=params,
-      opt_state=opt_state,
-      ema=ema,
-      variables={"usage": usage},
-    ), metrics
 
   def _forward(self, params, images, key, step, index, axis):
     latents = self.tokenizer.latents(params, images)
@@ -136,7 +119,7 @@ class TokenizerStage(base.Stage):
     return losses, (quantized.frequencies, latents)
 
   def _loss(self, state, images, image, taps, code_parts):
-    """Everything but the adversarial part; (total, metrics)."""
+    """Computes all but the adversarial part; (total, metrics)."""
 
     def distance(x):
       parts = (
@@ -157,10 +140,10 @@ class TokenizerStage(base.Stage):
     return total, parts | {"loss": total}
 
   def _oppose(self, cotangents, opposing, pull, step, axis):
-    """Cotangents (image, taps, code parts) with those (image, taps) of the adversarial loss by its
-    weight; and metrics.
+    """Adds to cotangents (image, taps, code parts) the adversarial loss's (image, taps) by its
+    weight; returns them and metrics.
 
-    adversarial_adaptive: its weight is multiplied by the ratio of the gradients of reconstruction
+    adversarial_adaptive: the weight is multiplied by the ratio of the gradients of reconstruction
     and adversarial loss at the decoder's last layer (VQGAN, arXiv:2012.09841).
     """
     metrics = {}
@@ -174,9 +157,10 @@ class TokenizerStage(base.Stage):
     return (*added, cotangents[2]), metrics
 
   def _gradient_ratio(self, pull, cotangents, opposing, axis):
-    """Norm of the reconstruction's gradient at the last layer over the adversarial loss's.
+    """Returns the norm of the reconstruction's gradient at the last layer over the adversarial
+    loss's.
 
-    Of the whole batch's gradients: a ratio of each device's own would differ with their number.
+    Both are of the whole batch: a ratio of each device's own would differ with their number.
     """
     nothing = jax.tree.map(jnp.zeros_like, cotangents)
     norms = []

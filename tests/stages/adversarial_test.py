@@ -10,13 +10,20 @@ import pytest
 
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.models.discriminator import Discriminator
-from imgtx_jax.stages import adversarial
+from imgtx_jax.stages import STAGES, adversarial, build
 from imgtx_jax.training.train_state import TrainState
 
 TRUNK = dict(heads=2, hidden=32, qk_norm=True, layer_scale=0.1, implementation="xla", remat="none")
 LABELS = np.array([0, 1, 0, 1, 0, 1, 0, 1], np.int32)
 INDEX = jnp.arange(8)
 KEY = jax.random.key(0)
+# Stages with an adversary, and a network of theirs.
+AVERAGED = (
+  ("tokenizer", "encoder"),
+  ("finetune", "generator"),
+  ("gan", "generator"),
+  ("style", "stylist"),
+)
 
 
 def make(taps=(), steps=100, **changes):
@@ -182,3 +189,68 @@ def test_a_generator_learns_both_modes_of_a_toy():
   grey = np.asarray(generate(theta, jax.random.key(9)))[:, 0, 0, 0]
   dark, bright = np.mean(np.abs(grey + 0.7) < 0.35), np.mean(np.abs(grey - 0.7) < 0.35)
   assert dark > 0.2 and bright > 0.2 and dark + bright > 0.6, np.sort(grey)
+
+
+# -- One step of all players -----------------------------------------------------------------------
+
+
+def start(name, config, batch):
+  """(stage, its first state) on untrained earlier stages."""
+  restored = {}
+  for earlier in (*STAGES[name].sources, name):
+    stage = build(earlier, config, 3)
+    init = lambda restored, stage=stage: stage.init(KEY, batch["image"].shape, restored)  # noqa: E731
+    state = jax.jit(init)(restored)
+    restored[earlier] = {"params": state.params, "ema": state.ema, "variables": state.variables}
+  return stage, state
+
+
+@pytest.mark.parametrize("name, network", AVERAGED)
+def test_averages_forget_the_first_weights_as_the_warm_up_says(
+  name, network, tiny_config, smooth_images, random_vgg
+):
+  """Weights that stay as they are, and an average that starts at 0: what it lacks of them is the
+  weight that a start has in it."""
+  tiny_config.generator.taps = ()
+  for other in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
+    tiny_config[other].layers = 1
+  tiny_config.tokenizer.adversarial_weight = tiny_config.style.adversarial_weight = 0.1
+  tiny_config[name].optimizer.learning_rate = 0.0
+  assert tiny_config[name].ema_decay > 0.99
+  batch = {"image": smooth_images(8, 16), "label": np.zeros(8, np.int32)}
+  batch |= {other: smooth_images(8, 16, seed=1) for other in STAGES[name].companion_names}
+  stage, state = start(name, tiny_config, batch)
+  state = state.replace(ema=jax.tree.map(jnp.zeros_like, state.ema))
+  step = jax.jit(functools.partial(stage.step, axis=None))
+  for _ in range(3):
+    state, _ = step(state, batch, KEY)
+  left = 1 / 10 * 2 / 11 * 3 / 12  # after three steps
+  for average, now in zip(
+    *(jax.tree.leaves(t[network]) for t in (state.ema, state.params)), strict=True
+  ):
+    np.testing.assert_allclose(average, (1 - left) * now, rtol=1e-5)
+
+
+def test_without_an_adversary_only_the_networks_learn():
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params={"net": jnp.ones(2)},
+    opt_state={"net": optax.sgd(0.1).init(jnp.ones(2))},
+    ema={"net": jnp.ones(2)},
+    variables={},
+    frozen={},
+  )
+
+  def gradient(against):
+    assert against is None
+    return jnp.full(2, 2.0), {"loss": jnp.zeros(())}
+
+  state, metrics = adversarial.adversarial_step(
+    *(state, gradient, lambda g: {"net": 3 * g}, {"net": optax.sgd(0.1)}),
+    **dict(adversary=None, real=None, fake=None, labels=None),
+    **dict(ema_decay=0.9, key=KEY, index=INDEX, axis=None),
+  )
+  np.testing.assert_allclose(state.params["net"], 1 - 0.1 * 6.0, rtol=1e-6)
+  np.testing.assert_allclose(state.ema["net"], 1 - 0.9 * 0.1 * 6.0, rtol=1e-6)
+  assert state.step == 1 and set(metrics) == {"loss", "gradient_norm_net"}
+  assert metrics["gradient_norm_net"] == pytest.approx(72**0.5)

@@ -10,8 +10,8 @@ import pytest
 from imgtx_jax import rng
 from imgtx_jax.sampling.autoregressive import Decoding
 from imgtx_jax.sampling.options import Sampling
-from imgtx_jax.stages import build
-from imgtx_jax.stages.gpt_gradient import gpt_gradient
+from imgtx_jax.stages import build, finetune_inputs
+from imgtx_jax.stages.finetune import gpt_gradient
 
 CLASSES = 3
 
@@ -34,19 +34,36 @@ def start(config, images, *, open_gates=False):
   return stage, state, batch, restored, key
 
 
+def render(stage, generator, state, task, states):
+  """The image and the conditioned images, as the step renders them."""
+  codebook = state.frozen["tokenizer"]["quantizer"]
+  image, taps = stage.networks.render(generator, codebook, task, states)
+  return image, [tap for tap, _ in taps]
+
+
 def forward(stage, state, task):
-  return stage.renderer.forward(
-    state.params,
-    state.frozen["tokenizer"]["quantizer"],
-    task,
-  )
+  logits, states = stage.networks.condition(state.params["gpt"], task)
+  return *render(stage, state.params["generator"], state, task, states), logits
 
 
 def make_task(stage, state, batch, key, prefix):
-  task = stage._draw_task(
-    state, stage.prepare(batch), batch["label"], key, jnp.arange(len(batch["label"]))
+  codes = stage.tokenizer.encode(state.frozen["tokenizer"], stage.prepare(batch))
+  bank, labels = state.variables["bank"], batch["label"]
+  task = finetune_inputs.draw(
+    stage.options, bank, codes, labels, key, 0, jnp.arange(len(labels)), classes=CLASSES
   )
-  return task | {"prefix": jnp.full(len(batch["label"]), prefix)}
+  return task | {"prefix": jnp.full(len(labels), prefix)}
+
+
+def loss_parts(stage, state, images, task, draws, image, taps, logits):
+  """The metrics of the generator's loss, against the discriminator as it is."""
+
+  def against(image, taps):
+    real, fake = stage.adversary.repeat(images), stage.adversary.show(image, taps)
+    judge = state.params["discriminator"]
+    return stage.adversary.generator_loss(judge, real, fake, task["label"], draws)
+
+  return stage._loss(state, images, task, against, image, taps, logits)[1]
 
 
 def test_full_prefix_renders_what_the_decoder_does(tiny_config, smooth_images):
@@ -78,12 +95,11 @@ def test_the_images_gradient_trains_the_part_of_the_gpt_that_is_asked(
   stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
   task = make_task(stage, state, batch, key, 8)
   (logits, states), pull_gpt = jax.vjp(
-    lambda params: stage.renderer.condition(params, task), state.params["gpt"]
+    lambda params: stage.networks.condition(params, task), state.params["gpt"]
   )
-  codebook = state.frozen["tokenizer"]["quantizer"]
 
   def verdict(generator, states):
-    image, _ = stage.renderer.render_task(generator, codebook, task, states)
+    image, _ = render(stage, generator, state, task, states)
     judge = stage.adversary.verdict(state.params["discriminator"], image, task["label"])
     return jnp.sum(judge.logit)
 
@@ -110,13 +126,11 @@ def test_the_images_gradient_trains_the_part_of_the_gpt_that_is_asked(
   assert ("adapter" in of_generator) == (trained == "adapter")
   if trained == "adapter":
     assert size(of_generator["adapter"]["project"]) > 1e-6
-    image = stage.renderer.render_task(state.params["generator"], codebook, task, states)[0]
+    image = render(stage, state.params["generator"], state, task, states)[0]
     plain = state.params["generator"] | {
       "adapter": jax.tree.map(jnp.zeros_like, of_generator["adapter"])
     }
-    np.testing.assert_array_equal(
-      image, stage.renderer.render_task(plain, codebook, task, states)[0]
-    )
+    np.testing.assert_array_equal(image, render(stage, plain, state, task, states)[0])
 
 
 def test_of_several_noises_the_one_of_the_nearest_image_is_taken(tiny_config, smooth_images):
@@ -125,23 +139,22 @@ def test_of_several_noises_the_one_of_the_nearest_image_is_taken(tiny_config, sm
   images = stage.prepare(batch)
   real = jnp.array([1.0, 1, 1, 1, 1, 1, 0, 0])
   task = make_task(stage, state, batch, key, 0) | {"real": real}
-  _, states = stage.renderer.condition(state.params["gpt"], task)
-  chosen = stage._choose_noise(state, images, task, states, key, jnp.arange(8))
+  _, states = stage.networks.condition(state.params["gpt"], task)
 
   def error(noise):
-    codebook = state.frozen["tokenizer"]["quantizer"]
-    image, _ = stage.renderer.render_task(
-      state.params["generator"], codebook, task | {"noise": noise}, states
-    )
-    return np.mean((image - images) ** 2, axis=(1, 2, 3))
+    asked = task | {"noise": noise}
+    image, _ = render(stage, state.params["generator"], state, asked, states)
+    return jnp.mean((image - images) ** 2, axis=(1, 2, 3))
 
+  drawn = finetune_inputs.draw_candidates(stage.options, key, 0, jnp.arange(8))
+  chosen = finetune_inputs.nearest_noise(error, drawn, real)
   candidates = rng.normal(
     rng.stream(key, "noise_candidates", 0), jnp.arange(8), (5, stage.options.noise_dim)
   )
   errors = np.stack([error(candidates[:, i]) for i in range(5)])
   assert errors.std(0).min() > 1e-6
   best = np.where(real, errors.argmin(0), 0)  # a bank row has no image to be near to
-  np.testing.assert_array_equal(chosen["noise"], candidates[np.arange(8), best])
+  np.testing.assert_array_equal(chosen, candidates[np.arange(8), best])
   assert len(set(best[:6])) > 1
 
 
@@ -151,9 +164,7 @@ def test_bank_rows_have_no_reconstruction_target(tiny_config, smooth_images):
   task = make_task(stage, state, batch, key, 16) | {"real": jnp.zeros(8)}
   image, taps, logits = forward(stage, state, task)
   draws = {name: jax.random.split(key, 8) for name in ("augment", "noise")}
-  _, parts = stage._loss(
-    state, state.params["discriminator"], images, image, taps, logits, task, draws
-  )
+  parts = loss_parts(stage, state, images, task, draws, image, taps, logits)
   assert parts["reconstruction"] == 0 and parts["next_code"] == 0
   assert parts["generator_loss"] > 0
 
@@ -166,13 +177,13 @@ def test_reconstruction_fades_with_the_prefix(tiny_config, smooth_images):
   for prefix in (0, 8, 16):
     task = make_task(stage, state, batch, key, prefix) | {"real": jnp.ones(8)}
     image, taps, logits = forward(stage, state, task)
-    args = (images, jnp.zeros_like(image), taps, logits, task, draws)
-    _, parts = stage._loss(state, state.params["discriminator"], *args)
+    args = (images, task, draws, jnp.zeros_like(image), taps, logits)
+    parts = loss_parts(stage, state, *args)
     found[prefix] = float(parts["reconstruction"])
   assert found[0] == 0
   # λ (k/N)^p of the mean square over the known patches.
   assert found[16] == pytest.approx(float(jnp.mean(images**2)), rel=1e-5)
-  known = stage.renderer.known_pixels(jnp.full(8, 8))
+  known = stage.networks.known_pixels(jnp.full(8, 8))
   assert float(known.mean()) == 0.5
   share = jnp.sum(known * images**2, axis=(1, 2, 3)) / jnp.sum(known * 3, axis=(1, 2, 3))
   assert found[8] == pytest.approx(0.5 * float(share.mean()), rel=1e-5)
@@ -187,9 +198,9 @@ def test_early_reconstruction_counts_everywhere_and_fades(tiny_config, smooth_im
   image, taps, logits = forward(stage, state, task)
 
   def found(step):
-    args = (images, jnp.zeros_like(image), taps, logits, task, draws)
+    args = (images, task, draws, jnp.zeros_like(image), taps, logits)
     at = state.replace(step=jnp.asarray(step))
-    return float(stage._loss(at, state.params["discriminator"], *args)[1]["reconstruction"])
+    return float(loss_parts(stage, at, *args)["reconstruction"])
 
   # At k = 0 no code is known; what the GPT sampled has no target at any time.
   assert found(0) == pytest.approx(float(jnp.mean(images[1::2] ** 2)) / 2, rel=1e-5)

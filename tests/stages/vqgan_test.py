@@ -99,7 +99,7 @@ def test_a_fresh_generator_begins_near_the_commonest_code(config):
 
   @jax.jit
   def init(key):
-    params = stage.renderer.init_generator(key, None, codebook, counts)
+    params = stage.networks.init_generator(key, None, codebook, counts)
     return params["generator"]["mask_token"]
 
   token = init(jax.random.key(0))
