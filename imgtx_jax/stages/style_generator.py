@@ -45,7 +45,7 @@ class Stylist:
 
   A stylized image is the content in the style's palette plus a change that the generator draws from
   the latents of that content, the style's tokens, and the style's texture laid over the image. A
-  mixture of a style with the null style applies the style's share of both: the null style alone
+  mixture of a style with the null style applies both by the style's weight: the null style alone
   gives the content back.
 
   The generator is modulated by the style's modulation [B, S] and the moments of the content's
