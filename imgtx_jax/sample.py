@@ -36,7 +36,7 @@ from imgtx_jax.sampling.labels import parse_labels
 from imgtx_jax.sampling.sampler import SCORES, Sampler, check_prefix, first_rows, load_stage
 from imgtx_jax.style_transfer import tiled_renderer
 from imgtx_jax.style_transfer.stylizer import load_stylizer
-from imgtx_jax.training import checksums, workdir
+from imgtx_jax.training import workdir
 
 FLAGS = flags.FLAGS
 
@@ -152,7 +152,7 @@ def write(images, codes, labels, given):
 
 def gather_rows(rows):
   """The rows [n, …] of all processes, in their order, in the first one; None in the others."""
-  parts = checksums.gather(rows.tobytes())
+  parts = processes.gather(rows.tobytes())
   if processes.is_first():
     data = np.frombuffer(b"".join(parts), rows.dtype)
     return data.reshape(-1, *rows.shape[1:])

@@ -52,6 +52,7 @@ ALONE = {
   "tensorflow": (),
 }
 PLACING = ("device_put", "make_array_", "NamedSharding", "PartitionSpec", "GSPMDSharding")
+CONSTRAINING = ("PartitionSpec", "with_sharding_constraint")  # of activations within a step
 
 
 # -- The checks ------------------------------------------------------------------------------------
@@ -160,14 +161,20 @@ def bad_outside_imports(sources):
 
 
 def bad_placements(sources):
-  """Lines "who uses what" for names that place arrays outside distributed/sharding.py."""
+  """Lines "who uses what" for names that place arrays outside distributed/sharding.py, or constrain
+  them outside distributed/collectives.py."""
   lines = []
   for module, source in sources.items():
     used = {n.attr for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute)}
     used |= {n.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name)}
     used |= {name.split(".")[-1] for name in dotted(source)}
-    bad = sorted(name for name in used if name.startswith(PLACING))
-    if bad and not belongs(module, "distributed.sharding"):
+    if belongs(module, "distributed.sharding"):
+      continue
+    bad = {name for name in used if name.startswith((*PLACING, *CONSTRAINING))}
+    if belongs(module, "distributed.collectives"):
+      bad -= set(CONSTRAINING)
+    bad = sorted(bad)
+    if bad:
       lines.append(f"{module} uses {', '.join(bad)}")
   return lines
 
@@ -287,11 +294,18 @@ def test_an_outside_import_is_found(source, line):
     "from jax.sharding import NamedSharding as N",
     "import jax\nf = jax.make_array_from_callback",
     "from jax import device_put_sharded",
+    "import jax\nf = jax.lax.with_sharding_constraint",
   ],
 )
 def test_a_placement_is_found(source):
   assert len(bad_placements({"imgtx_jax.x": source})) == 1
   assert bad_placements({"imgtx_jax.distributed.sharding": source}) == []
+
+
+def test_collectives_may_constrain_and_not_place():
+  module = "imgtx_jax.distributed.collectives"
+  assert bad_placements({module: "from jax.sharding import PartitionSpec"}) == []
+  assert len(bad_placements({module: "import jax\nx = jax.device_put(1)"})) == 1
 
 
 def test_a_named_stage_is_found():

@@ -25,7 +25,7 @@ from imgtx_jax.cli.stop_signals import StopSignals
 from imgtx_jax.data import pipeline, sources
 from imgtx_jax.distributed import processes, sharding
 from imgtx_jax.stages import STAGES, build
-from imgtx_jax.training import checkpoint, checksums
+from imgtx_jax.training import checkpoint
 
 STEPS, SAVED, BATCH, CLASSES = 5, 3, 16, 3
 
@@ -124,7 +124,7 @@ def agree():
       if stop.agreed():
         break
       time.sleep(0.02 * (1 + jax.process_index()))
-  return [int(part) for part in checksums.gather(str(number).encode())]
+  return [int(part) for part in processes.gather(str(number).encode())]
 
 
 def main():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imgtx_jax import rng
-from imgtx_jax.distributed.sharding import example_index
+from imgtx_jax.distributed.collectives import example_index
 
 ROOT = jax.random.key(7)
 

@@ -28,12 +28,12 @@ from imgtx_jax import rng
 from imgtx_jax.benchmark import common
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
+from imgtx_jax.distributed import processes
 from imgtx_jax.models.transformer import unstack_layers
 from imgtx_jax.sampling import autoregressive
 from imgtx_jax.sampling.sampler import Sampler
 from imgtx_jax.stages import STAGES, build, builders
 from imgtx_jax.stages.base import decoding, sampling
-from imgtx_jax.training.memory import peak_memory_bytes
 
 READ_BYTES = 2**29  # of the array whose reading is timed: far more than any cache holds
 
@@ -82,7 +82,7 @@ def measure_codes(config, classes, batch, runs):
     "seconds": median,
     "ms_per_code": 1e3 * median / total,
     "compile_seconds": compiling,
-    "peak_memory_bytes": peak_memory_bytes(),
+    "peak_memory_bytes": processes.peak_memory_bytes(),
     "weight_bytes": read,
     "bytes_per_second": rate,
     "floor_seconds": floor,

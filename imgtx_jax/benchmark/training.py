@@ -23,10 +23,9 @@ import numpy as np
 from imgtx_jax.benchmark import common, model_flops
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
-from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed import processes, sharding
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
-from imgtx_jax.training.memory import peak_memory_bytes
 
 
 def measure(config, name, steps, classes=0):
@@ -49,7 +48,7 @@ def measure(config, name, steps, classes=0):
   state = devices.put_state(state)
   batches = random_batches(config, stage, classes, inputs)
   first, median = time_steps(stage, state, devices, batches, steps)
-  memory = peak_memory_bytes()
+  memory = processes.peak_memory_bytes()
   flops = model_flops.count_step(config, name, classes, shapes, inputs)
   on_cpu = jax.default_backend() == "cpu"
   rate = matmul_rate(configs.compute_dtype(config), *((2048, 2) if on_cpu else (8192, 16)))

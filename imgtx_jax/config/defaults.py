@@ -8,10 +8,10 @@ otherwise. Most keys are in groups.py; what a user may set is checked by validat
 import math
 import re
 
+import jax
 import ml_collections
 
 from imgtx_jax.config import groups
-from imgtx_jax.distributed import target
 from imgtx_jax.errors import UserError
 
 IMAGENET_IMAGES = 1_281_167  # of its training split, for steps out of epochs
@@ -116,10 +116,13 @@ def sharding_rules(config):
   return rules
 
 
-def compute_dtype(config):
-  """The compute dtype as a name."""
+def compute_dtype(config, platform=None):
+  """The compute dtype as a name; "auto" is float32 on CPUs and bfloat16 elsewhere.
+
+  platform: "cpu", "gpu" or "tpu"; default: this process's.
+  """
   if config.dtype == "auto":
-    return "float32" if target.platform() == "cpu" else "bfloat16"
+    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
   return config.dtype
 
 

@@ -11,9 +11,11 @@ import glob
 import importlib.util
 import os
 import re
+import resource
 import sys
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -103,6 +105,17 @@ def wait_for_all(what):
     multihost_utils.sync_global_devices(what)
 
 
+def gather(data):
+  """Every process's bytes, in process order; also a barrier."""
+  if jax.process_count() == 1:
+    return [data]
+  sizes = multihost_utils.process_allgather(np.array([len(data)], np.int32)).reshape(-1)
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: len(data)] = np.frombuffer(data, np.uint8)
+  rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+  return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
 def agreeing():
   """Whether SIGTERM is left to should_stop."""
   return _agreeing
@@ -114,6 +127,14 @@ def should_stop():
   global _asked
   _asked += 1
   return _agreeing and multihost_utils.reached_preemption_sync_point(_asked)
+
+
+def peak_memory_bytes():
+  """The most memory used so far by this process's first accelerator, or by the process on a CPU."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and "peak_bytes_in_use" in stats:
+    return int(stats["peak_bytes_in_use"])
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def is_loss(error):

@@ -1,18 +1,19 @@
 """Where arrays live and how a step runs on all devices: the only file that places arrays.
 
-A step is written once, `step(state, batch, rng, *, axis) -> (state, metrics)`, and reduces through
-`pmean` and `all_gather` below. Two modes run it:
+A step is written once, `step(state, batch, rng, *, axis) -> (state, metrics)`, and reduces by the
+functions of collectives.py. Two modes run it:
 
   pmap  one program a device, the state replicated; the batch keeps a leading axis of devices;
         `axis` is a name, and the reductions are collectives over it.
   jit   one global program over a mesh (data x fsdp); `axis` is None, the reductions are
         identities, and named shardings say where parameters live (fsdp > 1: split over devices).
 
-Both give the same numbers (tests/parallel_test.py).
+Both give the same numbers (tests/distributed/sharding_test.py).
 """
 
 import abc
 import functools
+import math
 import re
 
 import jax
@@ -21,34 +22,13 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from imgtx_jax.distributed import target
-from imgtx_jax.distributed.split import split_axis
 from imgtx_jax.errors import UserError
 
 # pmap's axis and the mesh axis must share one name: pmap's outputs are sharded over a mesh of its
 # axis name, and an input that is sharded under another name would compile every step twice.
 AXIS = "data"
 MIN_SHARDED_SIZE = 2**16  # smaller arrays are replicated: gathering them costs more than it saves
-
-
-def pmean(tree, axis):
-  """Mean of every array of `tree` over the devices; the identity when `axis` is None."""
-  return tree if axis is None else jax.lax.pmean(tree, axis)
-
-
-def all_gather(x, axis):
-  """Local batch [b, ...] -> global batch [B, ...] in example order; identity without `axis`.
-
-  Gradients flow back to every device's examples; after `pmean` of the gradients a loss on the
-  gathered batch has the same gradient as under jit.
-  """
-  return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
-
-
-def example_index(n_local, axis):
-  """Global indices, int32 [n_local], of this device's examples; fold them into random keys."""
-  index = jnp.arange(n_local, dtype=jnp.int32)
-  return index if axis is None else index + n_local * jax.lax.axis_index(axis)
+_SCANNED = re.compile(r"(^|[/_])layers($|[/_])")  # a path component "layers" or "..._layers"
 
 
 def make_parallel(mode, *, fsdp=1, rules=(), devices=None):
@@ -226,7 +206,7 @@ class JitParallel(Parallel):
 
     def sharding(path, x):
       name = jax.tree_util.keystr(path, simple=True, separator="/")
-      axis = split_axis(name, x.shape, self.fsdp, self.rules, MIN_SHARDED_SIZE)
+      axis = _split_axis(name, x.shape, self.fsdp, self.rules)
       if axis is None:
         return self._replicated
       return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, "fsdp"))
@@ -276,20 +256,13 @@ class JitParallel(Parallel):
     return jax.jit(self._whole(fn), donate_argnums=0, out_shardings=out)
 
   def _whole(self, fn):
-    """fn of the whole batch, whose activations stay split as the batch is."""
+    """fn of the whole batch, traced under this mesh, which collectives.split_rows reads."""
 
     def run(*args):
-      with target.keep_rows(self._keep_rows):
+      with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
         return fn(*args, axis=None)
 
     return run
-
-  def _keep_rows(self, x):
-    """Activations [B, …] split as the batch is. Without this XLA splits their width over fsdp, as
-    the weights are, and exchanges them several times a layer instead of gathering the weights."""
-    if self.fsdp == 1 or len(x) % self.batch_divisor:
-      return x
-    return jax.lax.with_sharding_constraint(x, self._batch)
 
   def compile_sums(self, fn):
     return self._waiting(jax.jit(self._whole(fn), out_shardings=self._replicated))
@@ -304,6 +277,31 @@ class JitParallel(Parallel):
     return local
 
 
+def _split_axis(path, shape, fsdp, rules):
+  """The axis of the array at `path` of the state that is split over fsdp devices; None: replicated.
+
+  The first of `rules`, (compiled regex, axis or None) pairs, that matches the path decides. Without
+  one, arrays of at least MIN_SHARDED_SIZE numbers are split along the largest axis that fsdp
+  divides.
+  """
+  if fsdp == 1:
+    return None
+  for pattern, axis in rules:
+    if pattern.search(path):
+      axis = None if axis is None or axis >= len(shape) else axis
+      if axis is not None and shape[axis] % fsdp:
+        raise UserError(
+          f"sharding rule {pattern.pattern!r} splits axis {axis} of {path} {tuple(shape)}, "
+          f"which fsdp {fsdp} does not divide: choose another axis or None"
+        )
+      return axis
+  if math.prod(shape) < MIN_SHARDED_SIZE:
+    return None
+  first = 1 if _SCANNED.search(path) else 0  # never the layer axis: a scan slices it every step
+  axes = [a for a in range(first, len(shape)) if shape[a] % fsdp == 0]
+  return max(axes, key=lambda a: shape[a], default=None)
+
+
 def map_local(fn, params):
   """`fn(params, batch) -> arrays with a row an example` -> callable (numpy batch) -> jax arrays,
   not yet waited for. Every process alone, over its own devices: none waits for another's."""
@@ -311,6 +309,28 @@ def map_local(fn, params):
   params = local.put_state(params)
   run = jax.jit(fn, out_shardings=local._batch)
   return lambda batch: run(params, local.put_batch(batch))
+
+
+def in_batches(run, batch, batch_size, devices=None):
+  """run(batch), for a batch of any length, in batches of one size: one compiled program serves all.
+
+  Args:
+    run: a callable on dicts of arrays [b, …], as map_local returns them.
+    batch: NumPy arrays [n, …].
+    batch_size: rounded up to a multiple of `devices`. The last batch is filled up with rows that
+      are dropped again.
+    devices: how many devices split a batch; default: all of this process.
+
+  Returns: NumPy arrays [n, …].
+  """
+  total = len(jax.tree.leaves(batch)[0])
+  devices = devices or jax.local_device_count()
+  size = -(-batch_size // devices) * devices
+  parts = []
+  for start in range(0, total, size):
+    rows = np.arange(start, start + size) % total
+    parts.append(jax.device_get(run(jax.tree.map(lambda x, r=rows: x[r], batch))))
+  return jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts)
 
 
 def _place(x, sharding):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from imgtx_jax.distributed import sharding
-from imgtx_jax.distributed.batches import in_batches
 from imgtx_jax.errors import UserError, one_of
 from imgtx_jax.pretrained import efficientnet_weights, inception_weights
 from imgtx_jax.pretrained import lpips_weights as vgg_weights
@@ -122,7 +121,7 @@ def extractor(network, batch_size=64):
   def extract(images):
     images = np.asarray(images)
     _check(network, images)
-    return in_batches(run, images, batch_size)
+    return sharding.in_batches(run, images, batch_size)
 
   return extract
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.data import transforms
 from imgtx_jax.distributed import sharding
-from imgtx_jax.distributed.batches import in_batches
 from imgtx_jax.evaluate import extractors
 from imgtx_jax.evaluate.feature_store import Extractor
 from imgtx_jax.losses import cross_entropy as code_losses
@@ -110,7 +109,7 @@ def batched(apply, params, batch_size):
   run = sharding.map_local(apply, params)
 
   def extract(batch):
-    return in_batches(run, {name: batch[name] for name in ("image", "label")}, batch_size)
+    return sharding.in_batches(run, {name: batch[name] for name in ("image", "label")}, batch_size)
 
   return extract
 

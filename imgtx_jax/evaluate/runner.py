@@ -17,6 +17,7 @@ import imgtx_jax
 from imgtx_jax.cli.command import Interrupted
 from imgtx_jax.cli.progress import Display
 from imgtx_jax.cli.stop_signals import StopSignals
+from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError, one_of
 from imgtx_jax.evaluate import (
   extractors,
@@ -28,7 +29,6 @@ from imgtx_jax.evaluate import (
 )
 from imgtx_jax.evaluate.metrics_registry import METRICS
 from imgtx_jax.io.atomic import write_atomically
-from imgtx_jax.training import checksums
 
 _TITLES = {"held_out": "held-out images", "training": "training images"}
 
@@ -103,7 +103,7 @@ class Evaluator:
       self._save(stores, subject, save_npz, save_stats)
       return found
     finally:
-      checksums.gather(b"the first process has computed")
+      processes.gather(b"the first process has computed")
 
   def _compute(self, subject, metrics, stores, left_out):
     """What run returns, of filled stores."""
@@ -265,7 +265,7 @@ def agreement():
     yield
   except (UserError, Interrupted) as caught:
     error = caught
-  told = checksums.gather(json.dumps(str(error or "")).encode())
+  told = processes.gather(json.dumps(str(error or "")).encode())
   if error:
     raise error
   for index, text in enumerate(map(json.loads, told)):

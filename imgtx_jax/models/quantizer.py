@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed import collectives
 
 
 @flax.struct.dataclass
@@ -43,7 +43,7 @@ def normalize(x):
 def _code_frequencies(codes, size, axis):
   """Returns the fraction of each code in the global batch; float32 [V]."""
   counts = jnp.zeros(size).at[codes.reshape(-1)].add(1.0)
-  return sharding.pmean(counts / codes.size, axis)
+  return collectives.pmean(counts / codes.size, axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ class VectorQuantizer:
     log_p = jax.nn.log_softmax(similarity / self.entropy_temperature, axis=-1)
     p = jnp.exp(log_p)
     sample = -jnp.mean(jnp.sum(p * log_p, axis=-1))
-    mean = sharding.pmean(jnp.mean(p, axis=(0, 1)), axis)
+    mean = collectives.pmean(jnp.mean(p, axis=(0, 1)), axis)
     return sample + jnp.sum(mean * jnp.log(mean + 1e-9))
 
   def dequantize(self, params, codes):
@@ -154,7 +154,7 @@ class VectorQuantizer:
     first = jnp.all(usage == 0.0)  # the first step replaces all codes
     usage = self.usage_decay * usage + (1.0 - self.usage_decay) * frequencies
     dead = first | (usage < self.revive_below / self.codebook_size)
-    pool = sharding.all_gather(normalize(latents).reshape(-1, self.code_dim), axis)
+    pool = collectives.all_gather(normalize(latents).reshape(-1, self.code_dim), axis)
     picks = jax.random.randint(key, (self.codebook_size,), 0, pool.shape[0])
     codebook = jnp.where(dead[:, None], pool[picks], params["codebook"])
     usage = jnp.where(dead, 1.0 / self.codebook_size, usage)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imgtx_jax.distributed import target
+from imgtx_jax.distributed import collectives
 from imgtx_jax.models.attention import Attention
 from imgtx_jax.models.layers import ZEROS, Dropout, DropPath, Linear, SwiGLU, norm
 
@@ -233,8 +233,9 @@ class _ScanBody(nn.Module):
 
   @nn.compact
   def __call__(self, x, context, depth):
-    x, _ = Block(**self.hyperparameters, name="block")(target.rows(x), context, depth=depth)
-    return target.rows(x), None
+    x = collectives.split_rows(x)
+    x, _ = Block(**self.hyperparameters, name="block")(x, context, depth=depth)
+    return collectives.split_rows(x), None
 
 
 def unstack_layers(params):

@@ -14,7 +14,7 @@ import jax
 from imgtx_jax.benchmark import common, model_flops
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
-from imgtx_jax.distributed import sharding, target
+from imgtx_jax.distributed import sharding
 from imgtx_jax.errors import UserError
 from imgtx_jax.plan import traffic
 from imgtx_jax.plan.chips import Chip
@@ -122,23 +122,22 @@ def abstract_state(config, name, classes):
 
 def plan(config, name, classes, topology, devices, chip):
   """The Plan of one stage; UserError if it could not run on these devices."""
-  one = config.copy_and_resolve_references()
-  with one.unlocked():
-    one.stages = (name,)
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.stages = (name,)
+    config.dtype = configs.compute_dtype(config, devices[0].platform)
   options = dict(fsdp=config.parallel.fsdp, rules=configs.sharding_rules(config))
   sharding.make_parallel(config.parallel.mode, devices=devices, **options)  # says what cannot be
-  with target.plan_for(devices[0].platform):
-    validation.check(one, len(devices))
-    stage, state, inputs = abstract_state(config, name, classes)
-    program = Program(devices, **options)
-    batch, key = (
-      common.batch_shapes(config, stage, inputs),
-      jax.eval_shape(lambda: jax.random.key(0)),
-    )
-    model = model_flops.count_step(config, name, classes, state, inputs)
-    run = model_flops.count(functools.partial(stage.step, axis=None), state, batch, key)
-    lowered = program.lower_step(stage.step, state, batch, key)
-    dtype = configs.compute_dtype(config)
+  validation.check(config, len(devices))
+  stage, state, inputs = abstract_state(config, name, classes)
+  program = Program(devices, **options)
+  batch, key = (
+    common.batch_shapes(config, stage, inputs),
+    jax.eval_shape(lambda: jax.random.key(0)),
+  )
+  model = model_flops.count_step(config, name, classes, state, inputs)
+  run = model_flops.count(functools.partial(stage.step, axis=None), state, batch, key)
+  lowered = program.lower_step(stage.step, state, batch, key)
   began = time.monotonic()
   compiled, needed = _compile(lowered)
   seconds = time.monotonic() - began
@@ -152,7 +151,7 @@ def plan(config, name, classes, topology, devices, chip):
     fsdp=config.parallel.fsdp,
     batch=stage.batch_size,
     steps=stage.steps,
-    dtype=dtype,
+    dtype=config.dtype,
     compile_seconds=seconds,
     state_bytes={part: program.bytes_each({part: getattr(state, part)}) for part in PARTS},
     held=_held(devices, options["rules"], state),

@@ -14,7 +14,6 @@ from PIL import Image
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.errors import UserError
 from imgtx_jax.io.atomic import write_atomically
-from imgtx_jax.reporting import rounds
 from imgtx_jax.reporting.curves import draw_curve
 from imgtx_jax.training.metric_writer import read_metrics
 
@@ -40,7 +39,7 @@ def write(workdir):
     for summary in summaries
     for name, value in summary["figures"].items()
   }
-  compared = rounds.compare(summaries)
+  compared = _compare_rounds(summaries)
   report = {"stages": summaries, "figures": figures, "rounds": compared, "config": config}
   text = json.dumps(finite(report), indent=2, allow_nan=False)
   write_atomically(workdir / "report.json", text.encode())
@@ -54,7 +53,7 @@ def write(workdir):
     seconds=sum(stage["seconds"] or 0 for stage in stages),
     rounds=max(stage["round"] for stage in stages),
     compared=compared,
-    compared_samples=rounds.samples(stages),
+    compared_samples=_round_samples(stages),
     stages=stages,
     cover=_cover(stages),
     config=json.dumps(config, indent=2),
@@ -103,6 +102,36 @@ def _summarize(directory):
     held_out = {k: v for k, v in line.items() if "/" in k and not k.startswith("train/")}
     summary["latest"] |= held_out
   return summary
+
+
+def _compare_rounds(summaries):
+  """{"STAGE/FIGURE": [its value in each round, or None]}: the figures that a stage has in at least
+  two rounds. A stage that has not ended counts with its latest figures."""
+  count = max(summary["round"] for summary in summaries)
+  rows = {}
+  for summary in summaries:
+    for name, value in (summary["figures"] or summary["latest"]).items():
+      values = rows.setdefault(f"{summary['stage']}/{name}", [None] * count)
+      values[summary["round"] - 1] = value
+  rows = {name: row for name, row in rows.items() if sum(v is not None for v in row) > 1}
+  # The GPT's bits per code first: whether fine-tuning keeps it a prior is what rounds turn on.
+  return dict(sorted(rows.items(), key=lambda item: "bits_per_code" not in item[0]))
+
+
+def _round_samples(stages):
+  """[{"name", "stage", "rounds": [(round, last picture)]}]: the sample pictures that several rounds
+  of a stage have."""
+  found = {}
+  for stage in stages:
+    for picture in stage["pictures"]:
+      if "sample" in picture["name"]:
+        rounds = found.setdefault((stage["stage"], picture["name"]), [])
+        rounds.append((stage["round"], picture["steps"][-1]))
+  return [
+    {"stage": stage, "name": name, "rounds": rounds}
+    for (stage, name), rounds in found.items()
+    if len(rounds) > 1
+  ]
 
 
 def _curves(directory):

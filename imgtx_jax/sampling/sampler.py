@@ -8,7 +8,6 @@ import numpy as np
 from imgtx_jax import rng
 from imgtx_jax.data import transforms
 from imgtx_jax.distributed import sharding
-from imgtx_jax.distributed.batches import in_batches
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import STAGES, build
 from imgtx_jax.stages.base import GeneratingStage
@@ -145,7 +144,7 @@ class Sampler:
 
   def _in_batches(self, run, batch):
     # Fewer images than a batch need no larger program.
-    return in_batches(run, batch, min(self.batch_size, len(batch["label"])))
+    return sharding.in_batches(run, batch, min(self.batch_size, len(batch["label"])))
 
 
 def first_rows(stage, results, image, keep_rows):

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from imgtx_jax import rng
-from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed import collectives
 from imgtx_jax.losses import adversarial
 from imgtx_jax.losses import cross_entropy as code_losses
 from imgtx_jax.models.discriminator import Discriminator
@@ -178,7 +178,7 @@ class Adversary:
       grads, metrics = jax.grad(self.discriminator_loss, has_aux=True)(
         params, real, fake, labels, draws, count
       )
-      grads, metrics = sharding.pmean((grads, metrics), axis)
+      grads, metrics = collectives.pmean((grads, metrics), axis)
       return optimizer.update(self.tx, grads, opt_state, params, state.rate), metrics
 
     draws = [make_draws(key, state.step, index, turn) for turn in range(self.updates)]
@@ -226,12 +226,12 @@ def variety(real, fake, weight, axis):
 
   weight: [B], of the examples. The ratio is 1 where fewer than two examples count.
   """
-  weight = weight / jnp.maximum(sharding.pmean(jnp.mean(weight), axis), 1e-6)
+  weight = weight / jnp.maximum(collectives.pmean(jnp.mean(weight), axis), 1e-6)
   weight = weight[:, None, None, None]
 
   def variance(images):
-    mean = sharding.pmean(jnp.mean(weight * images, axis=0), axis)
-    return sharding.pmean(jnp.mean(weight * (images - mean) ** 2), axis)
+    mean = collectives.pmean(jnp.mean(weight * images, axis=0), axis)
+    return collectives.pmean(jnp.mean(weight * (images - mean) ** 2), axis)
 
   return jnp.sqrt((variance(fake) + 1e-6) / (variance(real) + 1e-6))
 
@@ -284,7 +284,7 @@ def adversarial_step(
       return adversary.generator_loss(params["discriminator"], real, shown, labels, draws)
 
   gradients, parts = gradient(against)
-  grads, parts = sharding.pmean((pull(gradients), parts), axis)
+  grads, parts = collectives.pmean((pull(gradients), parts), axis)
   for name in tx:
     params[name], opt_state[name] = optimizer.update(
       tx[name], grads[name], opt_state[name], params[name], state.rate

@@ -31,7 +31,7 @@ from absl import logging
 
 from imgtx_jax import rng
 from imgtx_jax.data import transforms
-from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed import collectives
 from imgtx_jax.losses import cross_entropy as code_losses
 from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.pretrained import lpips_weights
@@ -234,7 +234,7 @@ class GeneratingStage(Stage):
 
   def _sample_sums(self, state, batch, key, *, axis):
     images, labels = self.prepare(batch), batch["label"]
-    index = sharding.example_index(len(labels), axis)
+    index = collectives.example_index(len(labels), axis)
     keys = rng.example_keys(rng.stream(key, "samples", 0), index)
     params, options = self.current_params(state), self.sampling
     sums, drawn = {}, {}

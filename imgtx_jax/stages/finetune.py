@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from imgtx_jax import rng
 from imgtx_jax.config import defaults as configs
-from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed import collectives
 from imgtx_jax.losses import cross_entropy as code_losses
 from imgtx_jax.losses import perceptual, pixels
 from imgtx_jax.sampling import refinement
@@ -99,7 +99,7 @@ class FinetuneStage(base.GeneratingStage):
   # -- One step ------------------------------------------------------------------------------------
 
   def step(self, state, batch, key, *, axis):
-    index = sharding.example_index(len(batch["image"]), axis)
+    index = collectives.example_index(len(batch["image"]), axis)
     images = self.prepare(batch, key, state.step, index)
     codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
     codebook = state.frozen["tokenizer"]["quantizer"]
@@ -265,7 +265,7 @@ class FinetuneStage(base.GeneratingStage):
   def _sums(self, state, batch, key, *, axis):
     images = self.prepare(batch)
     labels = batch["label"]
-    index = sharding.example_index(len(labels), axis)
+    index = collectives.example_index(len(labels), axis)
     codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
     figures = prediction_figures(
       self.gpt, state.ema["gpt"], state.variables["code_counts"], codes, labels

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from imgtx_jax import rng
-from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed import collectives
 from imgtx_jax.stages import adversarial, base, builders
 from imgtx_jax.training import optimizer
 from imgtx_jax.training.train_state import TrainState
@@ -66,7 +66,7 @@ class GanStage(base.GeneratingStage):
     )
 
   def step(self, state, batch, key, *, axis):
-    index = sharding.example_index(len(batch["image"]), axis)
+    index = collectives.example_index(len(batch["image"]), axis)
     images = self.prepare(batch, key, state.step, index)
     noise = rng.normal(rng.stream(key, "noise", state.step), index, (self.options.noise_dim,))
     drop = rng.uniform(rng.stream(key, "null_label", state.step), index)
@@ -132,7 +132,7 @@ class GanStage(base.GeneratingStage):
 
   def _sums(self, state, batch, key, *, axis):
     images, labels = self.prepare(batch), batch["label"]
-    index = sharding.example_index(len(labels), axis)
+    index = collectives.example_index(len(labels), axis)
 
     def render(name):
       noise = rng.normal(rng.stream(key, name, 0), index, (self.options.noise_dim,))

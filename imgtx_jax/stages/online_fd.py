@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from imgtx_jax.data import transforms
-from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed import collectives
 from imgtx_jax.metrics import kid, small_sample
 from imgtx_jax.pretrained import lpips_weights
 from imgtx_jax.pretrained.vgg import vgg16_means
@@ -60,7 +60,7 @@ def gather(tree, axis):
   if axis is None:
     return tree
   first = jax.lax.axis_index(axis) == 0
-  tree = jax.tree.map(lambda x: sharding.all_gather(x, axis), tree)
+  tree = jax.tree.map(lambda x: collectives.all_gather(x, axis), tree)
   return jax.tree.map(lambda x: jnp.where(first, x, jnp.zeros_like(x)), tree)
 
 

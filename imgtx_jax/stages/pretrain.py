@@ -12,7 +12,7 @@ import optax
 from imgtx_jax import rng
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.data import transforms
-from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed import collectives
 from imgtx_jax.losses import cross_entropy as code_losses
 from imgtx_jax.sampling import autoregressive
 from imgtx_jax.stages import base, builders, online_fd
@@ -83,7 +83,7 @@ class PretrainStage(base.Stage):
     return {"gpt": params["params"]}
 
   def step(self, state, batch, key, *, axis):
-    index = sharding.example_index(len(batch["label"]), axis)
+    index = collectives.example_index(len(batch["label"]), axis)
     if "codes" in batch:
       codes = batch["codes"]
     else:
@@ -118,7 +118,7 @@ class PretrainStage(base.Stage):
       self.options.accumulate,
     )
     shares = jnp.zeros(self.gpt.codebook_size).at[codes.reshape(-1)].add(1.0 / codes.size)
-    grads, metrics, shares = sharding.pmean((grads, metrics, shares), axis)
+    grads, metrics, shares = collectives.pmean((grads, metrics, shares), axis)
     params, opt_state = optimizer.update(
       self.tx, grads, state.opt_state["gpt"], state.params, state.rate
     )
@@ -159,7 +159,7 @@ class PretrainStage(base.Stage):
   def _sample_sums(self, state, batch, key, *, axis):
     """Sums over one sample of each held-out image's label, of what tells the two apart."""
     labels = batch["label"]
-    index = sharding.example_index(len(labels), axis)
+    index = collectives.example_index(len(labels), axis)
     keys = rng.example_keys(rng.stream(key, "samples", 0), index)
     images = self.prepare(batch)
     samples, _ = self.sample(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from imgtx_jax import rng
 from imgtx_jax.data import pipeline, sources, transforms
-from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed import collectives
 from imgtx_jax.losses import pixels
 from imgtx_jax.losses import style as losses
 from imgtx_jax.metrics import image as image_metrics
@@ -79,7 +79,7 @@ class StyleStage(base.Stage):
     )
 
   def step(self, state, batch, key, *, axis):
-    index = sharding.example_index(len(batch["image"]), axis)
+    index = collectives.example_index(len(batch["image"]), axis)
     contents = self.prepare(batch, key, state.step, index)
     styles = self._prepare_styles(batch, key, state.step, index)
     strength = self._strength(key, state.step, index)

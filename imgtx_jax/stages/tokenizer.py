@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax import rng
-from imgtx_jax.distributed import sharding
+from imgtx_jax.distributed import collectives
 from imgtx_jax.losses import perceptual, pixels
 from imgtx_jax.metrics import codebook as code_metrics
 from imgtx_jax.metrics import image as image_metrics
@@ -56,7 +56,7 @@ class TokenizerStage(base.Stage):
     )
 
   def step(self, state, batch, key, *, axis):
-    index = sharding.example_index(len(batch["image"]), axis)
+    index = collectives.example_index(len(batch["image"]), axis)
     images = self.prepare(batch, key, state.step, index)
     params = dict(state.params)
     others = {"discriminator": params.pop("discriminator")} if self.adversary else {}
@@ -166,7 +166,7 @@ class TokenizerStage(base.Stage):
     norms = []
     for image in (cotangents[0], opposing[0]):
       (grads,) = pull((image, *nothing[1:]))  # of which the compiler keeps the last layer's
-      kernel = sharding.pmean(self.tokenizer.last_kernel(grads), axis)
+      kernel = collectives.pmean(self.tokenizer.last_kernel(grads), axis)
       norms.append(jnp.sqrt(jnp.sum(kernel**2)))
     return jnp.clip(norms[0] / (norms[1] + 1e-4), 0.0, 1e4)
 

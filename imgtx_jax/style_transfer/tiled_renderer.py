@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from imgtx_jax.data import transforms
-from imgtx_jax.distributed.batches import in_batches
+from imgtx_jax.distributed import sharding
 from imgtx_jax.errors import UserError
 from imgtx_jax.io.image_files import resize
 from imgtx_jax.models import color_transfer
@@ -106,7 +106,7 @@ class StyleRenderer:
     style = jax.tree.map(lambda *parts: np.concatenate(parts), *styles)
     batch = {"content": np.stack(contents), "style": style}
     count = min(self.room(shape), len(contents))
-    return in_batches(self._run, batch, 2 ** math.ceil(math.log2(count)), devices=1)
+    return sharding.in_batches(self._run, batch, 2 ** math.ceil(math.log2(count)), devices=1)
 
   def _run(self, batch, **part):
     content = batch["content"]

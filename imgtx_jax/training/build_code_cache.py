@@ -1,7 +1,12 @@
-"""The cache of codes that a stage trains on: opened, gone on with, or made before it trains."""
+"""The cache of codes that a stage trains on: opened, gone on with, or made before it trains.
+
+Images are read and cropped on the host while the devices encode those before.
+"""
 
 import hashlib
+import itertools
 import json
+import math
 import shutil
 import signal
 import sys
@@ -9,19 +14,22 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from imgtx_jax.cli.command import Interrupted
 from imgtx_jax.cli.progress import Display
 from imgtx_jax.cli.stop_signals import StopSignals
-from imgtx_jax.data import code_cache, transforms
-from imgtx_jax.distributed import sharding
+from imgtx_jax.data import code_cache, pipeline, transforms
+from imgtx_jax.distributed import processes, sharding
 from imgtx_jax.errors import UserError
 from imgtx_jax.io.atomic import explain_disk
-from imgtx_jax.training import checksums, code_encoding
+from imgtx_jax.training import checksums
+
+BATCH_BYTES = 16 * 2**20  # of the squares of one batch; four are in memory at once
 
 
 def prepare(inputs, images, config, directory):
-  """A data.codes.CodeSource of the codes that inputs (stages.stage.CodeInputs) asks for.
+  """A data.code_cache.CodeSource of the codes that inputs (stages.base.CodeInputs) asks for.
 
   images: the training source; directory: the work directory. Makes what is missing, each process
   its shards. Raises UserError for a cache of something else and a full disk, and Interrupted when a
@@ -36,17 +44,17 @@ def prepare(inputs, images, config, directory):
   if cache.index:
     print(f"codes: checking {cache.layout.bytes / 1e6:.3g} MB in {folder}", flush=True)
   missing = cache.missing(jax.process_index(), jax.process_count())
-  everywhere = sum(int(n) for n in checksums.gather(str(len(missing)).encode()))
+  everywhere = sum(int(n) for n in processes.gather(str(len(missing)).encode()))
   if everywhere or not cache.complete:
     _announce(cache, everywhere)
     if jax.process_index() == 0:
       cache.claim()
     if missing:
       _build(cache, missing, inputs, images, config, plan)
-    checksums.gather(b"all shards are written")
+    processes.gather(b"all shards are written")
     if jax.process_index() == 0:
       cache.finish()
-    checksums.gather(b"the index is written")
+    processes.gather(b"the index is written")
   return cache.open(images)
 
 
@@ -79,18 +87,55 @@ def fingerprint(inputs, images, config):
   }
 
 
-def batch_sizes(inputs, plan):
-  """(B, at_once) of encoding.batch_sizes: about as many images a step as the stage's own takes."""
-  images = inputs.batch_size // jax.process_count()
-  return code_encoding.batch_sizes(images, plan, jax.local_device_count())
+def batch_sizes(images, plan, devices):
+  """(B, at_once): images a batch of squares, and crops of each that are encoded at once.
+
+  B · at_once is about `images`; B squares take not much more than BATCH_BYTES, and `devices`, the
+  number of this process's devices, divides B.
+  """
+  rows = min(images, BATCH_BYTES // math.prod(plan.square_shape))
+  rows = max(devices, rows // devices * devices)
+  crops = len(plan.table)
+  at_once = max(n for n in range(1, crops + 1) if crops % n == 0 and n <= max(1, images // rows))
+  return rows, at_once
 
 
 def compile_encoder(inputs, plan, dtype):
-  """squares [B, sides, S, S, 3] → codes [B, C, N] of dtype, as encoding.build takes it, on this
-  process's devices."""
-  _, at_once = batch_sizes(inputs, plan)
-  encode = code_encoding.encode_crops(inputs.encode, plan, dtype, at_once)
-  return sharding.map_local(encode, inputs.params)
+  """A callable of squares uint8 [B, sides, S, S, 3] → codes [B, C, N] of dtype, on this process's
+  devices, not waited for."""
+  _, at_once = _batch_sizes(inputs, plan)
+  return sharding.map_local(encode_crops(inputs.encode, plan, dtype, at_once), inputs.params)
+
+
+def _batch_sizes(inputs, plan):
+  """batch_sizes for about as many images a step as the stage's own takes."""
+  return batch_sizes(inputs.batch_size // jax.process_count(), plan, jax.local_device_count())
+
+
+def encode_crops(encode, plan, dtype, at_once):
+  """A function (params, squares uint8 [B, sides, S, S, 3]) → codes [B, C, N] of dtype.
+
+  The crops are cut on the device: the host hands over each image once, not C times.
+
+  Args:
+    encode: a function (params, uint8 [n, size, size, 3]) → codes int [n, N].
+    plan: the transforms.CropPlan of the C crops.
+    dtype: of the codes.
+    at_once: how many crops of each image `encode` takes at a time, n = B · at_once; divides C.
+  """
+  steps = plan.table.reshape(-1, at_once, 4)
+
+  def run(params, squares):
+    def step(rows):
+      crops = [transforms.take_crop(squares, row, plan.size) for row in rows]
+      images = jax.numpy.stack(crops, axis=1)  # [B, at_once, size, size, 3]
+      codes = encode(params, images.reshape(-1, *images.shape[2:]))
+      return codes.reshape(len(squares), at_once, -1).astype(dtype)
+
+    codes = jax.lax.map(step, steps)  # [C / at_once, B, at_once, N]
+    return codes.transpose(1, 0, 2, 3).reshape(len(squares), len(plan.table), -1)
+
+  return run
 
 
 def _announce(cache, missing):
@@ -118,16 +163,70 @@ def _build(cache, shards, inputs, images, config, plan):
   encode = compile_encoder(inputs, plan, cache.layout.dtype)
   total = sum(len(cache.layout.span(shard)) for shard in shards)
   with StopSignals() as stop, Display("codes", total, 0) as display:
-    code_encoding.build(
+    fill(
       cache,
       shards,
       images,
       encode,
       plan=plan,
-      batch=batch_sizes(inputs, plan)[0],
+      batch=_batch_sizes(inputs, plan)[0],
       threads=config.data.threads,
       report=_Progress(display, total, len(plan.table), stop, cache.folder).add,
     )
+
+
+def fill(cache, shards, images, encode, *, plan, batch, threads, report):
+  """Writes shards of a code_cache.CodeCache.
+
+  Args:
+    cache: the CodeCache.
+    shards: the numbers of the shards to write.
+    images: the source.
+    encode: a function of squares [batch, sides, S, S, 3] → codes [batch, C, N], not waited for.
+    plan: the transforms.CropPlan.
+    batch: how many images `encode` takes.
+    threads: how many read and crop.
+    report: report(n) is called after every n examples, and may raise to stop; finished shards stay.
+  """
+  spans = [cache.layout.span(shard) for shard in shards]
+  counts = [[min(batch, len(s) - i) for i in range(0, len(s), batch)] for s in spans]
+  stream = pipeline.in_order(
+    images,
+    np.concatenate([np.arange(s.start, s.stop) for s in spans]),
+    crop=lambda image: transforms.resize_squares(image, plan),
+    threads=threads,
+    ahead=batch,
+  )
+  encoded = _encoded(stream, itertools.chain(*counts), (batch, *plan.square_shape), encode)
+  for shard, batches in zip(shards, counts, strict=True):
+    with cache.writing(shard) as append:
+      for labels, codes in itertools.islice(encoded, len(batches)):
+        append(labels, codes)
+        report(len(labels))
+
+
+def _encoded(stream, counts, shape, encode):
+  """Yields (labels int32 [n], codes [n, C, N]) for every n of `counts`.
+
+  Images are encoded in batches of `shape`, each dispatched before the last one is waited for.
+  """
+  before = None
+  for count in counts:
+    labels, squares = np.full(count, -1, np.int32), np.zeros(shape, np.uint8)
+    for row, example in enumerate(itertools.islice(stream, count)):
+      if example["label"] >= 0:
+        labels[row], squares[row] = example["label"], example["image"]
+    running = labels, encode(squares)
+    if before:
+      yield _fetch(*before)
+    before = running
+  if before:
+    yield _fetch(*before)
+
+
+def _fetch(labels, codes):
+  codes = np.asarray(codes)[: len(labels)]
+  return labels, codes * (labels >= 0)[:, None, None].astype(codes.dtype)
 
 
 class _Progress:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError, first_line
 from imgtx_jax.io.atomic import disk_fault
 from imgtx_jax.training import checkpoint_manifest as records
@@ -124,7 +125,7 @@ class Checkpoints:
     """The newest intact step, every checksum verified, or None; names damage in the log."""
     intact = _intact(self.directory, _steps(self.directory), _verify)
     newest = next((step for step, _ in intact), None)
-    return json.loads(checksums.gather(json.dumps(newest).encode())[0])
+    return json.loads(processes.gather(json.dumps(newest).encode())[0])
 
   def restore(self, like_state, *, step=None, iterator=None):
     """(state, meta) of the newest intact step, not after `step` if that is given.
@@ -185,7 +186,7 @@ class Checkpoints:
       removed += [p.name for p in self.directory.iterdir() if ".orbax-checkpoint-tmp" in p.name]
       for name in removed:
         (self.directory / name).rmtree(missing_ok=True)
-    removed = json.loads(checksums.gather(json.dumps(removed).encode())[0])
+    removed = json.loads(processes.gather(json.dumps(removed).encode())[0])
     if self._manager is None:
       options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=False)
       self._manager = _Manager(self.directory, options=options)

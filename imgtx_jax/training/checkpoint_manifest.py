@@ -10,6 +10,7 @@ import zlib
 import jax
 from absl import logging
 
+from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError
 from imgtx_jax.training import checksums
 
@@ -22,7 +23,7 @@ def make(arrays, empty, iterator, meta):
     for name, x in arrays.items()
   }
   position = json.dumps(None if iterator is None else iterator.get_state(), default=_plain)
-  positions = [json.loads(text) for text in checksums.gather(position.encode())]
+  positions = [json.loads(text) for text in processes.gather(position.encode())]
   record = {"arrays": specs, "empty": empty, "meta": meta or {}, "positions": positions}
   text = json.dumps(record, default=_plain)
   return {"text": text, "crc32": zlib.crc32(text.encode())}

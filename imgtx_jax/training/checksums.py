@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+
+from imgtx_jax.distributed import processes
 
 _THREADS = min(8, os.cpu_count() or 1)  # a save waits for the sums; NumPy lets go of Python's lock
 _CHUNK = 2**20  # elements whose weights are in memory at once
@@ -25,7 +26,7 @@ def checksums(arrays):
     sums = dict(zip(arrays, pool.map(_local, arrays.values()), strict=True))
   shared = {name: sums[name] for name, x in arrays.items() if is_global(x)}
   if shared:
-    parts = [json.loads(text) for text in gather(json.dumps(shared).encode())]
+    parts = [json.loads(text) for text in processes.gather(json.dumps(shared).encode())]
     sums |= {name: sum(part[name] for part in parts) % 2**64 for name in shared}
   return sums
 
@@ -33,17 +34,6 @@ def checksums(arrays):
 def is_global(x):
   """Whether other processes hold a part of this array."""
   return isinstance(x, jax.Array) and not x.is_fully_addressable
-
-
-def gather(data):
-  """Every process's bytes, in process order; also a barrier."""
-  if jax.process_count() == 1:
-    return [data]
-  sizes = multihost_utils.process_allgather(np.array([len(data)], np.int32)).reshape(-1)
-  padded = np.zeros(sizes.max(), np.uint8)
-  padded[: len(data)] = np.frombuffer(data, np.uint8)
-  rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
-  return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
 
 def _local(x):

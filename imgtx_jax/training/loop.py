@@ -18,12 +18,11 @@ from imgtx_jax.data import pipeline
 from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError
 from imgtx_jax.io.image_grid import save_grid
-from imgtx_jax.training import checksums, workdir
+from imgtx_jax.training import workdir
 from imgtx_jax.training.best_checkpoint import Best
 from imgtx_jax.training.checkpoint import Checkpoints
 from imgtx_jax.training.collapse_monitor import RATE, Collapse, Guard
 from imgtx_jax.training.evaluator_runner import EvaluatorRunner
-from imgtx_jax.training.memory import peak_memory_bytes
 from imgtx_jax.training.metric_writer import MetricLog
 
 BASELINE_IMAGES = 8192  # of a source, for what a stage measures at its end
@@ -292,7 +291,7 @@ class Trainer:
     self._close()
     # Of the images that each process has read, all of which may meet the same ones.
     names = json.dumps(pipeline.corrupt_images(self.inputs)["names"])
-    corrupt = {name for part in checksums.gather(names.encode()) for name in json.loads(part)}
+    corrupt = {name for part in processes.gather(names.encode()) for name in json.loads(part)}
     summary = {
       "stage": self.stage.name,
       "round": self.round_number,
@@ -300,7 +299,7 @@ class Trainer:
       "seconds": seconds,
       "compile_seconds": self.compile_seconds,
       "images_per_second": self.trained_images / max(self.train_seconds, 1e-9),
-      "peak_memory_bytes": peak_memory_bytes(),
+      "peak_memory_bytes": processes.peak_memory_bytes(),
       "corrupt_images": len(corrupt),
       "collapses": self.guard.collapses,
       "best": self.best.meta(),

@@ -308,6 +308,7 @@ def test_grid():
 def test_compute_dtype_is_float32_on_a_cpu_unless_asked():
   config = configs.default()
   assert configs.compute_dtype(config) == "float32"
+  assert configs.compute_dtype(config, "tpu") == "bfloat16"  # of another platform's chips
   config.dtype = "bfloat16"
   assert configs.compute_dtype(config) == "bfloat16"
 

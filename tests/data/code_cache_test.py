@@ -13,7 +13,7 @@ from PIL import Image
 from imgtx_jax.data import code_cache, pipeline, transforms
 from imgtx_jax.data.sources import ArraySource, open_source
 from imgtx_jax.errors import UserError
-from imgtx_jax.training import code_encoding
+from imgtx_jax.training import build_code_cache
 
 SIZE = 8
 FINGERPRINT = {"tokenizer.weights": "a1", "data.images": 10, "scales": [1.5]}
@@ -87,10 +87,10 @@ def fake_codes(images):
 
 
 class Encoder:
-  """encoding.build's encode for fake codes; counts its calls."""
+  """build_code_cache.fill's encode for fake codes; counts its calls."""
 
   def __init__(self, plan=PLAN, at_once=2, dtype="uint16"):
-    run = code_encoding.encode_crops(lambda params, x: fake_codes(x), plan, dtype, at_once)
+    run = build_code_cache.encode_crops(lambda params, x: fake_codes(x), plan, dtype, at_once)
     self.run, self.calls = jax.jit(run), 0
 
   def __call__(self, squares):
@@ -110,7 +110,7 @@ def fill(folder, source, process=(0, 1), encode=None, report=lambda n: None, pla
   cache.claim()
   if missing:
     encode = encode or Encoder(plan)
-    code_encoding.build(
+    build_code_cache.fill(
       cache, missing, source, encode, plan=plan, batch=2, threads=2, report=report
     )
   return cache, missing
@@ -171,10 +171,10 @@ def test_shards_are_neither_tiny_nor_many():
 @pytest.mark.parametrize("devices", [1, 4])
 def test_batches_fit_devices_and_crops(images, devices):
   plan = transforms.plan_crops(256, "ten", (1.1, 1.05), flip=True)
-  batch, at_once = code_encoding.batch_sizes(images, plan, devices)
+  batch, at_once = build_code_cache.batch_sizes(images, plan, devices)
   assert batch % devices == 0 and 20 % at_once == 0
   assert batch * at_once <= max(images, devices)
-  assert batch * np.prod(plan.square_shape) <= max(code_encoding.BATCH_BYTES, devices * 2**19)
+  assert batch * np.prod(plan.square_shape) <= max(build_code_cache.BATCH_BYTES, devices * 2**19)
   assert 2 * batch * at_once > min(images, 2 * batch)
 
 

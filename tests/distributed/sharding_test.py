@@ -8,13 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from imgtx_jax.distributed.sharding import (
-  all_gather,
-  example_index,
-  make_parallel,
-  map_local,
-  pmean,
-)
+from imgtx_jax.distributed.collectives import all_gather, example_index, pmean
+from imgtx_jax.distributed.sharding import make_parallel, map_local
 from imgtx_jax.errors import UserError
 from imgtx_jax.training.train_state import TrainState, update_ema
 

@@ -394,3 +394,14 @@ def test_a_wide_linear_map_has_the_gradient_of_the_product():
     params, x
   )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, plain)
+
+
+def test_a_wide_linear_map_is_lowered_for_the_platform_that_is_asked_for():
+  """Only a CPU transposes in memory, also where the program is made on another machine."""
+  layer, x = layers.Linear(2048), jax.ShapeDtypeStruct((4, 8), jnp.float32)
+  params = jax.eval_shape(layer.init, jax.random.key(0), x)
+  traced = jax.jit(jax.grad(lambda p, x: jnp.sum(layer.apply(p, x) ** 2))).trace(params, x)
+  for platform, transposes in (("cpu", True), ("tpu", False), ("cuda", False)):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("optimization_barrier" in text) == transposes, platform
+    assert "stablehlo.case" not in text

@@ -18,7 +18,7 @@ from imgtx_jax.data.sources import ArraySource
 from imgtx_jax.distributed import sharding
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
-from imgtx_jax.training import build_code_cache, checkpoint, code_encoding, loop, metric_writer
+from imgtx_jax.training import build_code_cache, checkpoint, loop, metric_writer
 
 CLASSES = 3
 COUNT = 60
@@ -88,7 +88,7 @@ def test_a_cache_is_made_once(config, results, images, tmp_path, monkeypatch, ca
   first = build_code_cache.prepare(inputs, images, config, tmp_path / "work")
   assert "shards to make: 6 of 6" in capsys.readouterr().out
   os.chmod(tmp_path / "elsewhere", 0o500)  # to read it, nothing is written
-  monkeypatch.setattr(code_encoding, "build", None)
+  monkeypatch.setattr(build_code_cache, "fill", None)
   again = build_code_cache.prepare(inputs, images, config, tmp_path / "work")
   assert capsys.readouterr().out.startswith("codes: checking 0.0194 MB in")
   for i in range(COUNT):

@@ -8,7 +8,6 @@ import numpy as np
 
 from imgtx_jax.data import pipeline, transforms
 from imgtx_jax.distributed import sharding
-from imgtx_jax.distributed.batches import in_batches
 from imgtx_jax.evaluate import extractors, saliency
 
 KEPT = 384  # images of a set that stay in memory: the others leave their answers and features only
@@ -70,7 +69,7 @@ class Examiner:
 
   def _in_batches(self, run, images, labels):
     batch = {"image": images, "label": np.asarray(labels, np.int32)}
-    return in_batches(run, batch, min(self.batch_size, len(images)))
+    return sharding.in_batches(run, batch, min(self.batch_size, len(images)))
 
   def _judge(self, params, batch):
     images = self.repeat(transforms.normalize(batch["image"]))

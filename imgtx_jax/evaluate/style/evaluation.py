@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 import imgtx_jax
+from imgtx_jax.distributed import processes
 from imgtx_jax.evaluate import runner
 from imgtx_jax.evaluate.feature_store import FeatureStore
 from imgtx_jax.evaluate.style.style_measures import CONTENT, METRICS, Measures, describe
 from imgtx_jax.evaluate.style.style_methods import Model
 from imgtx_jax.evaluate.style.style_pairs import Outputs, RepeatedOutputs
-from imgtx_jax.training.memory import peak_memory_bytes
 
 LEAST_SIDE = 32  # of images: AlexNet's, rounded up
 SHARD = 32  # pairs: what a kill loses
@@ -50,7 +50,7 @@ def run(pairs, methods, *, out, batch_size, leak_pairs, leak_rounds, report=None
       leaks[method.name] = images, store
   if jax.process_index():
     return None
-  timing["peak_memory_bytes"] = peak_memory_bytes()
+  timing["peak_memory_bytes"] = processes.peak_memory_bytes()
   return {
     "rows": {name: _means(store, METRICS) for name, store in stores.items()},
     "leak": {
@@ -117,7 +117,7 @@ def time_method(method, pairs):
     "seconds_a_pair": _seconds(lambda: single.apply(content, pairs, row)),
     "seconds_a_style": _seconds(lambda: single.encode(pairs.style(row)[0])),
   }
-  return found | {"peak_memory_bytes": peak_memory_bytes()}
+  return found | {"peak_memory_bytes": processes.peak_memory_bytes()}
 
 
 def _seconds(function):

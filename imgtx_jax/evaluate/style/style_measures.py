@@ -8,7 +8,6 @@ import numpy as np
 
 from imgtx_jax.data import transforms
 from imgtx_jax.distributed import sharding
-from imgtx_jax.distributed.batches import in_batches
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluate.feature_store import Extractor
 from imgtx_jax.losses import perceptual
@@ -88,13 +87,13 @@ class Measures:
 
   def _compared(self, function, images, known):
     batch = {"image": images} | known
-    return in_batches(self._compare[function], batch, self.batch_size)
+    return sharding.in_batches(self._compare[function], batch, self.batch_size)
 
   def _of_content(self, image):
-    return in_batches(self._describe_content, {"image": image[None]}, 1)
+    return sharding.in_batches(self._describe_content, {"image": image[None]}, 1)
 
   def _of_style(self, image):
-    return in_batches(self._describe_style, {"image": image[None]}, 1)
+    return sharding.in_batches(self._describe_style, {"image": image[None]}, 1)
 
 
 def _stack(trees):

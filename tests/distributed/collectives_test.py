@@ -1,12 +1,11 @@
-"""Activations keep the split of the batch, under fsdp only; plans trace for their own platform."""
+"""Activations keep the split of the batch, under fsdp only."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from imgtx_jax.benchmark import model_flops
-from imgtx_jax.config import defaults
-from imgtx_jax.distributed import target
+from imgtx_jax.distributed import collectives
 from imgtx_jax.distributed.sharding import make_parallel
 from imgtx_jax.models import layers
 from imgtx_jax.models.transformer import Context, Transformer
@@ -36,12 +35,16 @@ def test_activations_keep_the_split_of_the_batch(fsdp, rows, kept):
   params = jax.eval_shape(network.init, jax.random.key(0), x, context)
   found = constraints(jax.make_jaxpr(devices._whole(step))(params, x, None).jaxpr)
   assert set(found) == ({(("data", "fsdp"),)} if kept else set())
-  assert target.rows(x) is x  # no mesh, no constraint
+  assert collectives.split_rows(x) is x  # no mesh, no constraint
 
 
-def test_programs_are_traced_for_the_planned_platform():
-  assert target.platform() == "cpu" and layers._is_slow(4096)
-  with target.plan_for("tpu"):
-    assert not layers._is_slow(4096)
-    assert defaults.compute_dtype(defaults.default()) == "bfloat16"
-  assert defaults.compute_dtype(defaults.default()) == "float32"
+def test_a_constraint_reaches_the_compiled_program():
+  """split_rows of a batch that arrives replicated: every device computes its own rows only."""
+  devices = make_parallel("jit", fsdp=2)
+
+  def step(state, batch, rng, *, axis):
+    return state, {"x": collectives.split_rows(batch)}
+
+  run = jax.jit(devices._whole(step))
+  _, metrics = run((), jax.device_put(jnp.zeros((8, 4)), devices._replicated), None)
+  assert metrics["x"].sharding.is_equivalent_to(devices._batch, 2)
