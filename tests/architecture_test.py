@@ -6,6 +6,9 @@ The checks are functions of {module name: source}, so that they can be tried on 
 
 import ast
 import functools
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -320,6 +323,47 @@ def test_a_cycle_is_found():
   assert cycles(sources) == ["imgtx_jax.a", "imgtx_jax.b", "imgtx_jax.c"]
   later = sources | {"imgtx_jax.c": "def f():\n  from imgtx_jax.a import x"}
   assert cycles(later) == []
+
+
+# -- What importing changes ------------------------------------------------------------------------
+
+IMPORTS = """
+import importlib, logging, sys, warnings
+import jax, numpy, orbax.checkpoint as ocp
+import absl.logging, cv2, flax.linen, grain, matplotlib.figure, optax, PIL.Image, tensorboardX
+import clu.parameter_overview, ml_collections.config_flags, tensorflow_datasets
+
+def state():
+  loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+  handler = ocp.type_handlers.get_type_handler
+  return {
+    "unraisable": sys.unraisablehook,
+    "excepthook": sys.excepthook,
+    "warnings": list(warnings.filters),
+    "log filters": [x.filters for x in loggers if getattr(x, "filters", None)],
+    "log levels": absl.logging.get_verbosity(),
+    "orbax": [handler(kind) for kind in (numpy.ndarray, jax.Array, int, str)],
+    "jax": dict(jax.config.values),
+  }
+
+before = state()
+for name in sys.argv[1:]:
+  importlib.import_module(name)
+after = state()
+assert before == after, {n: (before[n], after[n]) for n in before if before[n] != after[n]}
+"""
+
+
+def test_importing_any_module_changes_nothing_global(sources):
+  """Each library is loaded before, for what it does itself is not ours."""
+  modules = [m for m in sorted(sources) if "tf_data" not in m]
+  done = subprocess.run(
+    [sys.executable, "-c", IMPORTS, *modules],
+    capture_output=True,
+    text=True,
+    env=os.environ | {"PYTHONPATH": str(ROOT.parent)},
+  )
+  assert done.returncode == 0, done.stderr
 
 
 # -- Compile time ----------------------------------------------------------------------------------

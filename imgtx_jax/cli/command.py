@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 bad input (one line, no traceback), 128 + n stopped by sig
 traceback and exit with 1.
 """
 
+import functools
 import logging as python_logging
 import os
 import sys
@@ -118,9 +119,20 @@ def _parse(argv):
 
 
 def _quiet():
-  """Progress goes to stdout; of the libraries only warnings are worth a line."""
+  """Progress goes to stdout; of the libraries only warnings are worth a line.
+
+  Orbax logs, with tracebacks from several threads, what it also raises: users get one line. Its
+  reads and writes that go on after a first failed one raise where nobody can catch it.
+  """
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
   python_logging.getLogger("jax").setLevel(python_logging.WARNING)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   warnings.filterwarnings("ignore", category=DeprecationWarning)
+  logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
+  sys.unraisablehook = functools.partial(_drop_orphans, others=sys.unraisablehook)
+
+
+def _drop_orphans(unraisable, others):
+  if "Event loop is closed" not in str(unraisable.exc_value):
+    others(unraisable)

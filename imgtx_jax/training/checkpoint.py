@@ -8,7 +8,6 @@ checksum, and whatever is damaged is named in the log and passed over for the ne
 """
 
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
 
 from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError, first_line
@@ -26,40 +26,8 @@ from imgtx_jax.training import checksums, host_buffers
 _GROUP_BYTES = 2**30  # about what `latest` holds in memory at once
 
 
-def _quiet(unraisable, others=sys.unraisablehook):
-  """Drops what reads and writes that go on after a first failed one say to nobody."""
-  if "Event loop is closed" not in str(unraisable.exc_value):
-    others(unraisable)
-
-
-# Orbax logs, with tracebacks from several threads, what it also raises: users get one line.
-logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
-sys.unraisablehook = _quiet
-# Orbax would copy NumPy arrays before it writes them; what `save` gives it changes no more.
-ocp.type_handlers.register_type_handler(
-  np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False), override=True
-)
-
-
 class _Damaged(Exception):
   """A step directory that cannot be trusted; says why."""
-
-
-class _Kept:
-  """Orbax's preservation policy: the newest `keep` steps, those whose step is a multiple of
-  `keep_every` (0: none), and the best one."""
-
-  def __init__(self, keep, keep_every):
-    self.keep, self.every, self.best = keep, keep_every, None
-
-  def should_preserve(self, checkpoints, *, context):
-    """Of each checkpoint, oldest first, whether it stays."""
-    del context
-    newest = len(checkpoints) - self.keep
-    return [
-      i >= newest or c.step == self.best or bool(self.every and c.step % self.every == 0)
-      for i, c in enumerate(checkpoints)
-    ]
 
 
 class _Manager(ocp.CheckpointManager):
@@ -71,15 +39,18 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-  """The checkpoints of one stage, in `directory`: the newest `keep` of them stay, those whose step
-  is a multiple of `keep_every` (0: none), and the best.
+  """The checkpoints of one stage, in `directory`.
 
-  All processes of a run make the same calls in the same order.
+  The newest `keep` of them stay, those whose step is a multiple of `keep_every` (0: none), and the
+  best. All processes of a run make the same calls in the same order.
   """
 
   def __init__(self, directory, *, keep=2, keep_every=0):
     self.directory = epath.Path(directory).expanduser().absolute()
-    self._kept = _Kept(keep, keep_every)
+    self._keep = [policies.LatestN(keep)]
+    if keep_every:
+      self._keep.append(policies.EveryNSteps(keep_every))
+    self._kept = policies.AnyPreservationPolicy(self._keep)
     self._manager = None  # made by the first save: reading never writes
     self._copies = host_buffers.HostCopies()
     self._current = None  # the step that this object saved or restored last
@@ -100,7 +71,7 @@ class Checkpoints:
     """
     step = int(step)
     self.wait()
-    self._kept.best = best
+    self._kept.policies = [*self._keep, policies.CustomSteps([] if best is None else [best])]
     if step == self._current:
       return  # saved already, or restored and not trained since
     arrays, empty = records.flatten(state)
@@ -189,7 +160,8 @@ class Checkpoints:
     removed = json.loads(processes.gather(json.dumps(removed).encode())[0])
     if self._manager is None:
       options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=False)
-      self._manager = _Manager(self.directory, options=options)
+      handlers = {"arrays": _array_handler(), "record": ocp.JsonCheckpointHandler()}
+      self._manager = _Manager(self.directory, options=options, item_handlers=handlers)
     elif removed:
       self._manager.reload()
 
@@ -235,6 +207,16 @@ def load(directory, *, step=None):
     f"no {wanted} in {directory} (found: {_steps(directory) or 'none'}): train that stage first, "
     f"python -m imgtx_jax.main --config configs/NAME.py --workdir {directory.parent.parent}"
   )
+
+
+def _array_handler():
+  """Orbax's handler of dicts of arrays. It writes NumPy arrays without copying them first: what
+  `save` gives it does not change any more."""
+  ours = ocp.type_handlers.create_type_handler_registry(
+    (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+    (jax.Array, ocp.type_handlers.get_type_handler(jax.Array)),
+  )
+  return ocp.PyTreeCheckpointHandler(type_handler_registry=ours)
 
 
 def _steps(directory):
@@ -301,7 +283,7 @@ def _read_arrays(path, record, like):
   if wanted:
     args = ocp.args.PyTreeRestore(dict.fromkeys(wanted, 0), wanted, partial_restore=True)
     try:
-      arrays |= ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path / "arrays", args=args)
+      arrays |= ocp.Checkpointer(_array_handler()).restore(path / "arrays", args=args)
     except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
       raise  # not the checkpoint's fault
     except Exception as error:
