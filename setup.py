@@ -1,5 +1,6 @@
 """The package, what it needs, and the extras that README's pip lines name."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -10,7 +11,7 @@ _TEST = ["pytest>=8", "pytest-xdist>=3.5", "scikit-image>=0.24"]
 
 setup(
   name="imgtx_jax",
-  version="0.1.0",
+  version=re.search(r'__version__ = "(.*)"', (_HERE / "imgtx_jax/__init__.py").read_text())[1],
   description="Image generation and style transfer with generatively pre-trained Transformers",
   long_description=_README.read_text(encoding="utf-8") if _README.exists() else "",
   long_description_content_type="text/markdown",

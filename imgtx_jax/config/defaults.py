@@ -32,9 +32,9 @@ def default():
   # Compute dtype: "float32", "bfloat16", or "auto" (bfloat16 on accelerators).
   c.dtype = "auto"
   # After a collapse (numbers that are not finite, or a stage's own signs of it in guard_lines lines
-  # of the log in a row): "retry" falls back once to the last good checkpoint and goes on at half
-  # the learning rates, "stop" stops; "off" sees no signs, and stops where numbers are not finite.
-  c.guard = "retry"
+  # of the log in a row): "stop" stops and keeps the last good checkpoint, "retry" goes on from it,
+  # once, at half the learning rates; "off" sees no signs, and stops where numbers are not finite.
+  c.guard = "stop"
   c.guard_lines = 3
 
   c.parallel = ml_collections.ConfigDict()

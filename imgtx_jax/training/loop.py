@@ -70,13 +70,14 @@ class Trainer:
     self.evaluation = EvaluatorRunner(stage, config, held_out, parallel, self.companions)
     self._start()
 
-  def _start(self, rate=1.0):
+  def _start(self, collapses=()):
     """Initial state, or the last intact checkpoint's, with the position in the data and the
     metrics of the steps since the last logged line.
 
-    Given a rate, the last one without an alarm, with its learning rates times that.
+    collapses: a line on each collapse so far, if there was one just now: then from the last
+    checkpoint without an alarm, with its learning rates times RATE.
     """
-    config = self.config
+    config, back = self.config, bool(collapses)
     self.iterator = pipeline.train_iterator(
       self.inputs,
       batch_size=self.stage.batch_size,
@@ -98,7 +99,7 @@ class Trainer:
     self.window, self.seconds, self.start = {}, 0.0, 0
     self.pictured = False
     self.train_seconds, self.trained_images, self.compile_seconds = 0.0, 0, 0.0
-    meta, back = None, rate != 1.0
+    meta = None
     if self.guard.good is not None if back else self.checkpoints.latest() is not None:
       step = self.guard.good if back else None
       state, meta = self.checkpoints.restore(state, step=step, iterator=self.iterator)
@@ -108,8 +109,14 @@ class Trainer:
       self.trained_images = meta["trained_images"]
       self.compile_seconds = meta["compile_seconds"]
     self.guard.restore(meta)
+    rate = 1.0
+    if back:
+      self.guard.collapses, rate = list(collapses), RATE
     self._restore_best(meta and meta.get("best"))
-    self.log.truncate(self.start)
+    if back:
+      self.log.set_aside(self.start, fall=len(collapses))
+    else:
+      self.log.truncate(self.start, falls=len(self.guard.collapses))
     self.state = self.parallel.put_state(state.replace(rate=np.float32(state.rate * rate)))
     self.checkpoints.reserve(self.parallel.abstract(state.replace(frozen={})))
 
@@ -189,8 +196,7 @@ class Trainer:
     collapses = [*self.guard.collapses, f"{line}; back to {self.guard.back_to()}"]
     self.display.line(f"{collapses[-1]}, and on at {RATE:g} of the learning rates")
     self.checkpoints.wait()
-    self._start(rate=RATE)
-    self.guard.collapses = collapses
+    self._start(collapses)
 
   def _collect(self, pending, mark):
     """Waits for the pending steps' metrics and adds them to the window, timing them if asked."""

@@ -9,12 +9,13 @@ from tensorboardX import SummaryWriter
 from imgtx_jax.io.atomic import explain_disk, write_atomically
 
 _FILE = "metrics.jsonl"
+_FALL = "fall"  # key of lines that training has fallen back from
 
 
 class MetricLog:
-  """Appends to a stage's metrics; survives kills and goes on after a resume.
+  """Appends to a stage's metrics.
 
-  writes: False for the processes of a run that leave writing to the first.
+  directory: the stage's. writes: False in processes that leave writing to the first.
   """
 
   def __init__(self, directory, *, writes=True):
@@ -25,7 +26,7 @@ class MetricLog:
     self._events = None
     self._first_step = 0
     if writes and self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
-      self._keep(lambda record: True)  # a kill or a full disk left half a line
+      self._rewrite(_parse(self._path))  # a kill or a full disk left half a line
 
   def write(self, step, seconds, metrics):
     """One line: the step, seconds since the stage's first start, and {name: scalar}."""
@@ -44,12 +45,31 @@ class MetricLog:
           events.add_scalar(name, value, int(step))
       events.flush()
 
-  def truncate(self, step):
-    """Forgets every line after step, here and in TensorBoard: training goes on from step."""
-    self.close()
-    self._first_step = int(step) + 1
+  def truncate(self, step, falls=0):
+    """Forgets every line after `step`, from which training goes on, here and in TensorBoard.
+
+    Lines that set_aside marked stay, of the first `falls` falls.
+    """
+
+    def resumed(record):
+      fall = record.get(_FALL)
+      return record["step"] <= step if fall is None else fall <= falls
+
+    self._purge(step)
     if self._writes and self._path.exists():
-      self._keep(lambda record: record["step"] <= step)
+      self._rewrite(record for record in _parse(self._path) if resumed(record))
+
+  def set_aside(self, step, fall):
+    """Marks every line after `step`, to which training falls back, as "fall": its number, from 1.
+
+    TensorBoard forgets them.
+    """
+    self._purge(step)
+    if self._writes and self._path.exists():
+      self._rewrite(
+        record | {_FALL: fall} if record["step"] > step and _FALL not in record else record
+        for record in _parse(self._path)
+      )
 
   def close(self):
     """Closes the events file; a later write opens another."""
@@ -68,19 +88,28 @@ class MetricLog:
       )
     return self._events
 
-  def _keep(self, wanted):
-    kept = [json.dumps(record) for record in _parse(self._path) if wanted(record)]
-    write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
+  def _purge(self, step):
+    """The next events file tells TensorBoard to forget what comes after `step`."""
+    self.close()
+    self._first_step = int(step) + 1
+
+  def _rewrite(self, records):
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    write_atomically(self._path, text.encode())
 
 
-def read_metrics(directory):
-  """A stage's metrics as one dict a line, in order; [] if there are none, NaN for null."""
+def read_metrics(directory, set_aside=False):
+  """A stage's metrics as one dict a line, in order; [] if there are none, NaN for null.
+
+  set_aside: those that MetricLog.set_aside marked, instead of all the others.
+  """
   path = Path(directory) / _FILE
   if not path.exists():
     return []
   return [
     {name: math.nan if value is None else value for name, value in record.items()}
     for record in _parse(path)
+    if (_FALL in record) == set_aside
   ]
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import imgtx_jax
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError
@@ -19,6 +20,8 @@ from imgtx_jax.io.atomic import write_atomically
 from imgtx_jax.training import checkpoint
 from imgtx_jax.training.train_state import TrainState
 
+FORMAT = 2  # of config.json; 1 had no version in it
+_VERSION = "imgtx_jax"  # its key in config.json, beside the config's
 # What a run may be continued with another value of: none of it changes what is learned.
 FREE_KEYS = (
   "guard",
@@ -70,7 +73,7 @@ def claim(config, workdir, class_names):
   path = workdir / "config.json"
   if path.exists():
     defaults = json.loads(json.dumps(configs.flatten(configs.default())))
-    found = defaults | json.loads(path.read_text())
+    found = defaults | _read_flat(workdir)
     for key in sorted(set(flat) | set(found)):
       ours, theirs = flat.get(key, "absent"), found.get(key, "absent")
       if ours != theirs and key not in FREE_KEYS and key.rpartition(".")[2] not in configs.RUNNING:
@@ -80,7 +83,8 @@ def claim(config, workdir, class_names):
         )
   processes.wait_for_all("the old config is read")
   if processes.is_first():
-    write_atomically(path, json.dumps(flat, indent=1, ensure_ascii=False).encode())
+    version = {_VERSION: {"version": imgtx_jax.__version__, "format": FORMAT}}
+    write_atomically(path, json.dumps(version | flat, indent=1, ensure_ascii=False).encode())
     names = json.dumps(list(class_names), indent=0, ensure_ascii=False)
     write_atomically(workdir / "classes.json", names.encode())
   processes.wait_for_all("the config is written")
@@ -97,7 +101,7 @@ def read(workdir):
       f"python -m imgtx_jax.main --config configs/quickstart.py --workdir {workdir}"
     )
   config = configs.default()
-  flat = json.loads((workdir / "config.json").read_text())
+  flat = _read_flat(workdir)
   unknown = sorted(set(flat) - set(configs.flatten(config)))
   if unknown:
     raise UserError(
@@ -107,6 +111,19 @@ def read(workdir):
   flat = {key: tuple(v) if isinstance(v, list) else v for key, v in flat.items()}
   config.update_from_flattened_dict(flat)
   return config.lock(), json.loads((workdir / "classes.json").read_text())
+
+
+def _read_flat(workdir):
+  """{dotted key: value} of config.json; UserError if another version's format wrote it."""
+  flat = json.loads((workdir / "config.json").read_text())
+  written = flat.pop(_VERSION, {"version": "0.1.0", "format": 1})
+  if written["format"] != FORMAT:
+    raise UserError(
+      f"{workdir} was written by imgtx_jax {written['version']}, whose configs this version, "
+      f"{imgtx_jax.__version__}, does not read: use that version (git log imgtx_jax/__init__.py "
+      "shows where it ends), or train anew in another --workdir"
+    )
+  return flat
 
 
 def is_finished(workdir, task):

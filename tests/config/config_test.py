@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import imgtx_jax
 from imgtx_jax import stages
 from imgtx_jax.cli import flag_errors
 from imgtx_jax.config import defaults as configs
@@ -242,6 +243,22 @@ def test_a_key_that_came_later_counts_as_its_default(tmp_path):
     workdir.claim(config, tmp_path, ["cat"])
   config.gpt.drop_path = 0.0
   workdir.claim(config, tmp_path, ["cat"])
+
+
+@pytest.mark.parametrize("written", [None, {"version": "0.9.0", "format": workdir.FORMAT + 1}])
+def test_a_work_directory_of_another_version_is_refused_in_one_line(tmp_path, written):
+  config = configs.default()
+  workdir.claim(config, tmp_path, ["cat"])
+  flat = json.loads((tmp_path / "config.json").read_text())
+  assert flat.pop("imgtx_jax") == {"version": imgtx_jax.__version__, "format": workdir.FORMAT}
+  text = json.dumps(({"imgtx_jax": written} if written else {}) | flat)
+  (tmp_path / "config.json").write_text(text)
+  words = f"{tmp_path} was written by imgtx_jax {written['version'] if written else '0.1.0'}, "
+  for call in (lambda: workdir.read(tmp_path), lambda: workdir.claim(config, tmp_path, ["cat"])):
+    with pytest.raises(UserError, match=words) as error:
+      call()
+    assert "\n" not in str(error.value)
+  assert (tmp_path / "config.json").read_text() == text
 
 
 def test_a_key_that_is_gone_is_named(tmp_path):

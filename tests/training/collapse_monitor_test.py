@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from imgtx_jax import main
+from imgtx_jax.config import defaults
 from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages.pretrain import PretrainStage
@@ -111,6 +112,16 @@ def assert_fell_back_and_finished(directory):
   return line
 
 
+def set_aside(directory):
+  """(step, number of the fall) of the lines that training fell back from."""
+  lines = metric_writer.read_metrics(directory / "1-tokenizer", set_aside=True)
+  return [(line["step"], line["fall"]) for line in lines]
+
+
+def test_nobodys_learning_rate_is_lowered_unasked():
+  assert defaults.default().guard == "stop"
+
+
 def test_a_run_whose_weights_are_lost_falls_back_once_and_finishes(
   collapsing, tiny_config, tmp_path, capsys
 ):
@@ -159,6 +170,7 @@ def test_a_run_killed_after_a_collapse_ends_as_an_unbroken_one(
   main.run(config, tmp_path / "whole")
   line = assert_fell_back_and_finished(tmp_path / "whole")
   assert "made on purpose" in line and line in (tmp_path / "whole" / "report.html").read_text()
+  assert set_aside(tmp_path / "whole") == [(6, 1)]
   # Six batches until the collapse, then from the fifth on: killed before the first checkpoint since
   # the fall, and after it.
   for last in (8, 10):
@@ -172,6 +184,7 @@ def test_a_run_killed_after_a_collapse_ends_as_an_unbroken_one(
     (ours, our_meta), (theirs, their_meta) = final(directory), final(tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert our_meta["collapses"] == their_meta["collapses"]
+    assert set_aside(directory) == [(6, 1)]
 
 
 def test_other_stages_watch_for_nothing_but_finite_numbers(tiny_config):

@@ -41,6 +41,28 @@ def test_truncate_forgets_later_steps_here_and_in_tensorboard(tmp_path):
   assert tensorboard_view(tmp_path) == {1: 1.0, 2: 20.0}
 
 
+def test_what_a_run_fell_back_from_stays_marked(tmp_path):
+  log = metric_writer.MetricLog(tmp_path)
+  for step in (1, 2, 3):
+    log.write(step, 0.0, {"loss": step})
+  log.set_aside(1, fall=1)
+  log.write(2, 0.0, {"loss": 20.0})
+  log.write(3, 0.0, {"loss": 30.0})
+  log.close()
+  assert tensorboard_view(tmp_path) == {1: 1.0, 2: 20.0, 3: 30.0}
+  log.truncate(2, falls=1)  # resumed from a checkpoint since the fall
+  lines = metric_writer.read_metrics(tmp_path)
+  assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 20.0)]
+  aside = metric_writer.read_metrics(tmp_path, set_aside=True)
+  assert [(line["step"], line["loss"], line["fall"]) for line in aside] == [
+    (2, 2.0, 1),
+    (3, 3.0, 1),
+  ]
+  log.truncate(1, falls=0)  # resumed from before it: the run will fall again
+  assert [line["step"] for line in metric_writer.read_metrics(tmp_path)] == [1]
+  assert metric_writer.read_metrics(tmp_path, set_aside=True) == []
+
+
 def tensorboard_view(directory):
   """{step: value} as TensorBoard reads the events: a start event purges the later steps."""
   view = {}
