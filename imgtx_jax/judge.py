@@ -1,7 +1,6 @@
-"""What the discriminator says of images: python -m imgtx_jax.judge --workdir DIR a.jpg b.png
+"""Judges images with the discriminator: real or fake, the likeliest classes, where it looked.
 
-For each file: real or fake, the five likeliest classes and, with --out, a picture of where the
-discriminator looked.
+  python -m imgtx_jax.judge --workdir runs/quickstart --out saliency.png a.jpg b.png
 
 A relativistic logit has no zero and compares only within a label. So every image stands against
 SAMPLES images that the model draws of the same label (the image's likeliest class, or --label): its
@@ -20,7 +19,6 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from imgtx_jax import rng
 from imgtx_jax.cli import command
@@ -33,7 +31,6 @@ from imgtx_jax.sampling.sampler import check_prefix, load_judging_stage
 from imgtx_jax.stages.base import sampling
 from imgtx_jax.training import workdir
 
-FLAGS = flags.FLAGS
 SAMPLES = 64  # of a label, to compare with
 REAL_SHARE = 0.9
 CLASSES_SHOWN = 5
@@ -122,13 +119,13 @@ class Judge:
 # -- The command -----------------------------------------------------------------------------------
 
 
-def main(files):
-  """Judges the files and prints what the discriminator says."""
-  config, class_names = workdir.read(FLAGS.workdir)
-  label = parse_label(FLAGS.label, class_names, "--label") if FLAGS.label else None
-  check_out(FLAGS.out)
+def main(flags, files):
+  """Judges image files and prints the results; with --out also writes saliency maps."""
+  config, class_names = workdir.read(flags.workdir)
+  label = parse_label(flags.label, class_names, "--label") if flags.label else None
+  check_out(flags.out)
   images = [transforms.read_image(file, config.data.image_size) for file in files]
-  judge = load(FLAGS.workdir, config, class_names, FLAGS.prefix, FLAGS.checkpoint)
+  judge = load(flags.workdir, config, class_names, flags.prefix, flags.checkpoint)
   print(
     f"score: the image's logit less the mean of {SAMPLES} of the model's own images of the same "
     f"label, at k = {judge.prefix}; real: more real than {REAL_SHARE:.0%} of them",
@@ -138,9 +135,9 @@ def main(files):
   for file, image in zip(files, images, strict=True):
     judgements.append(judge.examine(image, label))
     print(describe(file, judgements[-1], class_names), flush=True)
-  if FLAGS.out:
-    write_picture(FLAGS.out, judge, files, images, judgements)
-    print(f"where it looked: {FLAGS.out}")
+  if flags.out:
+    write_picture(flags.out, judge, files, images, judgements)
+    print(f"where it looked: {flags.out}")
 
 
 def check_out(path):
@@ -187,10 +184,17 @@ def write_picture(path, judge, files, images, judgements):
   save_grid(np.stack(cells), path, columns=3, captions=captions)
 
 
+def define_flags(flags):
+  """Defines the command's flags in a cli.flag_groups.FlagGroups."""
+  flags.group("Judging")
+  flags.string("workdir", None, "The work directory of imgtx_jax.main.")
+  flags.checkpoint()
+  flags.string("label", "", "Compare within this class (name, number or none); else the likeliest.")
+  flags.integer("prefix", 0, "The dial k of the model's own images: codes drawn for each.")
+  flags.string("out", "", "A PNG file for the saliency maps.")
+
+
+COMMAND = command.Command(main, define_flags, __doc__, required=("workdir",), accepts="image files")
+
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "The work directory of imgtx_jax.main.")
-  flags.DEFINE_string("out", "", "A PNG file for where the discriminator looked.")
-  flags.DEFINE_string("label", "", "Compare within this class, by name or number; or none.")
-  flags.DEFINE_integer("prefix", 0, "The dial k of the model's own images: codes drawn for each.")
-  command.define_checkpoint_flag()
-  command.run(main, required=("workdir",), accepts="image files")
+  command.run(COMMAND)

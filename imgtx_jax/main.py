@@ -1,14 +1,11 @@
-"""Trains an experiment: python -m imgtx_jax.main --config configs/X.py[:arg] --workdir DIR
+"""Trains an experiment: the stages of a config, in order.
 
-Runs the stages of the config in order; a finished one is skipped, a broken-off one goes on from
-its last checkpoint. Single keys are set by --config.key=value. Several processes train together
-on Cloud TPUs, SLURM and GKE, or by --coordinator_address, --num_processes and --process_id; see
-launch/.
+  python -m imgtx_jax.main --config configs/quickstart.py --workdir runs/quickstart
+
+A finished stage is skipped, a broken-off one goes on from its last checkpoint. Several processes
+train together on Cloud TPUs, SLURM and GKE, or by --coordinator_address, --num_processes and
+--process_id; see launch/.
 """
-
-import jax
-from absl import flags
-from ml_collections import config_flags
 
 from imgtx_jax.cli import command
 from imgtx_jax.config import defaults as configs
@@ -19,8 +16,6 @@ from imgtx_jax.errors import UserError
 from imgtx_jax.reporting import report
 from imgtx_jax.stages import build
 from imgtx_jax.training import best_checkpoint, build_code_cache, loop, warm_start, workdir
-
-FLAGS = flags.FLAGS
 
 
 def run(config, directory, only=""):
@@ -83,13 +78,21 @@ def run_task(task, config, directory, training, held_out, devices, keeper):
   trainer.run()
 
 
+def define_flags(flags):
+  """Defines the command's flags in a cli.flag_groups.FlagGroups."""
+  flags.group("Training")
+  flags.config()
+  flags.string("workdir", None, "Where checkpoints, metrics, pictures and the report go.")
+  flags.string("stage", "", "Run this stage only.")
+
+
+COMMAND = command.Command(
+  lambda flags: run(flags.config, flags.workdir, flags.stage),
+  define_flags,
+  __doc__,
+  required=("config", "workdir"),
+  processes="train",
+)
+
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file("config", None, "FILE.py[:argument]", lock_config=True)
-  flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, pictures and the report go.")
-  flags.DEFINE_string("stage", "", "Run this stage only.")
-  jax.config.parse_flags_with_absl()
-  command.run(
-    lambda: run(FLAGS.config, FLAGS.workdir, FLAGS.stage),
-    required=("config", "workdir"),
-    processes_may="train",
-  )
+  command.run(COMMAND)

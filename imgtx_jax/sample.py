@@ -1,17 +1,12 @@
-"""Draws images: python -m imgtx_jax.sample --workdir DIR --labels 0,3,7 --num 64 --out grid.png
+"""Draws images from a trained work directory.
+
+  python -m imgtx_jax.sample --workdir runs/quickstart --labels 0,3,7 --num 64 --out grid.png
 
 Uses the last finished stage that can draw: finetune renders at any prefix k; pretrain decodes all
 codes with the tokenizer; gan draws from noise alone. An image depends on its label, the seed and
 its number alone, not on how many are drawn at once or on how many devices.
 
---candidates 8 --keep 1 draws 8 images for each and keeps the one that the discriminator likes best.
---init a.png --keep_rows R completes an image from its first R rows of codes (raster order).
---truncation 0.7 and --w_scale 1.5 trade diversity for fidelity; --refine_steps 10 moves an image's
-condition vectors uphill on what the discriminator says of it: see sampling/options.py.
---style b.jpg renders the images in the style of another, by the style stage of the same work
-directory or of --style_workdir; --strength from 0 to 1.
-
-Several processes (see main) draw an equal share each, the same images as one would; each writes its
+Several processes (see main) draw an equal part each, the same images as one would; each writes its
 single images, and the first one the grid and the codes of all.
 """
 
@@ -22,7 +17,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 
 from imgtx_jax.cli import command, sampling_flags
 from imgtx_jax.data import transforms
@@ -38,144 +32,154 @@ from imgtx_jax.style_transfer import tiled_renderer
 from imgtx_jax.style_transfer.stylizer import load_stylizer
 from imgtx_jax.training import workdir
 
-FLAGS = flags.FLAGS
 
-
-def main():
-  """Draws what the flags ask for and writes it."""
-  config, class_names = workdir.read(FLAGS.workdir)
-  check_flags()
-  options = sampling_flags.choose(FLAGS, config)
-  initial = transforms.read_image(FLAGS.init, config.data.image_size) if FLAGS.init else None
-  groups = -(-FLAGS.num // FLAGS.keep) if FLAGS.candidates else FLAGS.num
-  labels = parse_labels(FLAGS.labels, class_names, groups)
-  stage, results = load_stage(FLAGS.workdir, config, class_names, checkpoint=FLAGS.checkpoint)
-  for name in sampling_flags.given(FLAGS):
-    sampling_options.check_flag(name, FLAGS[name].value, stage)
-  prefix = stage.num_codes if FLAGS.prefix is None else FLAGS.prefix
+def main(flags):
+  """Draws the images that the flags ask for and writes them."""
+  config, class_names = workdir.read(flags.workdir)
+  check_flags(flags)
+  options = sampling_flags.choose(flags, config)
+  initial = transforms.read_image(flags.init, config.data.image_size) if flags.init else None
+  groups = -(-flags.num // flags.keep) if flags.candidates else flags.num
+  labels = parse_labels(flags.labels, class_names, groups)
+  stage, results = load_stage(flags.workdir, config, class_names, checkpoint=flags.checkpoint)
+  for name in sampling_flags.given(flags):
+    sampling_options.check_flag(name, flags[name].value, stage)
+  prefix = stage.num_codes if flags.prefix is None else flags.prefix
   check_prefix(stage, prefix)
-  if FLAGS.save_codes and not stage.num_codes:
+  if flags.save_codes and not stage.num_codes:
     raise UserError(f"--save_codes: the {stage.name} stage draws without codes; leave it out")
   given = blanked = None
   if initial is not None:
-    given, blanked = first_rows(stage, results, initial, FLAGS.keep_rows)
+    given, blanked = first_rows(stage, results, initial, flags.keep_rows)
     if given.shape[1] > prefix:
       raise UserError(
-        f"--prefix={prefix} is under the {given.shape[1]} codes that --keep_rows={FLAGS.keep_rows} "
+        f"--prefix={prefix} is under the {given.shape[1]} codes that --keep_rows={flags.keep_rows} "
         "keeps; raise it, or leave it out"
       )
-  stylize = load_style()
+  stylize = load_style(flags)
   sampler = Sampler(
-    stage, results, options, prefix=prefix, seed=FLAGS.seed, batch_size=FLAGS.batch_size
+    stage, results, options, prefix=prefix, seed=flags.seed, batch_size=flags.batch_size
   )
   began = time.monotonic()
-  first, images, codes = draw_share(sampler, labels, given)
+  first, images, codes = draw_own(flags, sampler, labels, given)
   if len(images):
     images = stylize(images)
-  labels = np.repeat(labels, FLAGS.keep if FLAGS.candidates else 1)[: FLAGS.num]
-  save_images(first, images, labels, class_names)
-  write(images, codes, labels, [] if blanked is None else [initial, blanked])
+  labels = np.repeat(labels, flags.keep if flags.candidates else 1)[: flags.num]
+  if flags.save_images:
+    save_images(flags.save_images, first, images, labels, class_names)
+  write(flags, images, codes, labels, [] if blanked is None else [initial, blanked])
   seconds = time.monotonic() - began
   print(
-    f"{FLAGS.num} images at k = {prefix} of {stage.num_codes} in {seconds:.1f} s, compiling "
-    f"included ({stage.name} stage, seed {FLAGS.seed})"
+    f"{flags.num} images at k = {prefix} of {stage.num_codes} in {seconds:.1f} s, compiling "
+    f"included ({stage.name} stage, seed {flags.seed})"
   )
 
 
-def draw_share(sampler, labels, given):
-  """(the number of the first, images, codes) of what this process draws: a block of the groups."""
+def draw_own(flags, sampler, labels, given):
+  """Draws the groups of this process, which are consecutive.
+
+  Returns (the number of its first image, images uint8 [n, H, W, 3], codes int32 [n, N]).
+  """
   mine = np.array_split(np.arange(len(labels)), jax.process_count())[jax.process_index()]
   if not len(mine):
     return 0, np.zeros(0, np.uint8), np.zeros(0, np.int32)
-  if not FLAGS.candidates:
+  if not flags.candidates:
     return mine[0], *sampler.draw(labels[mine], mine, given=given)
-  choice = dict(candidates=FLAGS.candidates, keep=FLAGS.keep, score=FLAGS.score)
+  choice = dict(candidates=flags.candidates, keep=flags.keep, score=flags.score)
   images, codes, _ = sampler.draw_best(labels[mine], first=mine[0], given=given, **choice)
-  first = mine[0] * FLAGS.keep
-  return first, images[: FLAGS.num - first], codes[: FLAGS.num - first]
+  first = mine[0] * flags.keep
+  return first, images[: flags.num - first], codes[: flags.num - first]
 
 
-def check_flags():
-  """UserError for flags that cannot go together, before anything is loaded."""
-  for name in ("num", "batch_size", "keep"):
-    if FLAGS[name].value < 1:
-      raise UserError(f"--{name}={FLAGS[name].value} is under 1; ask for at least one")
-  if FLAGS.candidates and FLAGS.candidates < FLAGS.keep:
+def check_flags(flags):
+  """Raises UserError for flags that cannot go together, before anything is loaded."""
+  if flags.candidates and flags.candidates < flags.keep:
     raise UserError(
-      f"--candidates={FLAGS.candidates} is under --keep={FLAGS.keep}; draw more, or keep fewer"
+      f"--candidates={flags.candidates} is under --keep={flags.keep}; draw more, or keep fewer"
     )
-  if bool(FLAGS.init) != bool(FLAGS.keep_rows):
+  if bool(flags.init) != bool(flags.keep_rows):
     raise UserError("--init and --keep_rows go together: an image, and how many rows of it to keep")
-  if not FLAGS.style and (FLAGS.style_workdir or FLAGS.strength is not None):
+  if not flags.style and (flags.style_workdir or flags.strength is not None):
     raise UserError("--style_workdir and --strength are about a style: give --style, or neither")
-  if not (FLAGS.out or FLAGS.save_codes or FLAGS.save_images):
+  if not (flags.out or flags.save_codes or flags.save_images):
     raise UserError("nothing to write: give --out, --save_images or --save_codes")
 
 
-def load_style():
-  """A function of uint8 images [n, H, W, 3]: renders them as --style and its like say."""
-  if not FLAGS.style:
+def load_style(flags):
+  """Returns a function uint8 images [n, H, W, 3] → the same in the style of --style, if given."""
+  if not flags.style:
     return lambda images: images
-  style = image_files.read(FLAGS.style).on_white()
+  style = image_files.read(flags.style).on_white()
   renderer = tiled_renderer.StyleRenderer(
-    load_stylizer(FLAGS.style_workdir or FLAGS.workdir),
-    strength=1.0 if FLAGS.strength is None else FLAGS.strength,
+    load_stylizer(flags.style_workdir or flags.workdir),
+    strength=1.0 if flags.strength is None else flags.strength,
   )
   return functools.partial(tiled_renderer.in_style, renderer, style)
 
 
-def save_images(first, images, labels, class_names):
-  """The single images, if the flags ask for them; first: the number of the first one."""
-  if FLAGS.save_images:
-    names = [*class_names, "none"]
-    for i, image in enumerate(images, first):
-      name = "".join(c if c.isalnum() else "_" for c in names[labels[i]])
-      save_grid(image[None], Path(FLAGS.save_images) / f"{i:06d}-{name}.png", gutter=0)
+def save_images(folder, first, images, labels, class_names):
+  """Writes single images as FOLDER/NUMBER-CLASS.png; first: the number of the first one."""
+  names = [*class_names, "none"]
+  for i, image in enumerate(images, first):
+    name = "".join(c if c.isalnum() else "_" for c in names[labels[i]])
+    save_grid(image[None], Path(folder) / f"{i:06d}-{name}.png", gutter=0)
 
 
-def write(images, codes, labels, given):
-  """The grid and the codes of all processes, as the flags ask. given: images that the drawn ones
-  were completed from, first in the grid."""
-  if FLAGS.out:
+def write(flags, images, codes, labels, given):
+  """Writes the grid and the codes of all processes, where the flags ask for them.
+
+  given: images that the drawn ones were completed from, first in the grid.
+  """
+  if flags.out:
     images = gather_rows(images)
     if processes.is_first():
       columns = len(set(labels)) if 1 < len(set(labels)) <= 16 and not given else None
       shown = np.concatenate([np.stack(given), images]) if given else images
-      save_grid(shown, FLAGS.out, columns=columns, scale=max(1, 64 // images.shape[1]))
-  if FLAGS.save_codes:
+      save_grid(shown, flags.out, columns=columns, scale=max(1, 64 // images.shape[1]))
+  if flags.save_codes:
     codes = gather_rows(codes)
     if processes.is_first():
       data = io.BytesIO()
       np.save(data, codes)
-      write_atomically(FLAGS.save_codes, data.getvalue())
+      write_atomically(flags.save_codes, data.getvalue())
 
 
 def gather_rows(rows):
-  """The rows [n, …] of all processes, in their order, in the first one; None in the others."""
+  """Returns the rows [n, …] of all processes, in their order, in the first one; None in others."""
   parts = processes.gather(rows.tobytes())
   if processes.is_first():
     data = np.frombuffer(b"".join(parts), rows.dtype)
     return data.reshape(-1, *rows.shape[1:])
 
 
+def define_flags(flags):
+  """Defines the command's flags in a cli.flag_groups.FlagGroups."""
+  flags.group("What to draw")
+  flags.string("workdir", None, "The work directory of imgtx_jax.main.")
+  flags.checkpoint()
+  flags.string("labels", "", "Classes to draw in turn, by number or name; all by default.")
+  flags.integer("num", 64, "How many images.", least=1)
+  flags.integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
+  flags.integer("seed", 0, "Image i depends on the seed, i and its label.")
+  flags.integer("batch_size", 64, "Images at a time.", least=1)
+  flags.group("Where to write")
+  flags.string("out", "", "A PNG file for the grid.")
+  flags.string("save_images", "", "A folder for the single images.")
+  flags.string("save_codes", "", "An .npy file for the codes, int [num, N].")
+  flags.group("The best of several")
+  flags.integer("candidates", 0, "Draw this many for each group of --keep; 0: no choice.", least=0)
+  flags.integer("keep", 1, "Keep this many of the candidates of a group.", least=1)
+  flags.enum("score", "logit", SCORES, "Which score of the discriminator decides")
+  flags.group("Completing an image, in a style")
+  flags.string("init", "", "An image to complete from its first rows (raster order only).")
+  flags.integer("keep_rows", 0, "Rows of codes of --init to keep.", least=0)
+  flags.string("style", "", "Render the images in the style of this one.")
+  flags.string("style_workdir", "", "Where the style stage is; --workdir by default.")
+  flags.float("strength", None, "Strength of the style, from 0 to 1 (the default).")
+  sampling_flags.define(flags)
+
+
+COMMAND = command.Command(main, define_flags, __doc__, required=("workdir",), processes="share")
+
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "The work directory of imgtx_jax.main.")
-  flags.DEFINE_string("labels", "", "Classes to draw in turn, by number or name; empty: all.")
-  flags.DEFINE_integer("num", 64, "How many images.")
-  flags.DEFINE_string("out", "", "A PNG file for the grid.")
-  flags.DEFINE_string("save_images", "", "A folder for the single images.")
-  flags.DEFINE_string("save_codes", "", "An .npy file for the codes, int [num, N].")
-  flags.DEFINE_integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
-  sampling_flags.define()
-  command.define_checkpoint_flag()
-  flags.DEFINE_integer("seed", 0, "Image i depends on the seed, i and its label.")
-  flags.DEFINE_integer("batch_size", 64, "Images at a time.")
-  flags.DEFINE_integer("candidates", 0, "Draw so many for each group of --keep; 0: no choice.")
-  flags.DEFINE_integer("keep", 1, "Of the candidates of a group, keep the best so many.")
-  flags.DEFINE_enum("score", "logit", SCORES, "What the best have most of.")
-  flags.DEFINE_string("init", "", "An image to complete from its first rows.")
-  flags.DEFINE_integer("keep_rows", 0, "Rows of codes of --init that are kept.")
-  flags.DEFINE_string("style", "", "Render the images in the style of this one.")
-  flags.DEFINE_string("style_workdir", "", "Where the style stage is; by default in --workdir.")
-  flags.DEFINE_float("strength", None, "Of the style: 0 is none, 1 (the default) all of it.")
-  command.run(main, required=("workdir",), processes_may="share")
+  command.run(COMMAND)

@@ -102,6 +102,31 @@ def fresh_tiny_config():
 
 
 @pytest.fixture(scope="session")
+def parse_flags():
+  """parse(command, kind="", config=None, flag=value, …): the values of a Command's flags, parsed as
+  from a command line. kind: one of {kind: Command}; config: a ConfigDict in the place of a file."""
+  from imgtx_jax.cli import command
+
+  def words(name, value):
+    if value is None or value is False:
+      return []
+    texts = value if isinstance(value, list) else [value]
+    return [f"--{name}" if text is True else f"--{name}={text}" for text in texts]
+
+  def parse(parsed, kind="", config=None, **values):
+    argv = ["command", kind] if kind else ["command"]
+    if config is not None:
+      argv.append(f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'quickstart.py'}")
+    argv += [word for item in values.items() for word in words(*item)]
+    flags = command.parse(parsed, argv).flags
+    if config is not None:
+      flags.config = config
+    return flags
+
+  return parse
+
+
+@pytest.fixture(scope="session")
 def untrained_workdir(first_state):
   """make(config, directory, class names): a work directory of finished stages that have their
   first, random weights."""

@@ -17,8 +17,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-from absl import flags
-from ml_collections import config_flags
 
 from imgtx_jax import main
 from imgtx_jax.cli import command
@@ -89,9 +87,6 @@ def terminate():
 
 
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file("config", None, "FILE.py[:argument]", lock_config=True)
-  flags.DEFINE_string("workdir", None, "As of imgtx_jax.main.")
-  FLAGS = flags.FLAGS
   loop.pipeline.train_iterator = Watched
   if KIND == "nan":
     TokenizerStage.step = step_with_nan
@@ -99,8 +94,4 @@ if __name__ == "__main__":
     shift_clock(float(os.environ["CLOCK"]))
   if "HOST" in os.environ:
     socket.gethostname = lambda: os.environ["HOST"]
-  command.run(
-    lambda: main.run(FLAGS.config, FLAGS.workdir),
-    required=("config", "workdir"),
-    processes_may="train",
-  )
+  command.run(main.COMMAND)

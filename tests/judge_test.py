@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-import types
 
 import jax
 import numpy as np
@@ -9,6 +6,7 @@ import pytest
 from PIL import Image
 
 from imgtx_jax import judge
+from imgtx_jax.cli import command
 from imgtx_jax.errors import UserError
 from imgtx_jax.training import workdir
 
@@ -37,9 +35,11 @@ def files(tmp_path, smooth_images):
   return [str(path) for path in paths]
 
 
-def set_flags(monkeypatch, directory, **values):
-  defaults = dict(workdir=str(directory), out="", label="", prefix=0, checkpoint="last")
-  monkeypatch.setattr(judge, "FLAGS", types.SimpleNamespace(**defaults | values))
+def run(directory, files, **values):
+  """Judges files as the command line does."""
+  values = dict(workdir=directory) | values
+  words = [f"--{name}={value}" for name, value in values.items()]
+  command.parse(judge.COMMAND, ["judge", *words, *files]).run()
 
 
 def test_scores_are_relative_to_own_images_of_the_label(trained, smooth_images):
@@ -89,11 +89,10 @@ def test_verdict():
   assert judge.Judgement(0, 1.0, judge.REAL_SHARE - 1 / 64, np.ones(1)).verdict == "fake"
 
 
-def test_command(trained, files, tmp_path, monkeypatch, capsys):
+def test_command(trained, files, tmp_path, capsys):
   directory, _, _ = trained
   picture = tmp_path / "new" / "heat.png"
-  set_flags(monkeypatch, directory, out=str(picture), label="4")
-  judge.main(files)
+  run(directory, files, out=picture, label="4")
   head, *lines, last = capsys.readouterr().out.splitlines()
   assert "64 of the model's own images" in head and "at k = 0" in head and "90%" in head
   assert len(lines) == 4 and str(picture) in last
@@ -118,37 +117,34 @@ def test_command(trained, files, tmp_path, monkeypatch, capsys):
     ("a.png", "whole", {"prefix": 17}, "--prefix=17 is outside 0 … 16"),
   ],
 )
-def test_bad_input(trained, files, tmp_path, name, content, flags, message, monkeypatch):
+def test_bad_input(trained, files, tmp_path, name, content, flags, message):
   if isinstance(content, bytes):
     (tmp_path / name).write_bytes(content)
   elif content == "half":
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-  set_flags(monkeypatch, trained[0], **flags)
   with pytest.raises(UserError, match=message):
-    judge.main([files[0], str(tmp_path / name)])
+    run(trained[0], [files[0], str(tmp_path / name)], **flags)
 
 
-def test_needs_a_finished_finetune(tiny_config, files, tmp_path, monkeypatch):
-  set_flags(monkeypatch, tmp_path / "empty")
+def test_needs_a_finished_finetune(tiny_config, files, tmp_path):
   with pytest.raises(UserError, match="holds no config.json, so nothing was trained there"):
-    judge.main(files)
+    run(tmp_path / "empty", files)
   workdir.claim(tiny_config, tmp_path / "work", NAMES)
   (tmp_path / "work" / "1-tokenizer").mkdir()
   (tmp_path / "work" / "1-tokenizer" / "summary.json").write_text(json.dumps({}))
-  set_flags(monkeypatch, tmp_path / "work")
   with pytest.raises(UserError, match="has finished 1-tokenizer, and judging needs finetune"):
-    judge.main(files)
+    run(tmp_path / "work", files)
 
 
 @pytest.mark.parametrize(
   ("arguments", "line"),
   [
-    (["--workdir=nowhere"], "error: no image files given; run with --help to see how"),
-    (["a.png"], "error: --workdir is missing; run with --help to see all flags"),
+    (["--workdir=nowhere"], "no image files given; run with --help to see how"),
+    (["a.png"], "--workdir is missing; run with --help to see all flags"),
   ],
 )
 def test_command_line(arguments, line):
-  command = [sys.executable, "-m", "imgtx_jax.judge", *arguments]
-  done = subprocess.run(command, capture_output=True, text=True)
-  assert (done.returncode, done.stderr.strip(), done.stdout) == (2, line, "")
+  with pytest.raises(UserError) as caught:
+    command.parse(judge.COMMAND, ["judge", *arguments])
+  assert str(caught.value) == line

@@ -5,15 +5,13 @@ import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-from imgtx_jax import main, rng
-from imgtx_jax.cli.command import Interrupted
+from imgtx_jax import main, rng, sample
+from imgtx_jax.cli.command import Interrupted, parse
 from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
 from imgtx_jax.training import checkpoint, loop, metric_writer, workdir
@@ -37,21 +35,9 @@ def small(config):
   return config.lock()
 
 
-def command(module, *arguments):
-  """Runs a command as a user would; (exit code, stdout, stderr)."""
-  environment = os.environ | {
-    "XLA_FLAGS": "",
-    "PYTHONPATH": str(ROOT),
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-  }
-  done = subprocess.run(
-    [sys.executable, "-m", f"imgtx_jax.{module}", *map(str, arguments)],
-    capture_output=True,
-    text=True,
-    env=environment,
-    cwd=ROOT,
-  )
-  return done.returncode, done.stdout, done.stderr
+def command(parsed, *arguments):
+  """Runs a Command with these arguments."""
+  parse(parsed, ["command", *map(str, arguments)]).run()
 
 
 def final_state(directory, task):
@@ -241,36 +227,33 @@ def test_a_resumed_second_round_equals_an_unbroken_one(
 
 
 @pytest.mark.parametrize("prefix", [0, 16])
-def test_samples_at_every_prefix(trained, tmp_path, prefix):
+def test_samples_at_every_prefix(trained, tmp_path, prefix, capsys):
   out, codes = tmp_path / "grid.png", tmp_path / "codes.npy"
-  code, text, error = command(
-    "sample",
+  command(
+    sample.COMMAND,
     *("--workdir", trained, "--labels", "0,3", "--num", 6, "--out", out),
     *("--prefix", prefix, "--save_codes", codes, "--save_images", tmp_path / "single"),
   )
-  assert code == 0, error
-  assert f"k = {prefix} of 16" in text
+  assert f"k = {prefix} of 16" in capsys.readouterr().out
   assert out.exists() and len(list((tmp_path / "single").glob("*.png"))) == 6
   drawn = np.load(codes)
   assert drawn.shape == (6, 16)
   assert np.count_nonzero(np.any(drawn != 0, axis=0)) <= prefix
 
 
-def assert_one_line(code, error, *words):
-  assert code == 2, error
-  lines = [line for line in error.splitlines() if line.strip()]
-  assert len(lines) == 1 and lines[0].startswith("error: "), error
-  assert all(word in lines[0] for word in words), error
+def assert_one_line(words, *arguments):
+  """The command ends in one line with all the words."""
+  with pytest.raises(UserError) as caught:
+    command(*arguments)
+  message = str(caught.value)
+  assert len(message.splitlines()) == 1 and all(word in message for word in words), message
 
 
 def test_sampling_says_what_is_wrong(trained, tmp_path):
-  sample = ("sample", "--out", tmp_path / "x.png", "--workdir")
-  code, _, error = command(*sample, tmp_path)
-  assert_one_line(code, error, str(tmp_path), "train first")
-  code, _, error = command(*sample, trained, "--labels", "12")
-  assert_one_line(code, error, "--labels=12 is no class", "0 … 8")
-  code, _, error = command(*sample, trained, "--prefix", 17)
-  assert_one_line(code, error, "--prefix=17", "0 … 16")
+  start = (sample.COMMAND, "--out", tmp_path / "x.png", "--workdir")
+  assert_one_line([str(tmp_path), "train first"], *start, tmp_path)
+  assert_one_line(["--labels=12 is no class", "0 … 8"], *start, trained, "--labels", "12")
+  assert_one_line(["--prefix=17", "0 … 16"], *start, trained, "--prefix", 17)
 
 
 @pytest.mark.parametrize(
@@ -283,8 +266,8 @@ def test_sampling_says_what_is_wrong(trained, tmp_path):
     (["--config.data.source=folder", "--config.data.path=nowhere"], ["nowhere"]),
   ],
 )
-def test_training_says_what_is_wrong(tmp_path, arguments, words):
+def test_training_says_what_is_wrong(tmp_path, monkeypatch, arguments, words):
+  monkeypatch.chdir(ROOT)
   config = [] if arguments[0].startswith("--config=") else ["--config=configs/quickstart.py"]
-  code, _, error = command("main", *config, "--workdir", tmp_path / "new", *arguments)
-  assert_one_line(code, error, *words)
+  assert_one_line(words, main.COMMAND, *config, "--workdir", tmp_path / "new", *arguments)
   assert not (tmp_path / "new").exists()

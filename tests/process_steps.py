@@ -17,7 +17,6 @@ import time
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
 from imgtx_jax.cli import command
@@ -127,10 +126,10 @@ def agree():
   return [int(part) for part in processes.gather(str(number).encode())]
 
 
-def main():
-  out = pathlib.Path(flags.FLAGS.out)
+def main(flags):
+  out = pathlib.Path(flags.out)
   sharding.MIN_SHARDED_SIZE = 64  # fsdp splits even these arrays
-  for text in flags.FLAGS.runs:
+  for text in flags.runs:
     mode, fsdp, names = text.split(":")
     run, found = Run(mode, int(fsdp)), {}
     for name in names.split("+"):
@@ -143,14 +142,20 @@ def main():
   if processes.is_first():
     (out / "stops.json").write_text(json.dumps(stops))
   processes.wait_for_all("all is written")
-  if flags.FLAGS.last == "death":
+  if flags.last == "death":
     if jax.process_index() == 1:
       os.kill(os.getpid(), signal.SIGKILL)
     jax.block_until_ready(run.again())
 
 
+def define_flags(flags):
+  flags.group("Steps")
+  flags.string("out", None, "A folder that is there.")
+  flags.list("runs", None, "MODE:FSDP:STAGE+STAGE")
+  flags.enum("last", "death", ("death", "stop"), "How it ends")
+
+
 if __name__ == "__main__":
-  flags.DEFINE_string("out", None, "A folder that is there.")
-  flags.DEFINE_list("runs", None, "MODE:FSDP:STAGE+STAGE")
-  flags.DEFINE_enum("last", "death", ("death", "stop"), "How it ends.")
-  command.run(main, required=("out", "runs"), processes_may="train")
+  command.run(
+    command.Command(main, define_flags, __doc__, required=("out", "runs"), processes="train")
+  )

@@ -1,10 +1,6 @@
 """The command: single files, mixtures, masks, folders, contact sheets; bad input."""
 
-import os
 import pathlib
-import subprocess
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -35,32 +31,17 @@ def place(tmp_path, monkeypatch, smooth_images):
 
 
 @pytest.fixture
-def call(place, monkeypatch, local_stylizer):
+def call(place, monkeypatch, parse_flags, local_stylizer):
   """call(**flags) runs the command with a made-up stylizer, which it returns."""
 
+  defaults = dict(
+    workdir="work", content="a.png", style="styles/red.png", out="out.png", style_size=64
+  )
+
   def run(**flags):
-    defaults = dict(
-      workdir="work",
-      content="a.png",
-      style=["styles/red.png"],
-      out="out.png",
-      strength=1.0,
-      weights="",
-      keep_color="no",
-      mask=[],
-      size=0,
-      output_size="content",
-      style_size=64,
-      tile=1024,
-      batch_size=8,
-      grid="",
-      hard=False,
-      checkpoint="last",
-    )
     stylizer = local_stylizer()
     monkeypatch.setattr(stylize, "load_stylizer", lambda directory, checkpoint: stylizer)
-    monkeypatch.setattr(stylize, "FLAGS", types.SimpleNamespace(**defaults | flags))
-    stylize.main()
+    stylize.main(parse_flags(stylize.COMMAND, **defaults | flags))
     return stylizer
 
   return run
@@ -265,17 +246,3 @@ def test_bad_input(call, flags, message):
     call(**flags)
   assert "\n" not in str(caught.value)
   assert pathlib.Path("a.png").read_bytes() == before and not pathlib.Path("out.png").exists()
-
-
-def test_one_line_and_exit_code_2(place):
-  arguments = ["--workdir=none", "--content=a.png", "--style=styles/red.png", "--out=c.png"]
-  root = pathlib.Path(stylize.__file__).parents[1]
-  done = subprocess.run(
-    [sys.executable, "-m", "imgtx_jax.stylize", *arguments],
-    capture_output=True,
-    text=True,
-    env=os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": ""},
-  )
-  assert done.returncode == 2
-  (line,) = done.stderr.splitlines()
-  assert line.startswith("error: none holds no config.json, so nothing was trained there")

@@ -1,11 +1,11 @@
 """Measures speed, as JSON: training steps, sampling, the input, checkpoints.
 
-  python -m imgtx_jax.benchmark training --config FILE.py[:arg] [--stage NAME] [--steps 20]
-  python -m imgtx_jax.benchmark sampling --config FILE.py[:arg] [--batch 4] [--dial]
-  python -m imgtx_jax.benchmark input [--config FILE.py[:arg]]
-  python -m imgtx_jax.benchmark checkpoint [--gigabytes 1]
+  python -m imgtx_jax.benchmark training --config configs/quickstart.py --stage finetune
+  python -m imgtx_jax.benchmark sampling --config configs/quickstart.py --dial
+  python -m imgtx_jax.benchmark input
+  python -m imgtx_jax.benchmark checkpoint --gigabytes 1
 
-The module of each kind in benchmark/ says what it prints. With --classes=K no source is asked.
+The module of each kind in benchmark/ says what it prints.
 """
 
 import json
@@ -13,37 +13,21 @@ import subprocess
 import sys
 
 import jax
-from absl import flags
-from ml_collections import config_flags
 
 from imgtx_jax.benchmark import checkpoint, input_pipeline, sampling, training
 from imgtx_jax.cli import command
 from imgtx_jax.errors import UserError
 
-FLAGS = flags.FLAGS
 
-
-def main(arguments):
-  """Runs the kind of benchmark that the first argument names."""
-  if len(arguments) > 1 or arguments[0] not in KINDS:
-    raise UserError(
-      f"{' '.join(arguments)!r} is no kind of benchmark; choose one of: {', '.join(KINDS)}"
-    )
-  if FLAGS.config is None and arguments[0] not in ("input", "checkpoint"):
-    raise UserError("--config is missing; run with --help to see all flags")
-  KINDS[arguments[0]]()
-
-
-def measure_training():
+def measure_training(flags):
   """Prints a line for --stage, or one for each stage of the config."""
-  if FLAGS.steps < 2:
-    raise UserError(f"--steps={FLAGS.steps} is too few for a median; ask for 2 or more")
-  if FLAGS.stage:
-    result = training.measure(FLAGS.config, FLAGS.stage, FLAGS.steps, FLAGS.classes)
+  compile_anew()
+  if flags.stage:
+    result = training.measure(flags.config, flags.stage, flags.steps, flags.classes)
     if jax.process_index() == 0:
       show(result)
     return
-  for name in FLAGS.config.stages:
+  for name in flags.config.stages:
     again = [sys.executable, "-m", "imgtx_jax.benchmark", *sys.argv[1:], f"--stage={name}"]
     code = subprocess.run(again).returncode
     if code < 0:
@@ -55,31 +39,25 @@ def measure_training():
       sys.exit(code)
 
 
-def measure_sampling():
+def measure_sampling(flags):
   """Prints the speed of drawing codes, and with --dial that of images at each prefix."""
-  if min(FLAGS.batch, FLAGS.steps) < 1:
-    raise UserError(f"--batch={FLAGS.batch} and --steps={FLAGS.steps} must be 1 or more")
-  show(sampling.measure(FLAGS.config, FLAGS.batch, FLAGS.steps, FLAGS.classes, FLAGS.dial))
+  compile_anew()
+  show(sampling.measure(flags.config, flags.batch, flags.steps, flags.classes, flags.dial))
 
 
-def measure_input():
+def measure_input(flags):
   """Prints the speed of the input."""
-  if FLAGS.steps < 1:
-    raise UserError(f"--steps={FLAGS.steps} must be 1 or more")
-  show(input_pipeline.measure(FLAGS.config, FLAGS.steps))
+  show(input_pipeline.measure(flags.config, flags.steps))
 
 
-def measure_checkpoint():
+def measure_checkpoint(flags):
   """Prints the cost of saving and restoring."""
-  show(checkpoint.measure(FLAGS.gigabytes))
+  show(checkpoint.measure(flags.gigabytes))
 
 
-KINDS = {
-  "training": measure_training,
-  "sampling": measure_sampling,
-  "input": measure_input,
-  "checkpoint": measure_checkpoint,
-}
+def compile_anew():
+  """Has every program compiled, none read from JAX's cache: compilation is timed."""
+  jax.config.update("jax_enable_compilation_cache", False)
 
 
 def show(result):
@@ -95,14 +73,48 @@ def show(result):
   print(json.dumps(rounded(result)), flush=True)
 
 
+def define_training(flags):
+  """Defines the flags of `benchmark training`."""
+  flags.group("Training")
+  flags.config()
+  flags.string("stage", "", "This stage only.")
+  flags.integer("steps", 20, "Steps to time.", least=2)
+  flags.integer("classes", 0, "How many classes there are; 0 asks the config's source.", least=0)
+
+
+def define_sampling(flags):
+  """Defines the flags of `benchmark sampling`."""
+  flags.group("Sampling")
+  flags.config()
+  flags.bool("dial", "Also measure images at each prefix k, of the finetune stage.")
+  flags.integer("batch", 4, "Images at a time.", least=1)
+  flags.integer("steps", 20, "Batches to time.", least=1)
+  flags.integer("classes", 0, "How many classes there are; 0 asks the config's source.", least=0)
+
+
+def define_input(flags):
+  """Defines the flags of `benchmark input`."""
+  flags.group("Input")
+  flags.config("Measure this experiment's images; generated photographs by default.")
+  flags.integer("steps", 20, "Batches to time.", least=1)
+
+
+def define_checkpoint(flags):
+  """Defines the flags of `benchmark checkpoint`."""
+  flags.group("Checkpoint")
+  flags.float("gigabytes", 1.0, "The size of the state.")
+
+
+COMMANDS = {
+  "training": command.Command(
+    measure_training, define_training, training.__doc__, required=("config",)
+  ),
+  "sampling": command.Command(
+    measure_sampling, define_sampling, sampling.__doc__, required=("config",)
+  ),
+  "input": command.Command(measure_input, define_input, input_pipeline.__doc__),
+  "checkpoint": command.Command(measure_checkpoint, define_checkpoint, checkpoint.__doc__),
+}
+
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file("config", None, "FILE.py[:argument]", lock_config=True)
-  flags.DEFINE_string("stage", "", "training: this stage only.")
-  flags.DEFINE_integer("steps", 20, "Training steps, or batches of images, to time.")
-  flags.DEFINE_integer("batch", 4, "sampling: images at a time.")
-  flags.DEFINE_bool("dial", False, "sampling: also images at each prefix k.")
-  flags.DEFINE_float("gigabytes", 1.0, "checkpoint: the size of the state.")
-  flags.DEFINE_integer("classes", 0, "How many classes there are; 0 asks the config's source.")
-  jax.config.parse_flags_with_absl()
-  jax.config.update("jax_enable_compilation_cache", False)
-  command.run(main, accepts=f"kind of benchmark ({', '.join(KINDS)})")
+  command.run(COMMANDS, __doc__)

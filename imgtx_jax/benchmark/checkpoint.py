@@ -1,5 +1,7 @@
 """benchmark checkpoint: the cost of checkpoints of a state of --gigabytes in a temporary folder.
 
+  python -m imgtx_jax.benchmark checkpoint --gigabytes 1
+
 The state is float32 arrays of 64 MB of random bits, which no compression shrinks, on the first
 device. Values are medians of three runs. TMPDIR names the disk; files just written are still in
 memory when they are read.

@@ -1,5 +1,7 @@
 """benchmark input: the speed of the input, of each part alone and of the whole pipeline.
 
+  python -m imgtx_jax.benchmark input --config configs/tiny_imagenet.py
+
 Images are the first 256 of the training split of the config's data; without --config, 256 generated
 photographs of 500x375 pixels (JPEG, quality 92), cropped at random to 256 pixels. All files are
 read once before, so that they come from memory. Rates are images a second.

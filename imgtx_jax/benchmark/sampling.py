@@ -1,5 +1,7 @@
 """benchmark sampling: the speed of drawing codes from the GPT of a config, with random weights.
 
+  python -m imgtx_jax.benchmark sampling --config configs/quickstart.py --dial
+
   images_per_second      whole images of N codes, guided as config.sample says (twice the batch)
   seconds                of one batch of --batch images: the median of --steps runs
   ms_per_code            of the batch

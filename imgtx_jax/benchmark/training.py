@@ -1,5 +1,7 @@
 """benchmark training: the speed of training steps, one JSON object for each stage of the config.
 
+  python -m imgtx_jax.benchmark training --config configs/quickstart.py --stage finetune
+
 Images are random bytes already in memory, or random codes where a cache of codes would be read, and
 the stages before have random weights: no work directory is needed, and of the data only the number
 of classes. Each stage runs in a process of its own, because peak memory only grows within one.

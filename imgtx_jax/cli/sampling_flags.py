@@ -1,26 +1,28 @@
 """The flags of config.sample's keys (--cfg_scale, --temperature, …), for commands that draw."""
 
-from absl import flags
-
 from imgtx_jax.errors import UserError
 from imgtx_jax.sampling import autoregressive, options
 
 
-def define():
-  """Defines the flags; a flag that is not given leaves the value of the config."""
-  flags.DEFINE_float("cfg_scale", None, "Guidance: 1 is none.")
-  flags.DEFINE_enum("guidance", None, autoregressive.GUIDANCE, "How guidance goes over the codes.")
-  flags.DEFINE_float("cfg_start", None, "Guidance interval: from this fraction of the codes.")
-  flags.DEFINE_float("cfg_stop", None, "Guidance interval: up to this fraction of the codes.")
-  flags.DEFINE_float("cfg_power", None, "The power of power-cosine guidance.")
-  flags.DEFINE_float("temperature", None, "0 draws the likeliest code.")
-  flags.DEFINE_integer("top_k", None, "Draw among this many codes; 0: all.")
-  flags.DEFINE_float("top_p", None, "Draw within this probability.")
-  flags.DEFINE_float("truncation", None, "The generator's noise is scaled by this: 1 is none.")
-  flags.DEFINE_float("w_scale", None, "Guidance in modulation space: 1 is none.")
-  flags.DEFINE_integer("refine_steps", None, "Steps uphill on the discriminator: 0 is none.")
-  flags.DEFINE_float("refine_rate", None, "Their length, relative to the condition vectors.")
-  flags.DEFINE_float("refine_radius", None, "How far they may go from a vector, relative to it.")
+def define(flags, brief=False):
+  """Defines the flags in a FlagGroups; one that is not given leaves the value of the config.
+
+  brief: list them by name alone in --help.
+  """
+  flags.group("How images are drawn (by default as config.sample says)", brief)
+  flags.float("cfg_scale", None, "Classifier-free guidance: 1 is none.")
+  flags.enum("guidance", None, autoregressive.GUIDANCE, "Guidance along the codes")
+  flags.float("cfg_start", None, "Guidance interval: from this fraction of the codes.")
+  flags.float("cfg_stop", None, "Guidance interval: up to this fraction of the codes.")
+  flags.float("cfg_power", None, "The power of power-cosine guidance.")
+  flags.float("temperature", None, "Of the codes' distribution; 0 draws the likeliest code.")
+  flags.integer("top_k", None, "Draw among this many of the likeliest codes; 0: all.")
+  flags.float("top_p", None, "Draw among the likeliest codes of this total probability.")
+  flags.float("truncation", None, "Scales the generator's noise: 1 is none.")
+  flags.float("w_scale", None, "Guidance in modulation space: 1 is none.")
+  flags.integer("refine_steps", None, "Gradient steps up the discriminator's logit: 0 is none.")
+  flags.float("refine_rate", None, "Their length, relative to the condition vectors.")
+  flags.float("refine_radius", None, "How far they may move a vector, relative to its norm.")
 
 
 def given(flags):

@@ -1,10 +1,7 @@
-"""Published weights in the forms that the other commands read:
+"""Converts published weights, and ImageNet, to the forms that the other commands read.
 
   python -m imgtx_jax.convert llamagen --gpt c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --out DIR
   python -m imgtx_jax.convert inception pt_inception-2015-12-05-6726825d.pth [--out FILE]
-
-and ImageNet in the form that the configs read:
-
   python -m imgtx_jax.convert imagenet --tars DIR --data_dir DIR
 
 inception leaves one .safetensors file, by default where evaluation looks for it.
@@ -24,7 +21,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from imgtx_jax.cli import command
 from imgtx_jax.convert import imagenet, llamagen
@@ -33,55 +29,6 @@ from imgtx_jax.io.atomic import explain_disk
 from imgtx_jax.pretrained import inception_weights, state_dict
 from imgtx_jax.stages import builders
 from imgtx_jax.training import workdir
-
-FLAGS = flags.FLAGS
-
-
-def main(arguments):
-  """Converts the kind of weights, or of data, that the first argument names."""
-  kind, *files = arguments
-  if kind not in KINDS:
-    raise UserError(f"{kind!r} cannot be converted; choose one of: {', '.join(KINDS)}")
-  KINDS[kind](files)
-
-
-def _llamagen(files):
-  if files:
-    raise UserError(f"unexpected argument {files[0]!r}; llamagen takes --gpt and --tokenizer")
-  _need("gpt", "tokenizer", "out")
-  convert_llamagen(
-    FLAGS.gpt, FLAGS.tokenizer, FLAGS.out, image_size=FLAGS.image_size, heads=FLAGS.heads
-  )
-
-
-def _inception(files):
-  if len(files) != 1:
-    raise UserError(
-      f"inception takes one file, such as {inception_weights.FILE}, and got {len(files)}"
-    )
-  convert_inception(files[0], FLAGS.out or inception_weights.default_path())
-
-
-def _imagenet(files):
-  if files:
-    raise UserError(f"unexpected argument {files[0]!r}; imagenet takes --tars and --data_dir")
-  _need("tars", "data_dir")
-  counts = imagenet.prepare(FLAGS.tars, FLAGS.data_dir)
-  whole = "all" if counts == imagenet.IMAGES else "not all"
-  print(
-    f"{FLAGS.data_dir}: {whole} of ImageNet, {counts['train']} training and "
-    f"{counts['validation']} validation images; train with python -m imgtx_jax.main --config "
-    f"configs/imagenet256.py --config.data.path={FLAGS.data_dir} --workdir DIR"
-  )
-
-
-def _need(*names):
-  for name in names:
-    if FLAGS[name].value is None:
-      raise UserError(f"--{name} is missing; run with --help to see all flags")
-
-
-KINDS = {"llamagen": _llamagen, "inception": _inception, "imagenet": _imagenet}
 
 
 def convert_inception(file, out):
@@ -149,7 +96,7 @@ def convert_llamagen(gpt, tokenizer, out, *, image_size=256, heads=0):
 
 
 def check_together(gpt, tokenizer, image_size):
-  """UserError unless a GPT and a tokenizer belong together and fit the image size."""
+  """Raises UserError unless a GPT and a tokenizer belong together and fit the image size."""
   if gpt.codebook_size != tokenizer.codebook_size:
     raise UserError(
       f"--gpt knows {gpt.codebook_size} codes and --tokenizer has {tokenizer.codebook_size}: they "
@@ -164,7 +111,7 @@ def check_together(gpt, tokenizer, image_size):
 
 @contextlib.contextmanager
 def naming(file):
-  """Puts the file before the UserErrors of its reading."""
+  """Puts the file's name before the UserErrors raised while reading it."""
   try:
     yield
   except UserError as error:
@@ -172,21 +119,21 @@ def naming(file):
 
 
 def sha256(path):
-  """Of a file, in hexadecimal."""
+  """SHA-256 of a file, in hexadecimal."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def without_names(source):
-  """What a conversion came from, whatever its files were called."""
+  """Returns what a conversion came from without the names of its files."""
   return [
     value["sha256"] if isinstance(value, dict) else value for _, value in sorted(source.items())
   ]
 
 
 def imported(out):
-  """What an earlier conversion to `out` came from, {} if nothing is there; UserError if something
-  else is."""
+  """Returns what an earlier conversion to `out` came from, {} if nothing is there; raises UserError
+  if something else is."""
   out = Path(out)
   if not out.exists() or (out.is_dir() and not any(out.iterdir())):
     return {}
@@ -199,7 +146,7 @@ def imported(out):
 
 @contextlib.contextmanager
 def new_directory(out):
-  """A folder to write in, which gets the name `out` at the end, and is gone after an error."""
+  """Yields a folder to write in; it gets the name `out` at the end, and is deleted on an error."""
   out = Path(out).absolute()
   unfinished = out.with_name(f".{out.name}.unfinished")  # a killed run's is overwritten
   with explain_disk(out):
@@ -215,12 +162,79 @@ def new_directory(out):
       raise
 
 
+# -- The command -----------------------------------------------------------------------------------
+
+
+def main_llamagen(flags):
+  """Converts LlamaGen's two files."""
+  options = dict(image_size=flags.image_size, heads=flags.heads)
+  convert_llamagen(flags.gpt, flags.tokenizer, flags.out, **options)
+
+
+def main_inception(flags, files):
+  """Converts InceptionV3's file."""
+  if len(files) != 1:
+    raise UserError(
+      f"inception takes one file, such as {inception_weights.FILE}, and got {len(files)}"
+    )
+  convert_inception(files[0], flags.out or inception_weights.default_path())
+
+
+def main_imagenet(flags):
+  """Converts ImageNet's two tars, and says how to train on them."""
+  counts = imagenet.prepare(flags.tars, flags.data_dir)
+  whole = "all" if counts == imagenet.IMAGES else "not all"
+  print(
+    f"{flags.data_dir}: {whole} of ImageNet, {counts['train']} training and "
+    f"{counts['validation']} validation images; train with python -m imgtx_jax.main --config "
+    f"configs/imagenet256.py --config.data.path={flags.data_dir} --workdir DIR"
+  )
+
+
+def define_llamagen(flags):
+  """Defines the flags of `convert llamagen`."""
+  flags.group("LlamaGen")
+  flags.string("gpt", None, "The file of the GPT, such as c2i_B_256.pt.")
+  flags.string("tokenizer", None, "The file of the VQ tokenizer.")
+  flags.string("out", None, "The work directory to write, empty or new.")
+  flags.integer("image_size", 256, "Pixels that the GPT was trained at: 256 or 384.")
+  flags.integer("heads", 0, "Attention heads of the GPT; 0: those of the published size.")
+
+
+def define_inception(flags):
+  """Defines the flags of `convert inception`."""
+  flags.group("InceptionV3")
+  flags.string("out", "", "The file to write; by default where evaluation looks for it.")
+
+
+def define_imagenet(flags):
+  """Defines the flags of `convert imagenet`."""
+  flags.group("ImageNet")
+  flags.string("tars", None, "The folder of the two official tars.")
+  flags.string("data_dir", None, "Where to write: TFDS's data_dir.")
+
+
+LLAMAGEN = """convert llamagen: LlamaGen's published weights as a work directory.
+
+  python -m imgtx_jax.convert llamagen --gpt c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --out DIR
+"""
+INCEPTION = """convert inception FILE: FID's InceptionV3 for evaluation.
+
+  python -m imgtx_jax.convert inception pt_inception-2015-12-05-6726825d.pth
+"""
+IMAGENET = """convert imagenet: ImageNet's official tars as ArrayRecord.
+
+  python -m imgtx_jax.convert imagenet --tars DIR --data_dir DIR
+"""
+COMMANDS = {
+  "llamagen": command.Command(
+    main_llamagen, define_llamagen, LLAMAGEN, required=("gpt", "tokenizer", "out")
+  ),
+  "inception": command.Command(main_inception, define_inception, INCEPTION, accepts="file"),
+  "imagenet": command.Command(
+    main_imagenet, define_imagenet, IMAGENET, required=("tars", "data_dir")
+  ),
+}
+
 if __name__ == "__main__":
-  flags.DEFINE_string("gpt", None, "llamagen: the file of the GPT, such as c2i_B_256.pt.")
-  flags.DEFINE_string("tokenizer", None, "llamagen: the file of the VQ tokenizer.")
-  flags.DEFINE_string("out", None, "The work directory (empty or new) or file to write.")
-  flags.DEFINE_integer("image_size", 256, "Pixels that the GPT was trained at: 256 or 384.")
-  flags.DEFINE_integer("heads", 0, "Attention heads of the GPT; 0: those of the published size.")
-  flags.DEFINE_string("tars", None, "imagenet: the folder of the two official tars.")
-  flags.DEFINE_string("data_dir", None, "imagenet: where to write, TFDS's data_dir.")
-  command.run(main, accepts=f"kind ({', '.join(KINDS)})")
+  command.run(COMMANDS, __doc__)

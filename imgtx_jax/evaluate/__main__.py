@@ -1,13 +1,16 @@
-"""Measures a model or images: python -m imgtx_jax.evaluate --workdir DIR [--num 50000]
+"""Measures a model, or compares two sets of images: FID, KID, precision and recall and others.
+
+  python -m imgtx_jax.evaluate --workdir runs/quickstart --num 50000
+  python -m imgtx_jax.evaluate --samples FOLDER|FILE.npz --reference FOLDER|FILE.npz
+  python -m imgtx_jax.evaluate --metrics style --content DIR --style DIR --workdir runs/style
 
 Draws samples from a work directory, or reads them (--samples: a folder or an .npz), compares them
 with --reference, prints a table and writes evaluation.json with the whole protocol into --out.
-Without --workdir it compares --samples with --reference.
 
 --metrics: frechet, sfid, inception_score, kid, precision_recall, class_accuracy, reconstruction (of
 the tokenizer: rFD, PSNR, SSIM, LPIPS), codes (usage, bits), nearest (nearest training images, with
-a picture); by default all that can be had. A figure carries its network's name: FID is that of the
-published InceptionV3 weights alone. --sweep=cfg_scale=1,1.5,2 repeats it all for each value.
+a picture); by default all that can be computed. A result carries its network's name: FID is that of
+the published InceptionV3 weights alone. --sweep=cfg_scale=1,1.5,2 repeats it all for each value.
 --audit writes audit.html instead: classes done badly, favoured or dropped, and what the
 discriminator judges by.
 
@@ -17,7 +20,7 @@ style.json: a row each for the content as it is, the style image, colours alone,
 --sweep=strength=.25,.5,.75 also rows at those strengths, and style.png, their curve.
 
 Features are kept beside the results: the same command after a kill goes on where it was, and gives
-the same figures. References' are shared through $IMGTX_CACHE, where it is set. Several processes
+the same results. References' are shared through $IMGTX_CACHE, where it is set. Several processes
 (jax.distributed) share the work through those folders, which all must see; the first one computes.
 """
 
@@ -26,7 +29,6 @@ import os
 from pathlib import Path
 
 import jax
-from absl import flags
 
 from imgtx_jax.cli import command, sampling_flags
 from imgtx_jax.errors import UserError
@@ -39,74 +41,70 @@ from imgtx_jax.sampling import options as sampling_options
 from imgtx_jax.sampling.sampler import check_prefix
 from imgtx_jax.training import workdir
 
-FLAGS = flags.FLAGS
 AUDIT_NUM = 2000  # samples with a label, and as many without
 
 
-def main():
-  """Evaluates what the flags ask for and writes it."""
-  asked = [name.strip() for name in FLAGS.metrics.split(",") if name.strip()]
+def main(flags):
+  """Evaluates what the flags ask for and writes the results."""
+  asked = [name.strip() for name in flags.metrics.split(",") if name.strip()]
   if "style" in asked:
-    from_flags.run(FLAGS, asked, folder())
+    from_flags.run(flags, asked, folder(flags))
     return
-  check_flags()
-  if FLAGS.audit:
-    run_audit()
+  check_flags(flags)
+  if flags.audit:
+    run_audit(flags)
     return
-  network = extractors.load(FLAGS.network or default_network())
-  found = make_subject(network)
+  network = extractors.load(flags.network or default_network())
+  found = make_subject(flags, network)
   evaluator = runner.Evaluator(
     network,
-    Settings(kid_subset_size=FLAGS.kid_subset_size, splits=FLAGS.splits),
-    out=folder(),
-    shared=shared_folder(),
-    batch_size=FLAGS.batch_size,
+    Settings(kid_subset_size=flags.kid_subset_size, splits=flags.splits),
+    out=folder(flags),
+    shared=shared_folder(flags),
+    batch_size=flags.batch_size,
   )
-  if FLAGS.sweep:
-    run_sweep(evaluator, found, asked)
+  if flags.sweep:
+    run_sweep(flags, evaluator, found, asked)
     return
   if draws(found):
-    found.samples = draw(found.model)
-  result = evaluator.run(found, asked, save_npz=FLAGS.save_npz, save_stats=FLAGS.save_stats)
+    found.samples = draw(flags, found.model)
+  result = evaluator.run(found, asked, save_npz=flags.save_npz, save_stats=flags.save_stats)
   if result:
-    runner.write(folder() / "evaluation.json", result)
-    print("\n".join([*runner.table(result), f"protocol: {folder()}/evaluation.json"]))
+    runner.write(folder(flags) / "evaluation.json", result)
+    print("\n".join([*runner.table(result), f"protocol: {folder(flags)}/evaluation.json"]))
 
 
-def check_flags():
+def check_flags(flags):
   """UserError for flags that cannot go together, before anything is loaded."""
-  command.check_least(
-    FLAGS, num=1, batch_size=1, reference_num=0, kid_subset_size=2, splits=1, image_size=0
-  )
-  if FLAGS.content or FLAGS.style or FLAGS.outputs:
+  if flags.content or flags.style or flags.outputs:
     raise UserError("--content, --style and --outputs are for --metrics=style; give it too")
-  if not (FLAGS.workdir or FLAGS.samples):
+  if not (flags.workdir or flags.samples):
     raise UserError("nothing to evaluate: give --workdir, or --samples with --reference")
-  if FLAGS.audit and jax.process_count() > 1:
+  if flags.audit and jax.process_count() > 1:
     raise UserError(f"--audit is made by one process, and this run has {jax.process_count()}")
-  if FLAGS.audit and (FLAGS.sweep or FLAGS.samples or FLAGS.stage or not FLAGS.workdir):
+  if flags.audit and (flags.sweep or flags.samples or flags.stage or not flags.workdir):
     raise UserError("--audit is of a trained model: give --workdir, no --samples, --stage, --sweep")
-  if FLAGS.sweep and (FLAGS.samples or not FLAGS.workdir):
+  if flags.sweep and (flags.samples or not flags.workdir):
     raise UserError("--sweep draws anew for each value: give --workdir, and no --samples")
-  if FLAGS.sweep and (FLAGS.save_npz or FLAGS.save_stats):
+  if flags.sweep and (flags.save_npz or flags.save_stats):
     raise UserError("--sweep has many sets of samples: leave --save_npz and --save_stats out")
 
 
-def run_audit():
+def run_audit(flags):
   """The audit of the work directory's model: a page and its figures."""
-  config, class_names = workdir.read(FLAGS.workdir)
+  config, class_names = workdir.read(flags.workdir)
   found = audit.run_audit(
-    FLAGS.workdir,
+    flags.workdir,
     config,
     class_names,
-    num=FLAGS.num if FLAGS["num"].present else AUDIT_NUM,
-    seed=FLAGS.seed,
-    prefix=FLAGS.prefix,
-    options=sampling_flags.choose(FLAGS, config),
-    network=FLAGS.network or default_network(),
-    batch_size=FLAGS.batch_size,
-    checkpoint=FLAGS.checkpoint,
-    out=folder() / "audit.html",
+    num=flags.num if flags["num"].present else AUDIT_NUM,
+    seed=flags.seed,
+    prefix=flags.prefix,
+    options=sampling_flags.choose(flags, config),
+    network=flags.network or default_network(),
+    batch_size=flags.batch_size,
+    checkpoint=flags.checkpoint,
+    out=folder(flags) / "audit.html",
   )
   worst = ", ".join(row["name"] for row in found["worst"])
   lines = [f"worst classes by {found['ranked_by']}: {worst}", *found["biases"]]
@@ -118,41 +116,41 @@ def default_network():
   return "inception" if inception_weights.default_path().is_file() else "vgg16"
 
 
-def folder():
+def folder(flags):
   """Where results go."""
-  return Path(FLAGS.out or (f"{FLAGS.workdir}/evaluation" if FLAGS.workdir else "evaluation"))
+  return Path(flags.out or (f"{flags.workdir}/evaluation" if flags.workdir else "evaluation"))
 
 
-def shared_folder():
+def shared_folder(flags):
   """Where features of references and training data go."""
   cache = os.environ.get("IMGTX_CACHE")
-  if not cache and FLAGS.workdir:
-    return Path(FLAGS.workdir) / "evaluation" / "references"
+  if not cache and flags.workdir:
+    return Path(flags.workdir) / "evaluation" / "references"
   return Path(cache or Path.home() / ".cache" / "imgtx_jax") / "references"
 
 
-def make_subject(network):
+def make_subject(flags, network):
   """The Subject that the flags name; samples only if they are read."""
   model = None
-  if FLAGS.workdir:
-    model = inputs.load_model(FLAGS.workdir, FLAGS.stage, FLAGS.checkpoint)
+  if flags.workdir:
+    model = inputs.load_model(flags.workdir, flags.stage, flags.checkpoint)
   config = model and model.config
-  crop = FLAGS.image_size or None
+  crop = flags.image_size or None
   samples = None
-  if FLAGS.samples:
-    samples = image_sets.open_files(FLAGS.samples, size=crop, limit=FLAGS.num)
+  if flags.samples:
+    samples = image_sets.open_files(flags.samples, size=crop, limit=flags.num)
   side = crop or (config.data.image_size if config else samples.size[0])
   widths = inputs.widths(network, samples.size if samples else (side, side))
   compared = None
-  if FLAGS.reference or config:
+  if flags.reference or config:
     compared = reference.open_reference(
-      FLAGS.reference or "train",
+      flags.reference or "train",
       network,
       widths,
       config=config,
       size=side,
       crop=crop,
-      limit=FLAGS.reference_num,
+      limit=flags.reference_num,
     )
   return inputs.Subject(
     network,
@@ -160,8 +158,8 @@ def make_subject(network):
     model,
     samples,
     compared,
-    held_out=own_data(config, "validation", FLAGS.num),
-    training=own_data(config, "train", FLAGS.reference_num),
+    held_out=own_data(config, "validation", flags.num),
+    training=own_data(config, "train", flags.reference_num),
   )
 
 
@@ -182,10 +180,10 @@ def draws(found):
   return found.samples is None and found.model is not None and found.model.draws
 
 
-def draw(model, **changes):
+def draw(flags, model, **changes):
   """The samples of a model as the flags and changes ask for: prefix=k or a decoding option."""
-  options = sampling_flags.choose(FLAGS, model.config)
-  default = model.stage.num_codes if FLAGS.prefix is None else FLAGS.prefix
+  options = sampling_flags.choose(flags, model.config)
+  default = model.stage.num_codes if flags.prefix is None else flags.prefix
   prefix = changes.pop("prefix", default)
   check_prefix(model.stage, prefix)
   for name, value in changes.items():
@@ -193,68 +191,73 @@ def draw(model, **changes):
   return inputs.draw_samples(
     model,
     options,
-    count=FLAGS.num,
+    count=flags.num,
     prefix=prefix,
-    seed=FLAGS.seed,
-    rule=FLAGS.labels,
-    batch_size=FLAGS.batch_size,
+    seed=flags.seed,
+    rule=flags.labels,
+    batch_size=flags.batch_size,
   )
 
 
-def run_sweep(evaluator, found, asked):
+def run_sweep(flags, evaluator, found, asked):
   """The evaluation for each value, and the plot."""
   if not draws(found):
-    raise UserError(f"--sweep draws samples, and {FLAGS.workdir} has only a tokenizer")
+    raise UserError(f"--sweep draws samples, and {flags.workdir} has only a tokenizer")
   options = {name: limits[:2] for name, limits in sampling_options.RANGES.items()}
   options["prefix"] = (0, found.model.stage.num_codes)
-  name, values = sweep.parse(FLAGS.sweep, options)
+  name, values = sweep.parse(flags.sweep, options)
   if unfit := [metric for metric in asked if metric not in sweep.METRICS]:
     raise UserError(f"--sweep with --metrics={unfit[0]}: only {', '.join(sweep.METRICS)} change")
   evaluations = []
   for value in values:
-    changed = dataclasses.replace(found, samples=draw(found.model, **{name: value}))
+    changed = dataclasses.replace(found, samples=draw(flags, found.model, **{name: value}))
     result = evaluator.run(changed, asked, among=sweep.METRICS)
     if result:
       print("\n".join([f"{name} = {value:g}", *runner.table(result)]), flush=True)
       evaluations.append((value, result))
   if evaluations:
-    sweep.write(folder(), name, evaluations)
-    print(f"{folder()}/sweep.json, {folder()}/sweep.png")
+    sweep.write(folder(flags), name, evaluations)
+    print(f"{folder(flags)}/sweep.json, {folder(flags)}/sweep.png")
 
+
+def define_flags(flags):
+  """Defines the command's flags in a cli.flag_groups.FlagGroups."""
+  flags.group("What to measure")
+  flags.string("workdir", None, "The work directory of imgtx_jax.main.")
+  stages = ("", "tokenizer", "pretrain", "finetune", "gan")
+  flags.enum("stage", "", stages, "The last one by default")
+  flags.checkpoint()
+  flags.string("samples", "", "A folder or .npz of images to measure; drawn by default.")
+  flags.string("reference", "", "train (default), validation, a folder, .npz, tfds:NAME[:SPLIT].")
+  flags.integer("reference_num", 0, "Use at most this many reference images; 0: all.", least=0)
+  flags.integer("image_size", 0, "Crop and resize images to it; 0: as they are.", least=0)
+  flags.group("How to measure")
+  flags.string("metrics", "", "Names with commas (frechet,kid,…); by default all that can be had.")
+  flags.string("sweep", "", "OPTION=VALUE,VALUE,…: prefix, cfg_scale, temperature …")
+  flags.bool("audit", "Write audit.html, a search for bias, instead; --num is 2000 by default.")
+  flags.enum("network", "", ("", *extractors.NETWORKS), "By default inception if it is here")
+  flags.integer("kid_subset_size", 1000, "Images a subset of the kernel distance.", least=2)
+  flags.integer("splits", 10, "Parts of the Inception Score.", least=1)
+  flags.group("Samples")
+  flags.integer("num", 50000, "How many to draw, or to read at most.", least=1)
+  flags.enum("labels", "", ("", *inputs.LABELS), "Classes in turn, or by frequency")
+  flags.integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
+  flags.integer("seed", 0, "Image i depends on the seed, i and its label.")
+  flags.integer("batch_size", 64, "Images at a time; results do not depend on it.", least=1)
+  sampling_flags.define(flags, brief=True)
+  flags.group("Style transfer (--metrics=style)")
+  flags.string("content", "", "A folder of content images.")
+  flags.string("style", "", "A folder of style images.")
+  flags.strings("outputs", [], "NAME=FOLDER of another method's outputs, CONTENT--STYLE.png.")
+  flags.integer("leak_pairs", 100, "Stylise repeatedly on this many pairs; 0: none.", least=0)
+  flags.integer("leak_rounds", 20, "How often.", least=1)
+  flags.group("Where to write")
+  flags.string("out", "", "A folder for the results; WORKDIR/evaluation by default.")
+  flags.string("save_npz", "", "Write the samples as ADM's evaluator reads them.")
+  flags.string("save_stats", "", "Write mean and covariance of the samples' features.")
+
+
+COMMAND = command.Command(main, define_flags, __doc__, processes="share")
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "The work directory of imgtx_jax.main.")
-  stages = ("", "tokenizer", "pretrain", "finetune", "gan")
-  flags.DEFINE_enum("stage", "", stages, "Empty: the last one.")
-  flags.DEFINE_string("metrics", "", "Names between commas; empty: all that can be had.")
-  flags.DEFINE_integer("num", 50000, "How many samples to draw, or to read at most.")
-  flags.DEFINE_string(
-    "reference",
-    "",
-    "train or validation of the work directory's data (train by default), a folder, an .npz of "
-    "images or statistics, tfds:NAME or tfds:NAME:SPLIT.",
-  )
-  flags.DEFINE_integer("reference_num", 0, "At most so many reference images; 0: all.")
-  flags.DEFINE_string("samples", "", "A folder or .npz of images to measure; empty: draw them.")
-  flags.DEFINE_enum("network", "", ("", *extractors.NETWORKS), "Empty: inception if it is here.")
-  flags.DEFINE_integer("image_size", 0, "Crop and resize images to it; 0: as they are; style: 256.")
-  flags.DEFINE_integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
-  sampling_flags.define()
-  command.define_checkpoint_flag()
-  flags.DEFINE_enum("labels", "", ("", *inputs.LABELS), "Classes in turn, or as often as in data.")
-  flags.DEFINE_integer("seed", 0, "Image i depends on the seed, i and its label.")
-  flags.DEFINE_integer("batch_size", 64, "Images at a time; figures do not depend on it.")
-  flags.DEFINE_integer("kid_subset_size", 1000, "Images a subset of the kernel distance.")
-  flags.DEFINE_integer("splits", 10, "Parts of the Inception Score.")
-  flags.DEFINE_string("out", "", "A folder for the results; WORKDIR/evaluation by default.")
-  flags.DEFINE_string("save_npz", "", "Write the samples as ADM's evaluator reads them.")
-  flags.DEFINE_string("save_stats", "", "Write mean and covariance of the samples' features.")
-  flags.DEFINE_bool("audit", False, "Look for bias instead: audit.html; --num is 2000 by default.")
-  flags.DEFINE_string("content", "", "Style: a folder of content images.")
-  flags.DEFINE_string("style", "", "Style: a folder of style images.")
-  flags.DEFINE_multi_string("outputs", [], "Style: NAME=FOLDER of outputs, CONTENT--STYLE.png.")
-  flags.DEFINE_integer("leak_pairs", 100, "Style: apply repeatedly on so many pairs; 0: none.")
-  flags.DEFINE_integer("leak_rounds", 20, "Style: how often.")
-  flags.DEFINE_string("sweep", "", "OPTION=VALUE,VALUE,…; prefix, cfg_scale, temperature …")
-  jax.config.parse_flags_with_absl()
-  command.run(main, processes_may="share")
+  command.run(COMMAND)

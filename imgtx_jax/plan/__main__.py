@@ -1,4 +1,6 @@
-"""Plans training without the machine: python -m imgtx_jax.plan --config FILE.py[:arg] --topology T
+"""Plans training without the machine: memory, speed, and what to change.
+
+  python -m imgtx_jax.plan --config configs/imagenet256.py:xl --topology v5e:16x16
 
 Compiles the training step of every stage of the config, or of --stage, ahead of time for a TPU
 slice (v5e:16x16, v5p:2x4x4, v6e:8x8, v4:4x4x4; the extra "plan" brings the compiler), or for this
@@ -23,36 +25,34 @@ it is ImageNet's.
 """
 
 import jax
-from absl import flags
-from ml_collections import config_flags
 
+from imgtx_jax.benchmark import common
 from imgtx_jax.cli import command
-from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
 from imgtx_jax.plan import chips, compile_step, report
 
-FLAGS = flags.FLAGS
 _CLASSES = 1000
 
 
-def main():
-  """Plans what the flags ask for."""
-  config, names = FLAGS.config, tuple(FLAGS.config.stages)
-  if FLAGS.stage:
-    if FLAGS.stage not in names:
+def main(flags):
+  """Prints the plan of every stage that the flags ask for."""
+  jax.config.update("jax_enable_compilation_cache", False)
+  config, names = flags.config, tuple(flags.config.stages)
+  if flags.stage:
+    if flags.stage not in names:
       raise UserError(
-        f"--stage={FLAGS.stage} is not in config.stages; choose one of {', '.join(names)}"
+        f"--stage={flags.stage} is not in config.stages; choose one of {', '.join(names)}"
       )
-    names = (FLAGS.stage,)
-  chips.prepare(FLAGS.topology)
-  devices, chip = chips.open_topology(FLAGS.topology)
-  classes = number_of_classes(config)
+    names = (flags.stage,)
+  chips.prepare(flags.topology)
+  devices, chip = chips.open_topology(flags.topology)
+  classes = number_of_classes(config, flags.classes)
 
   def make(config, name):
-    return compile_step.plan(config, name, classes, FLAGS.topology, devices, chip)
+    return compile_step.plan(config, name, classes, flags.topology, devices, chip)
 
-  if FLAGS.sweep:
-    sweep(config, names, make)
+  if flags.sweep:
+    sweep(flags, config, names, make)
     return
   failed = {}
   for name in names:
@@ -60,20 +60,20 @@ def main():
       found = make(config, name)
     except UserError as error:
       failed[name] = error
-      print(f"{name} on {FLAGS.topology}: cannot run: {error}", flush=True)
+      print(f"{name} on {flags.topology}: cannot run: {error}", flush=True)
       continue
     print("\n".join(report.lines(found, config)), flush=True)
   if len(failed) == len(names):
     raise next(iter(failed.values()))
 
 
-def sweep(config, names, make):
+def sweep(flags, config, names, make):
   """Prints a table of the stages over batch and fsdp sizes, line by line."""
   print(report.SWEEP_HEAD, flush=True)
   for name in names:
     usual, fsdp = config[name].batch_size, config.parallel.fsdp
-    batches = _sizes("batch_sizes", FLAGS.batch_sizes) or (usual, 2 * usual, 4 * usual)
-    splits = _sizes("fsdp_sizes", FLAGS.fsdp_sizes) or sorted({1, 4, 16, fsdp})
+    batches = _sizes("batch_sizes", flags.batch_sizes) or (usual, 2 * usual, 4 * usual)
+    splits = _sizes("fsdp_sizes", flags.fsdp_sizes) or sorted({1, 4, 16, fsdp})
     for batch in batches:
       for split in splits:
         try:
@@ -100,25 +100,30 @@ def _resized(config, name, batch, fsdp):
   return config
 
 
-def number_of_classes(config):
-  """--classes, or those of the config's source; ImageNet's, with a word, where it is not here."""
-  if FLAGS.classes:
-    return FLAGS.classes
+def number_of_classes(config, classes):
+  """Returns `classes`, or for 0 those of the config's source; ImageNet's, and prints so, where the
+  data are not here."""
   try:
-    return sources.open_source(config.data.source, split="train", path=config.data.path).num_classes
+    return common.number_of_classes(config, classes)
   except UserError:
     print(f"{config.data.source} is not here: planned for {_CLASSES} classes (--classes=K)")
     return _CLASSES
 
 
+def define_flags(flags):
+  """Defines the command's flags in a cli.flag_groups.FlagGroups."""
+  flags.group("What to plan")
+  flags.config()
+  flags.string("topology", None, "v5e:16x16, v5p:2x4x4, v6e:8x8, v4:4x4x4, cpu:4 or gpu.")
+  flags.string("stage", "", "This stage only.")
+  flags.integer("classes", 0, "How many classes there are; 0 asks the config's source.", least=0)
+  flags.group("A table of several sizes")
+  flags.bool("sweep", "Plan every batch size with every fsdp size.")
+  flags.list("batch_sizes", [], "Global batch sizes; by default 1, 2 and 4 times the config's.")
+  flags.list("fsdp_sizes", [], "By default 1, 4, 16 and the config's.")
+
+
+COMMAND = command.Command(main, define_flags, __doc__, required=("config", "topology"))
+
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file("config", None, "FILE.py[:argument]", lock_config=True)
-  flags.DEFINE_string("topology", None, "v5e:16x16, v5p:2x4x4, v6e:8x8, v4:4x4x4, cpu:4 or gpu.")
-  flags.DEFINE_string("stage", "", "This stage only.")
-  flags.DEFINE_integer("classes", 0, "How many classes there are; 0 asks the config's source.")
-  flags.DEFINE_bool("sweep", False, "A table over batch and fsdp sizes.")
-  flags.DEFINE_list("batch_sizes", [], "Of --sweep.")
-  flags.DEFINE_list("fsdp_sizes", [], "Of --sweep.")
-  jax.config.parse_flags_with_absl()
-  jax.config.update("jax_enable_compilation_cache", False)
-  command.run(main, required=("config", "topology"))
+  command.run(COMMAND)

@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import types
 
 import jax
@@ -7,24 +8,31 @@ import pytest
 
 from imgtx_jax.benchmark import __main__ as benchmark
 from imgtx_jax.benchmark import checkpoint, common, input_pipeline, model_flops, sampling, training
+from imgtx_jax.cli import command
 from imgtx_jax.config import defaults
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 
+CONFIG = f"--config={pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'}"
 VALUES = ("images_per_second", "step_seconds", "peak_memory_bytes", "matmul_flops_per_second")
 
 
-def set_flags(monkeypatch, **values):
-  values = dict(config=None, stage="", steps=3, batch=2, classes=0, dial=False) | values
-  monkeypatch.setattr(benchmark, "FLAGS", types.SimpleNamespace(**values))
+@pytest.fixture
+def run(parse_flags, capsys):
+  """run(kind, config=None, flag=value, …) as the command line does; returns the printed object."""
+
+  def call(kind, **values):
+    flags = parse_flags(benchmark.COMMANDS, kind, **values)
+    benchmark.COMMANDS[kind].main(flags)
+    (line,) = capsys.readouterr().out.splitlines()
+    return json.loads(line)
+
+  return call
 
 
-def test_measures_a_stage(tiny_config, monkeypatch, capsys):
-  set_flags(monkeypatch, config=tiny_config.lock(), stage="pretrain")
+def test_measures_a_stage(tiny_config, run, monkeypatch):
   monkeypatch.setattr(training, "matmul_rate", lambda *_: 1e9)
-  benchmark.main(["training"])
-  (line,) = capsys.readouterr().out.splitlines()
-  result = json.loads(line)
+  result = run("training", config=tiny_config.lock(), stage="pretrain", steps=3)
   assert all(result[name] > 0 for name in VALUES) and result["compile_seconds"] >= 0
   assert result["stage"] == "pretrain" and result["devices"] == jax.device_count()
   assert result["images_per_second"] == pytest.approx(16 / result["step_seconds"], rel=1e-2)
@@ -32,11 +40,9 @@ def test_measures_a_stage(tiny_config, monkeypatch, capsys):
   assert result["model_flops_utilisation"] == pytest.approx(expected, rel=1e-2)
 
 
-def test_measures_sampling(tiny_config, monkeypatch, capsys):
+def test_measures_sampling(tiny_config, run, monkeypatch):
   monkeypatch.setattr(sampling, "READ_BYTES", 2**20)
-  set_flags(monkeypatch, config=tiny_config.lock(), classes=5, steps=1)
-  benchmark.main(["sampling"])
-  result = json.loads(capsys.readouterr().out)
+  result = run("sampling", config=tiny_config.lock(), classes=5, steps=1, batch=2)
   layer = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32
   # All but the tables of labels and codes, of which a step reads rows.
   weights = 2 * layer + 32 + 32 * 32 + 16 * 32
@@ -46,15 +52,12 @@ def test_measures_sampling(tiny_config, monkeypatch, capsys):
   expected = 16 * result["weight_bytes"] / result["bytes_per_second"]
   assert result["floor_seconds"] == pytest.approx(expected, rel=1e-2)
   with pytest.raises(UserError, match="--batch=0"):
-    set_flags(monkeypatch, config=tiny_config, batch=0)
-    benchmark.main(["sampling"])
+    run("sampling", config=tiny_config, batch=0)
 
 
-def test_measures_the_dial(tiny_config, monkeypatch, capsys):
+def test_measures_the_dial(tiny_config, run, monkeypatch):
   monkeypatch.setattr(sampling, "READ_BYTES", 2**20)
-  set_flags(monkeypatch, config=tiny_config.lock(), classes=3, steps=1, dial=True)
-  benchmark.main(["sampling"])
-  dial = json.loads(capsys.readouterr().out)["dial"]
+  dial = run("sampling", config=tiny_config.lock(), classes=3, steps=1, batch=2, dial=True)["dial"]
   assert [row["prefix"] for row in dial] == [0, 1, 4, 16]
   rates = [row["images_per_second"] for row in dial]
   assert [row["speedup"] for row in dial] == pytest.approx([r / rates[-1] for r in rates], rel=1e-2)
@@ -62,16 +65,14 @@ def test_measures_the_dial(tiny_config, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["config", "generated"])
-def test_measures_the_input(own, monkeypatch, capsys, tmp_path):
+def test_measures_the_input(own, run, monkeypatch, tmp_path):
   for name, value in (("IMAGES", 8), ("BATCH", 4), ("ROUNDS", 1)):
     monkeypatch.setattr(input_pipeline, name, value)
   options = defaults.default()
   options.data.update(dict(source="images", path=str(tmp_path), image_size=16, threads=2))
   if own:
     input_pipeline.write_photographs(tmp_path, 9)
-  set_flags(monkeypatch, config=options if own else None, steps=2)
-  benchmark.main(["input"])
-  result = json.loads(capsys.readouterr().out)
+  result = run("input", config=options if own else None, steps=2)
   parts = ("source", "decode", "resize", "batch", "transfer", "megabytes_per_second")
   assert all(result[name] > 0 for name in parts)
   assert result["images"] == 8 and result["image_size"] == (16 if own else 256)
@@ -84,40 +85,35 @@ def test_measures_the_input(own, monkeypatch, capsys, tmp_path):
     assert min(result[f"{floor}_cpu_ms"]) > 0
 
 
-def test_the_input_of_images_in_memory(tiny_config, monkeypatch):
-  set_flags(monkeypatch, config=tiny_config)
+def test_the_input_of_images_in_memory(tiny_config, run):
   with pytest.raises(UserError, match='"emoji" holds images in memory'):
-    benchmark.main(["input"])
+    run("input", config=tiny_config)
 
 
-def test_measures_checkpoints(monkeypatch, capsys):
+def test_measures_checkpoints(run, monkeypatch):
   monkeypatch.setattr(checkpoint, "RUNS", 2)
   monkeypatch.setattr(checkpoint, "ARRAY_BYTES", 500_000)
-  set_flags(monkeypatch, gigabytes=1e-3)
-  benchmark.main(["checkpoint"])
-  result = json.loads(capsys.readouterr().out)
+  result = run("checkpoint", gigabytes=1e-3)
   assert result["arrays"] == 2 and result["gigabytes"] == pytest.approx(1e-3, rel=0.02)
   assert 0 < result["blocked_seconds"] < result["written_seconds"]
   rates = [value for name, value in result.items() if name.endswith("megabytes_per_second")]
   assert len(rates) == 4 and min(rates) > 0
-  set_flags(monkeypatch, gigabytes=0.0)
   with pytest.raises(UserError, match="--gigabytes=0.0 must be more than 0"):
-    benchmark.main(["checkpoint"])
+    run("checkpoint", gigabytes=0.0)
 
 
 def test_measures_matrix_products():
   assert 1e6 < training.matmul_rate("float32", side=256, chain=4) < 1e14
 
 
-def test_measures_pretraining_on_cached_codes(tiny_config, monkeypatch, capsys):
+def test_measures_pretraining_on_cached_codes(tiny_config, run, monkeypatch):
   """No encoder in the step: its share of the FLOPs is gone."""
   monkeypatch.setattr(training, "matmul_rate", lambda *_: 1e9)
   counted = {}
   for cache in ("", "auto"):
     tiny_config.pretrain.code_cache = cache
-    set_flags(monkeypatch, config=tiny_config, stage="pretrain", steps=2)
-    benchmark.main(["training"])
-    counted[cache] = json.loads(capsys.readouterr().out)["flops_per_step"]
+    result = run("training", config=tiny_config, stage="pretrain", steps=2)
+    counted[cache] = result["flops_per_step"]
   tokens, width, hidden, layers, vocabulary = 16 * 16, 32, 64, 2, 32
   block = 2 * tokens * (4 * width**2 + 3 * width * hidden) + 4 * tokens * 16 * width
   assert counted["auto"] == 3 * (layers * block + 2 * tokens * width * vocabulary)
@@ -162,38 +158,37 @@ def test_model_flops_do_not_hang_on_how_the_step_runs(tiny_config):
   assert tiny_config.gpt.remat == "full"
 
 
-def test_each_stage_runs_in_a_process_of_its_own(tiny_config, monkeypatch):
+def test_each_stage_runs_in_a_process_of_its_own(tiny_config, run, monkeypatch):
   calls, codes = [], [0, 2]
 
-  def run(command):
+  def start(command):
     calls.append(command[1:])
     return types.SimpleNamespace(returncode=codes.pop(0))
 
-  monkeypatch.setattr(benchmark.subprocess, "run", run)
+  monkeypatch.setattr(benchmark.subprocess, "run", start)
   monkeypatch.setattr(benchmark.sys, "argv", ["benchmark.py", "training", "--config=c.py"])
-  set_flags(monkeypatch, config=tiny_config)
   with pytest.raises(SystemExit) as stop:
-    benchmark.main(["training"])
+    run("training", config=tiny_config)
   assert stop.value.code == 2
   start = ["-m", "imgtx_jax.benchmark", "training", "--config=c.py"]
   assert calls == [[*start, "--stage=tokenizer"], [*start, "--stage=pretrain"]]
   codes[:] = [-9]
   with pytest.raises(UserError, match="signal 9.*config.tokenizer.batch_size"):
-    benchmark.main(["training"])
+    run("training", config=tiny_config)
 
 
 @pytest.mark.parametrize(
-  ("arguments", "flags", "message"),
+  ("arguments", "message"),
   [
-    (["trian"], {}, "'trian' is no kind of benchmark; choose one of: training"),
-    (["training", "sampling"], {}, "'training sampling' is no kind"),
-    (["training"], {"steps": 1}, "--steps=1 is too few"),
-    (["training"], {"config": None}, "--config is missing"),
-    (["input"], {"config": None, "steps": 0}, "--steps=0 must be 1 or more"),
-    (["training"], {"stage": "style"}, "--stage=style is not in config.stages.*tokenizer"),
+    ([], "the first argument must be one of: training, sampling, input, checkpoint"),
+    (["trian"], "'trian' is not one of: training"),
+    (["training", "sampling"], "unexpected argument 'sampling'"),
+    (["training", "--steps=1", CONFIG], "--steps=1 is under 2"),
+    (["training"], "--config is missing"),
+    (["input", "--steps=0"], "--steps=0 is under 1"),
+    (["training", "--stage=style", CONFIG], "--stage=style is not in config.stages.*tokenizer"),
   ],
 )
-def test_bad_input(arguments, flags, message, monkeypatch):
-  set_flags(monkeypatch, **{"config": defaults.default()} | flags)
+def test_bad_input(arguments, message):
   with pytest.raises(UserError, match=message):
-    benchmark.main(arguments)
+    command.parse(benchmark.COMMANDS, ["benchmark", *arguments]).run()

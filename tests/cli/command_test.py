@@ -1,23 +1,97 @@
-"""Every command, started as a user starts it: its flags exist, and a wrong one is one line."""
+"""Every command: its help fits one screen, what is wrong with its flags is one line, and so it is
+when a user starts it as a process."""
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+
+from imgtx_jax.cli import command
+from imgtx_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = sorted(
-  path.parent.name if path.stem == "__main__" else path.stem
+MODULES = {
+  path.parent.name if path.stem == "__main__" else path.stem: ".".join(
+    path.relative_to(ROOT).with_suffix("").parts
+  )
   for pattern in ("*.py", "*/__main__.py")
   for path in (ROOT / "imgtx_jax").glob(pattern)
   if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
-)
+}
+COMMANDS = sorted(MODULES)
+LINES, COLUMNS = 50, 100
+
+
+def load(name):
+  """(the Command or {kind: Command} of a module, the module's docstring)."""
+  module = importlib.import_module(MODULES[name])
+  return getattr(module, "COMMAND", None) or module.COMMANDS, module.__doc__
+
+
+def kinds(loaded):
+  return loaded if isinstance(loaded, dict) else {"": loaded}
 
 
 def test_the_commands_are_found():
   assert {"main", "sample", "evaluate", "convert", "benchmark"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_screen(name):
+  loaded, doc = load(name)
+  for kind, each in kinds(loaded).items():
+    for words in ([], [kind]):
+      text = command.help_asked(loaded, [name, *words, "--help"], doc)
+      lines = text.splitlines()
+      assert len(lines) <= LINES and max(map(len, lines)) <= COLUMNS
+      assert lines[0] == doc.splitlines()[0] or kind and lines[0].startswith(f"{name} {kind}")
+      assert f"python -m imgtx_jax.{name} " in text
+      _, groups = command.make_flags(each)
+      listed = {word.partition("=")[0] for word in text.split()}
+      assert {f"--{flag}" for flag in groups.names} <= listed
+  assert command.help_asked(loaded, [name]) == ""
+  assert len(command.help_asked(loaded, [name, "--helpfull"], doc).splitlines()) > LINES
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_wrong_flags_in_process(name):
+  loaded, _ = load(name)
+  for kind, each in kinds(loaded).items():
+    argv = [name, kind] if kind else [name]
+    with pytest.raises(flags.Error, match="no_such_flag"):
+      command.parse(loaded, [*argv, "--no_such_flag=1"])
+    if each.required:
+      with pytest.raises(UserError, match=f"--{each.required[0]} is missing"):
+        command.parse(loaded, [*argv, *(["file"] if each.accepts else [])])
+    if each.accepts:
+      with pytest.raises(UserError, match=f"no {each.accepts} given"):
+        command.parse(loaded, argv)
+    else:
+      with pytest.raises(UserError, match="unexpected argument 'file'"):
+        command.parse(loaded, [*argv, "file"])
+
+
+def test_least_values():
+  sample, _ = load("sample")
+  with pytest.raises(UserError, match="--num=0 is under 1; ask for 1 or more"):
+    command.parse(sample, ["sample", "--workdir=w", "--num=0"])
+  values = command.parse(sample, ["sample", "--workdir=w", "--num=3"]).flags
+  assert values.num == 3 and values.seed == 0 and values["num"].present
+
+
+def test_a_kind_stands_first():
+  convert, _ = load("convert")
+  for argv in ([], ["--gpt=a"]):
+    with pytest.raises(UserError, match="first argument must be one of: llamagen, inception"):
+      command.parse(convert, ["convert", *argv])
+  with pytest.raises(UserError, match="'nothing' is not one of: llamagen"):
+    command.parse(convert, ["convert", "nothing"])
+  parsed = command.parse(convert, ["convert", "inception", "a.pth", "--out=b"])
+  assert parsed.arguments == ["a.pth"] and parsed.flags.out == "b"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

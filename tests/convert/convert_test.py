@@ -3,23 +3,19 @@
 import argparse
 import functools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from imgtx_jax import sample
+from imgtx_jax.cli import command
 from imgtx_jax.convert import __main__ as convert
 from imgtx_jax.errors import UserError
 from imgtx_jax.reporting import report
 from imgtx_jax.stages import build
 from imgtx_jax.training import checkpoint, workdir
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -60,23 +56,6 @@ def converted(files, tmp_path_factory):
   return out
 
 
-def command(module, *arguments):
-  """Runs a command as a user would; (exit code, stdout, stderr)."""
-  environment = os.environ | {
-    "XLA_FLAGS": "",
-    "PYTHONPATH": str(ROOT),
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-  }
-  done = subprocess.run(
-    [sys.executable, "-m", f"imgtx_jax.{module}", *map(str, arguments)],
-    capture_output=True,
-    text=True,
-    env=environment,
-    cwd=ROOT,
-  )
-  return done.returncode, done.stdout, done.stderr
-
-
 def assert_same(ours, theirs):
   for task in ("1-tokenizer", "1-pretrain"):
     trees = [checkpoint.load(out / task / "checkpoints")[0] for out in (ours, theirs)]
@@ -87,17 +66,17 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("guided", [False, True])
-def test_sample_draws_the_references_greedy_codes(guided, converted, parity, tmp_path):
+def test_sample_draws_the_references_greedy_codes(guided, converted, parity, tmp_path, capsys):
   manifest, recorded, _ = parity("gpt_tiny")
   labels = ["none" if label == 10 else str(label) for label in recorded["labels"][:2]]
-  code, text, error = command(
-    "sample",
+  arguments = (
     *("--workdir", converted, "--labels", ",".join(labels), "--num", 2),
-    *("--temperature", 0) if guided else ("--top_k", 1),
+    *(("--temperature", 0) if guided else ("--top_k", 1)),
     *("--cfg_scale", manifest["greedy_cfg_scale"] if guided else 1),
     *("--save_codes", tmp_path / "codes.npy", "--out", tmp_path / "grid.png"),
   )
-  assert code == 0 and "k = 16 of 16" in text, error
+  command.parse(sample.COMMAND, ["sample", *map(str, arguments)]).run()
+  assert "k = 16 of 16" in capsys.readouterr().out
   expected = recorded["greedy_cfg" if guided else "greedy_no_cfg"]
   np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), expected)
   assert (tmp_path / "grid.png").exists()
@@ -254,7 +233,8 @@ def test_a_conversion_that_breaks_off_leaves_nothing(files, tmp_path, monkeypatc
 
 def test_the_command_says_what_is_wrong(tmp_path):
   arguments = ("--gpt", "none.pt", "--tokenizer", "none.pt", "--out", tmp_path / "work")
-  code, _, error = command("convert", "llamagen", *arguments)
-  assert code == 2 and error.splitlines() == [
-    "error: --gpt=none.pt: there is no such file; give a .pt or .safetensors file"
-  ]
+  with pytest.raises(UserError) as caught:
+    command.parse(convert.COMMANDS, ["convert", "llamagen", *map(str, arguments)]).run()
+  assert str(caught.value) == (
+    "--gpt=none.pt: there is no such file; give a .pt or .safetensors file"
+  )

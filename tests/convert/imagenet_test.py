@@ -1,10 +1,7 @@
 """Miniature tars of the official names through TFDS's real builder, then read and trained on."""
 
 import io
-import os
-import pathlib
 import resource
-import subprocess
 import sys
 import tarfile
 
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imgtx_jax.cli import command
 from imgtx_jax.convert import __main__ as convert
 from imgtx_jax.convert import imagenet
 from imgtx_jax.data import pipeline
@@ -20,7 +18,6 @@ from imgtx_jax.data.transforms import decode
 from imgtx_jax.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="no TFDS: pip install imgtx_jax")
-ROOT = pathlib.Path(__file__).parents[2]
 # n01739381_1309 is one of the 22 in CMYK that the builder converts, n02105855_2933 the PNG.
 TRAIN = {
   "n01440764": ["n01440764_18.JPEG", "n01440764_7.JPEG"],
@@ -236,43 +233,17 @@ def test_a_disk_that_fills_up(buffer, tmp_path, monkeypatch):
   assert "incomplete.X_5.1.0 is left of a run" in notes[0]
 
 
-def test_the_command(tmp_path):
-  environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "imgtx_jax.convert",
-      "imagenet",
-      "--tars=none",
-      f"--data_dir={tmp_path}",
-    ],
-    capture_output=True,
-    text=True,
-    env=environment,
-    cwd=ROOT,
-  )
-  assert done.returncode == 2 and done.stderr.startswith("error: --tars=none is no folder")
-  assert len(done.stderr.splitlines()) == 1
+def test_a_folder_that_is_not_there(tmp_path):
+  arguments = ["imagenet", "--tars=none", f"--data_dir={tmp_path}"]
+  with pytest.raises(UserError, match="--tars=none is no folder"):
+    command.parse(convert.COMMANDS, ["convert", *arguments]).run()
 
 
-def test_the_command_says_how_to_train(tmp_path, monkeypatch, capsys):
-  flags = {"tars": write_tars(tmp_path / "tars"), "data_dir": tmp_path / "data"}
-  monkeypatch.setattr(convert, "FLAGS", Flags(flags))
-  convert.main(["imagenet"])
+def test_the_command_says_how_to_train(tmp_path, capsys):
+  arguments = [f"--tars={write_tars(tmp_path / 'tars')}", f"--data_dir={tmp_path / 'data'}"]
+  command.parse(convert.COMMANDS, ["convert", "imagenet", *arguments]).run()
   text = capsys.readouterr().out
   assert "not all of ImageNet, 5 training and 4 validation images" in text
   assert f"--config.data.path={tmp_path / 'data'}" in text
-  monkeypatch.setattr(convert, "FLAGS", Flags(flags | {"tars": None}))
   with pytest.raises(UserError, match="--tars is missing"):
-    convert.main(["imagenet"])
-
-
-class Flags:
-  """As absl's: a value is an attribute, and that of an item."""
-
-  def __init__(self, values):
-    self.__dict__.update(values)
-
-  def __getitem__(self, name):
-    return imagenet.types.SimpleNamespace(value=getattr(self, name))
+    command.parse(convert.COMMANDS, ["convert", "imagenet", *arguments[1:]])

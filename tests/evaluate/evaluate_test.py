@@ -1,7 +1,6 @@
 """The command on a work directory: every metric, the sweep, and what it refuses."""
 
 import json
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,6 @@ from imgtx_jax.evaluate import __main__ as evaluate
 from imgtx_jax.evaluate import extractors, feature_networks, inputs, runner
 from imgtx_jax.evaluate.extractors import FeatureNetwork
 from imgtx_jax.io.image_grid import save_grid
-from imgtx_jax.sampling import options as sampling_options
 
 NAMES = [str(i) for i in range(9)]  # as many as the emoji have
 _BUILT = {}
@@ -40,51 +38,27 @@ def load_tiny(name):
 
 
 @pytest.fixture
-def run(trained, monkeypatch, tmp_path):
+def run(trained, parse_flags, monkeypatch, tmp_path):
   """run(flag=value, …) as the command line does; returns evaluation.json."""
   defaults = dict(
-    workdir=str(trained),
-    stage="",
-    metrics="",
+    workdir=trained,
     num=20,
-    reference="",
     reference_num=40,
-    samples="",
-    network="",
-    image_size=0,
-    prefix=None,
-    guidance=None,
-    labels="",
-    seed=0,
     batch_size=8,
     kid_subset_size=10,
     splits=2,
-    out=str(tmp_path / "out"),
-    save_npz="",
-    save_stats="",
-    sweep="",
-    audit=False,
-    checkpoint="last",
-    content="",
-    style="",
-    outputs=[],
+    out=tmp_path / "out",
     leak_pairs=0,
     leak_rounds=2,
-    **dict.fromkeys(sampling_options.RANGES),
   )
   monkeypatch.setenv("IMGTX_CACHE", str(tmp_path / "cache"))
   monkeypatch.setattr(extractors, "load", load_tiny)
 
-  class Flags(types.SimpleNamespace):
-    def __getitem__(self, name):
-      return types.SimpleNamespace(value=getattr(self, name), present=True)
-
   def call(**values):
-    chosen = Flags(**(defaults | values))
-    monkeypatch.setattr(evaluate, "FLAGS", chosen)
-    evaluate.main()
-    name = "audit" if chosen.audit else "sweep" if chosen.sweep else "evaluation"
-    name = "style" if chosen.metrics == "style" else name
+    flags = parse_flags(evaluate.COMMAND, **defaults | values)
+    evaluate.main(flags)
+    name = "audit" if flags.audit else "sweep" if flags.sweep else "evaluation"
+    name = "style" if flags.metrics == "style" else name
     return json.loads((tmp_path / "out" / f"{name}.json").read_text())
 
   return call

@@ -19,9 +19,9 @@ index = int(sys.argv[1])
 jax.distributed.initialize("localhost:{port}", 2, index)
 assert jax.process_count() == 2 and jax.local_device_count() == 2
 from imgtx_jax.errors import UserError
-from imgtx_jax.evaluation import evaluation, feature_store, image_sets, reference, subject
-from imgtx_jax.evaluation.figures import Settings
-from imgtx_jax.features import FeatureNetwork
+from imgtx_jax.evaluate import feature_store, image_sets, inputs, reference, runner
+from imgtx_jax.evaluate.metrics_registry import Settings
+from imgtx_jax.evaluate.extractors import FeatureNetwork
 feature_store.SHARD = 5
 draw = np.random.default_rng(0)
 params = {{
@@ -34,12 +34,12 @@ def apply(params, images):
   return {{n: jnp.matmul(means, m, precision="highest") for n, m in params.items()}}
 network = FeatureNetwork("tiny", "FD-Tiny", "none", "ab" * 32, params, apply)
 samples = image_sets.open_files({samples!r})
-widths = subject.widths(network, samples.size)
+widths = inputs.widths(network, samples.size)
 compared = reference.open_reference({reference!r}, network, widths)
-found = subject.Subject(network, widths, samples=samples, reference=compared)
+found = inputs.Subject(network, widths, samples=samples, reference=compared)
 done = []
 def evaluator(out, report):
-  return evaluation.Evaluator(
+  return runner.Evaluator(
     network, Settings(kid_subset_size=10, kid_subsets=5, splits=2), out={out!r} + out,
     shared={out!r} + out, batch_size=4, report=report,
   )

@@ -1,7 +1,6 @@
 """Plans on the fake devices, and on a TPU slice where its compiler is installed."""
 
 import importlib.util
-import types
 from collections import Counter
 
 import jax
@@ -12,12 +11,15 @@ from imgtx_jax.plan import __main__ as plan
 from imgtx_jax.plan import chips, compile_step, report, traffic
 
 
-def set_flags(monkeypatch, **values):
-  values = (
-    dict(topology="cpu:2", stage="", classes=3, sweep=False, batch_sizes=[], fsdp_sizes=[]) | values
-  )
-  monkeypatch.setattr(plan, "FLAGS", types.SimpleNamespace(**values))
+@pytest.fixture
+def run(parse_flags, monkeypatch):
+  """run(config=…, flag=value, …) as the command line does."""
   monkeypatch.setattr(chips, "prepare", lambda topology: None)  # jax has started
+
+  def call(**values):
+    plan.main(parse_flags(plan.COMMAND, **dict(topology="cpu:2", classes=3) | values))
+
+  return call
 
 
 def hand_counted():
@@ -151,7 +153,7 @@ def test_a_fitting_state_needs_fewer_parts(tiny_config):
   assert "--config.parallel.fsdp=1" in line
 
 
-def test_a_sweep(tiny_config, monkeypatch, capsys):
+def test_a_sweep(tiny_config, run, monkeypatch, capsys):
   tiny_config.stages = ("pretrain",)
   seen = []
 
@@ -162,41 +164,35 @@ def test_a_sweep(tiny_config, monkeypatch, capsys):
     return made(batch=config[name].batch_size, fsdp=config.parallel.fsdp)
 
   monkeypatch.setattr(compile_step, "plan", make)
-  set_flags(monkeypatch, config=tiny_config.lock(), sweep=True, fsdp_sizes=["2", "4"])
-  plan.main()
+  run(config=tiny_config.lock(), sweep=True, fsdp_sizes="2,4")
   assert [s[0] for s in seen] == [16, 16, 32, 32, 64, 64] and seen[2][1:] == (3, 2)
   rows = capsys.readouterr().out.splitlines()
   assert len(rows) == 8 and "17.00 | 15.75 | does not fit" in rows[2]
   assert "does not divide the 2 devices" in rows[3]
   with pytest.raises(UserError, match="--batch_sizes has 'many'"):
-    set_flags(monkeypatch, config=tiny_config, sweep=True, batch_sizes=["many"])
-    plan.main()
+    run(config=tiny_config, sweep=True, batch_sizes="many")
 
 
-def test_stages_that_cannot_run(tiny_config, monkeypatch, capsys):
+def test_stages_that_cannot_run(tiny_config, run, monkeypatch, capsys):
   tiny_config.tokenizer.batch_size = 15
   tiny_config.stages = ("tokenizer", "pretrain")
   planned = []
   monkeypatch.setattr(report, "lines", lambda found, config: planned.append(found) or ["fine"])
   monkeypatch.setattr(compile_step, "_compile", lambda lowered: (None, 1.0))
-  set_flags(monkeypatch, config=tiny_config.lock())
-  plan.main()
+  run(config=tiny_config.lock())
   out = capsys.readouterr().out
   assert "tokenizer on cpu:2: cannot run: config.tokenizer.batch_size=15 is not divisible" in out
   assert [p.stage for p in planned] == ["pretrain"] and planned[0].devices == 2
-  set_flags(monkeypatch, config=tiny_config, stage="tokenizer")
   with pytest.raises(UserError, match="not divisible by the 2 devices"):
-    plan.main()
-  set_flags(monkeypatch, config=tiny_config, stage="style")
+    run(config=tiny_config, stage="tokenizer")
   with pytest.raises(UserError, match="--stage=style is not in config.stages"):
-    plan.main()
+    run(config=tiny_config, stage="style")
 
 
-def test_classes_without_the_data(tiny_config, monkeypatch, capsys):
-  set_flags(monkeypatch, classes=0)
-  assert plan.number_of_classes(tiny_config) > 1  # the emoji are here
+def test_classes_without_the_data(tiny_config, capsys):
+  assert plan.number_of_classes(tiny_config, 0) > 1  # the emoji are here
   tiny_config.data.source, tiny_config.data.path = "folder", "/nowhere"
-  assert plan.number_of_classes(tiny_config) == 1000
+  assert plan.number_of_classes(tiny_config, 0) == 1000
   assert "folder is not here: planned for 1000 classes" in capsys.readouterr().out
 
 

@@ -1,7 +1,5 @@
 """Drawing: batches, devices, the best of candidates, completion; and what the command refuses."""
 
-import types
-
 import jax
 import numpy as np
 import pytest
@@ -126,55 +124,26 @@ def test_completion_keeps_the_first_rows_and_sees_nothing_below(trained, smooth_
 # -- The command -----------------------------------------------------------------------------------
 
 
-def set_flags(monkeypatch, directory, **values):
-  """Stands for absl's flags, which know a value by name and by FLAGS[name].value."""
-  defaults = dict(
-    workdir=str(directory),
-    labels="",
-    num=4,
-    out="",
-    save_images="",
-    save_codes="",
-    prefix=None,
-    guidance=None,
-    seed=0,
-    batch_size=64,
-    candidates=0,
-    keep=1,
-    score="logit",
-    init="",
-    keep_rows=0,
-    checkpoint="last",
-    style="",
-    style_workdir="",
-    strength=None,
-    **dict.fromkeys(sampling_options.RANGES),
-  )
-  values = defaults | values
-
-  class Flags(types.SimpleNamespace):
-    def __getitem__(self, name):
-      return types.SimpleNamespace(value=getattr(self, name))
-
-  monkeypatch.setattr(sample, "FLAGS", Flags(**values))
+@pytest.fixture
+def run(parse_flags):
+  """run(workdir=…, flag=value, …) as the command line does."""
+  return lambda **values: sample.main(parse_flags(sample.COMMAND, **dict(num=4) | values))
 
 
-def test_candidates_and_completion_by_flags(trained, monkeypatch, tmp_path, smooth_images):
+def test_candidates_and_completion_by_flags(trained, run, tmp_path, smooth_images):
   directory, _ = trained
   Image.fromarray(smooth_images(1, 20)[0]).save(tmp_path / "a.png")
-  set_flags(
-    monkeypatch,
-    directory,
+  run(
+    workdir=directory,
     num=3,
     labels="dog",
-    out=str(tmp_path / "grid.png"),
-    save_codes=str(tmp_path / "codes.npy"),
+    out=tmp_path / "grid.png",
+    save_codes=tmp_path / "codes.npy",
     candidates=4,
     keep=2,
-    init=str(tmp_path / "a.png"),
+    init=tmp_path / "a.png",
     keep_rows=1,
   )
-  sample.main()
   codes = np.load(tmp_path / "codes.npy")
   assert codes.shape == (3, 16) and len(np.unique(codes[:, :4], axis=0)) == 1
   assert (tmp_path / "grid.png").exists()
@@ -193,14 +162,15 @@ class Numbered:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("keep", [0, 2])
-def test_every_process_draws_its_share(keep, count, monkeypatch):
-  set_flags(monkeypatch, "", num=5, candidates=4 * bool(keep), keep=max(keep, 1))
+def test_every_process_draws_its_share(keep, count, parse_flags, monkeypatch):
+  options = dict(num=5, candidates=4 * bool(keep), keep=max(keep, 1))
+  flags = parse_flags(sample.COMMAND, workdir="none", **options)
   labels = np.arange(5 if not keep else 3)
   monkeypatch.setattr(jax, "process_count", lambda: count)
   parts = []
   for index in range(count):
     monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-    first, images, codes = sample.draw_share(Numbered(), labels, None)
+    first, images, codes = sample.draw_own(flags, Numbered(), labels, None)
     assert len(images) == len(codes) and (not len(images) or images[0] == first)
     parts.append((images.tobytes(), codes.astype(np.uint8).tobytes()))
   images, codes = (b"".join(part) for part in zip(*parts, strict=True))
@@ -230,15 +200,14 @@ def test_every_process_draws_its_share(keep, count, monkeypatch):
     (dict(style="a.png"), "has no style stage"),
   ],
 )
-def test_bad_flags(trained, monkeypatch, tmp_path, smooth_images, flags, message):
+def test_bad_flags(trained, run, monkeypatch, tmp_path, smooth_images, flags, message):
   monkeypatch.chdir(tmp_path)
   Image.fromarray(smooth_images(1, 16)[0]).save("a.png")
-  set_flags(monkeypatch, trained[0], **dict(out="grid.png") | flags)
   with pytest.raises(UserError, match=message):
-    sample.main()
+    run(workdir=trained[0], **dict(out="grid.png") | flags)
 
 
-def test_drawn_images_in_a_style(trained, monkeypatch, tmp_path, local_stylizer):
+def test_drawn_images_in_a_style(trained, run, monkeypatch, tmp_path, local_stylizer):
   directories = []
   monkeypatch.setattr(
     sample, "load_stylizer", lambda directory: directories.append(directory) or local_stylizer()
@@ -250,8 +219,7 @@ def test_drawn_images_in_a_style(trained, monkeypatch, tmp_path, local_stylizer)
     dict(style=str(tmp_path / "red.png"), strength=0.0),
     dict(style=str(tmp_path / "red.png"), style_workdir="elsewhere"),
   ):
-    set_flags(monkeypatch, trained[0], num=3, prefix=0, out=str(tmp_path / "grid.png"), **style)
-    sample.main()
+    run(workdir=trained[0], num=3, prefix=0, out=tmp_path / "grid.png", **style)
     grids.append(np.asarray(Image.open(tmp_path / "grid.png")).astype(int))
   plain, at_zero, red = grids
   np.testing.assert_array_equal(at_zero, plain)
@@ -294,15 +262,15 @@ def test_truncated_noise_and_guided_modulation(trained):
   assert np.abs(guided.astype(int) - plain)[2:].max() <= 1
 
 
-def test_options_by_flags(trained, monkeypatch, tmp_path):
+def test_options_by_flags(trained, run, parse_flags, tmp_path):
   directory, config = trained
   given = dict(truncation=0.5, w_scale=1.5, refine_steps=1, refine_rate=0.1, top_k=4)
-  set_flags(monkeypatch, directory, num=2, prefix=0, out=str(tmp_path / "grid.png"), **given)
-  found = sampling_flags.choose(sample.FLAGS, config)
+  values = dict(workdir=directory, num=2, prefix=0, out=tmp_path / "grid.png", **given)
+  found = sampling_flags.choose(parse_flags(sample.COMMAND, **values), config)
   assert (found.truncation, found.w_scale, found.codes.top_k) == (0.5, 1.5, 4)
   assert found.codes.cfg_scale == config.sample.cfg_scale
   assert found.refinement == Refinement(1, 0.1, config.sample.refine_radius)
-  sample.main()
+  run(**values)
   assert (tmp_path / "grid.png").exists()
 
 
@@ -317,16 +285,12 @@ def test_options_that_do_not_matter_are_refused(monkeypatch, tmp_path, tiny_conf
     sampling_options.check_flag("refine_steps", 3, stage)
 
 
-def test_a_gan_draws_without_codes(
-  tmp_path, tiny_config, untrained_workdir, monkeypatch, smooth_images
-):
+def test_a_gan_draws_without_codes(tmp_path, tiny_config, untrained_workdir, run, smooth_images):
   tiny_config.stages = ("gan",)
   tiny_config.generator.taps = ()
   config = tiny_config.lock()
   untrained_workdir(config, tmp_path, NAMES)
-  flags = dict(num=4, candidates=2, truncation=0.7, w_scale=1.2, out=str(tmp_path / "grid.png"))
-  set_flags(monkeypatch, tmp_path, **flags)
-  sample.main()
+  run(workdir=tmp_path, candidates=2, truncation=0.7, w_scale=1.2, out=tmp_path / "grid.png")
   assert (tmp_path / "grid.png").exists()
   stage, results = load_stage(tmp_path, config, NAMES)
   images, codes = Sampler(stage, results, Sampling(), prefix=0, batch_size=4).draw(LABELS)
@@ -340,9 +304,8 @@ def test_a_gan_draws_without_codes(
     (dict(refine_steps=2), "--refine_steps=2 is about condition vectors"),
     (dict(save_codes="codes.npy"), "--save_codes: the gan stage draws without codes"),
   ):
-    set_flags(monkeypatch, tmp_path, **dict(out="grid.png") | wrong)
     with pytest.raises(UserError, match=message):
-      sample.main()
+      run(workdir=tmp_path, **dict(out="grid.png") | wrong)
   with pytest.raises(UserError, match="--init needs codes to keep"):
     first_rows(stage, results, image, 2)
 

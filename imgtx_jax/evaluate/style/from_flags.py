@@ -1,6 +1,5 @@
 """evaluate --metrics=style: style transfer over the pairs of two folders, as the flags ask."""
 
-from imgtx_jax.cli import command
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluate import runner, sweep
 from imgtx_jax.evaluate.style import evaluation, strength_plot, style_methods, style_pairs
@@ -57,7 +56,6 @@ def check_flags(flags, asked):
   for name in ("samples", "reference", "network", "audit", "save_npz", "save_stats"):
     if flags[name].value:
       raise UserError(f"--{name} has no use with --metrics=style; leave it out")
-  command.check_least(flags, num=1, batch_size=1, leak_pairs=0, leak_rounds=1, image_size=0)
   if 0 < flags.image_size < evaluation.LEAST_SIDE:
     raise UserError(
       f"--image_size={flags.image_size} is under {evaluation.LEAST_SIDE}: ask for more"
