@@ -3,16 +3,14 @@ README stays short."""
 
 import ast
 import collections
+import importlib
 import re
-import runpy
 import shlex
-import sys
 from pathlib import Path
 
 import jax
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 
 from imgtx_jax.cli import command
 from imgtx_jax.config import defaults, validation
@@ -134,45 +132,25 @@ def missing_file(path, code):
 
 
 def entry(name):
-  """The file that `python -m imgtx_jax.NAME` runs."""
+  """The Command, or {kind: Command}, that `python -m imgtx_jax.NAME` runs."""
   folder = ROOT / "imgtx_jax" / name.replace(".", "/")
-  file = folder / "__main__.py" if folder.is_dir() else folder.with_suffix(".py")
-  if not file.is_file():
+  if folder.is_dir():
+    name = f"{name}.__main__"
+  elif not folder.with_suffix(".py").is_file():
     raise ValueError(f"no command imgtx_jax.{name}")
-  return file
+  module = importlib.import_module(f"imgtx_jax.{name}")
+  return getattr(module, "COMMAND", None) or module.COMMANDS
 
 
 @pytest.fixture
 def parse(monkeypatch, tmp_path):
   """parse(command, arguments): ValueError where the command would end before it does anything, by
   its own flags and the config's checks."""
-  start = command.run
-
-  def leave(line, code, together=False):
-    raise ValueError(line)
-
-  def check(main, *positional):
-    kinds = main.__globals__.get("KINDS")
-    if kinds and positional[0][0] not in kinds:
-      raise UserError(f"{positional[0][0]!r} is not one of {', '.join(kinds)}")
-    if getattr(flags.FLAGS, "config", None) is not None:
-      validation.check(flags.FLAGS.config, devices=1)
-
-  def run(main, **options):
-    start(lambda *positional: check(main, *positional), **options)
-
-  monkeypatch.setattr(command, "run", run)
-  monkeypatch.setattr(command, "_leave", leave)
-  monkeypatch.setattr(command, "_quiet", lambda: None)
-  monkeypatch.setattr(command, "_connect", lambda agree: None)
-  monkeypatch.setattr(jax.config, "parse_flags_with_absl", lambda: None)
-  monkeypatch.setattr(jax.config, "update", lambda *_: None)
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   monkeypatch.chdir(tmp_path)
 
   def parse(name, arguments):
-    file = entry(name)
-    argv = [str(file)]
+    argv = [name]
     for argument in arguments:
       if (source := re.search(r"from_workdir\.py:(\S+)", argument)) and not Path(
         source[1]
@@ -182,10 +160,12 @@ def parse(monkeypatch, tmp_path):
         argv.append(argument)
       elif not hasattr(jax.config, argument.partition("=")[0].removeprefix("--")):
         raise ValueError(f"jax has no flag {argument}")
-    monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(command.app, "run", lambda main, flags_parser: main(flags_parser(argv)))
-    with flagsaver.flagsaver():
-      runpy.run_path(str(file), run_name="__main__")
+    try:
+      values = command.parse(entry(name), argv).flags
+      if "config" in values and values.config is not None:
+        validation.check(values.config, devices=1)
+    except (UserError, flags.Error) as error:
+      raise ValueError(str(error)) from error
 
   return parse
 
