@@ -134,9 +134,6 @@ class Evaluator:
       images = images.images if title == "reference" else images
       extractors = [self._extractor(name, subject) for name in names]
       with agreement():
-        if jax.process_index() == 0:
-          made = [self._store(title, images, extractor) for extractor in extractors]
-      if jax.process_index():  # now the folders are there
         made = [self._store(title, images, extractor) for extractor in extractors]
       self._fill(title, images, list(zip(made, extractors, strict=True)))
       stores |= {(title, name): store for name, store in zip(names, made, strict=True)}
@@ -224,6 +221,10 @@ class Evaluator:
 def fill(title, images, wanted, batch_size, report=None):
   """Computes what is missing in stores [(FeatureStore, Extractor)] of one image set, every process
   its share, and shows the progress; Interrupted where a signal asks to stop."""
+  with agreement():
+    if jax.process_index() == 0:
+      for store, _ in wanted:
+        store.claim()
   with agreement(), StopSignals() as stop, Progress(title, stop, report) as progress:
     feature_store.fill(
       images,
@@ -234,9 +235,9 @@ def fill(title, images, wanted, batch_size, report=None):
       process_count=jax.process_count(),
     )
   with agreement():
-    if jax.process_index() == 0 and jax.process_count() > 1:
-      if absent := [store.folder for store, _ in wanted if store.missing()]:
-        raise UserError(f"{absent[0]} lacks shards of other processes: name a folder all share")
+    if jax.process_index() == 0:
+      for store, _ in wanted:
+        store.finish()
 
 
 def write(path, found):

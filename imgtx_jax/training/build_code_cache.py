@@ -199,10 +199,11 @@ def fill(cache, shards, images, encode, *, plan, batch, threads, report):
   )
   encoded = _encoded(stream, itertools.chain(*counts), (batch, *plan.square_shape), encode)
   for shard, batches in zip(shards, counts, strict=True):
-    with cache.writing(shard) as append:
-      for labels, codes in itertools.islice(encoded, len(batches)):
-        append(labels, codes)
-        report(len(labels))
+    parts = []
+    for part in itertools.islice(encoded, len(batches)):
+      parts.append(part)
+      report(len(part[0]))
+    cache.write_codes(shard, *map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _encoded(stream, counts, shape, encode):

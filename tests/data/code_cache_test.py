@@ -1,5 +1,6 @@
 """Crops, shards, what a kill or a bad disk leaves, and the order in which a cache is read."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -100,7 +101,7 @@ class Encoder:
 
 def layout_of(source, shard_examples=3, codebook_size=256, plan=PLAN):
   layout = code_cache.make_layout(len(source), len(plan.table), 4, codebook_size)
-  return layout._replace(shard_examples=shard_examples)
+  return dataclasses.replace(layout, shard_examples=shard_examples)
 
 
 def fill(folder, source, process=(0, 1), encode=None, report=lambda n: None, plan=PLAN, **options):
@@ -376,12 +377,12 @@ def iterate(source, batch_size=2, **options):
 def numbered(tmp_path):
   """A cache of 20 examples: code 0 is the example's number, code 1 its crop's."""
   images = ArraySource(np.zeros((20, SIZE, SIZE, 3), np.uint8), np.arange(20), range(20), range(20))
-  cache = code_cache.CodeCache(tmp_path, {}, code_cache.Layout(20, 5, 2, "uint16", 7))
+  layout = code_cache.Layout(examples=20, crops=5, codes=2, dtype="uint16", shard_examples=7)
+  cache = code_cache.CodeCache(tmp_path, {}, layout)
   for shard in range(3):
     span = np.array(cache.layout.span(shard))
     rows = np.stack(np.broadcast_arrays(span[:, None], np.arange(5)), axis=-1)
-    with cache.writing(shard) as append:
-      append(span, rows)
+    cache.write_codes(shard, span, rows)
   cache.finish()
   return cache.open(images)
 

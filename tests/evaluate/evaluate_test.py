@@ -182,7 +182,7 @@ def test_broken_off_while_drawing(run, monkeypatch, tmp_path):
   options = dict(metrics="frechet,class_accuracy", prefix=2, cfg_scale=1.5)
   whole = run(**options, out=str(tmp_path / "out"))
   (tmp_path / "out" / "evaluation.json").unlink()
-  for path in (tmp_path / "out" / "features").glob("*/*0001.npz"):
+  for path in (tmp_path / "out" / "features").glob("*/*-00001.npy"):
     path.unlink()  # the second of three shards was not written yet
   for path in (tmp_path / "out" / "features").glob("*/moments*.npz"):
     path.unlink()

@@ -133,7 +133,7 @@ def test_processes_share_the_work(folders, small_shards, make_network, tmp_path)
 
 def test_a_damaged_shard_is_made_again(evaluate, folders, small_shards, tmp_path):
   before = evaluate(*folders)
-  (path, *_) = sorted((tmp_path / "out" / "features").glob("tiny-*/shard-00002.npz"))
+  (path, *_) = sorted((tmp_path / "out" / "features").glob("tiny-*/features-00002.npy"))
   data = bytearray(path.read_bytes())
   data[200] ^= 255  # among the features
   path.write_bytes(data)

@@ -64,13 +64,8 @@ def run(pairs, methods, *, out, batch_size, leak_pairs, leak_rounds, report=None
 
 def _fill(images, extractor, *, out, batch_size, report):
   """The FeatureStore of an image set, filled."""
-
-  def make():
-    return FeatureStore(out, extractor, images.fingerprint, versions(), images.count, SHARD)
-
   with runner.agreement():
-    store = make() if jax.process_index() == 0 else None
-  store = store or make()
+    store = FeatureStore(out, extractor, images.fingerprint, versions(), images.count, SHARD)
   title = f"{images.method.name}, repeated" if extractor.name == "leak" else images.method.name
   runner.fill(title, images, [(store, extractor)], batch_size, report)
   return store
