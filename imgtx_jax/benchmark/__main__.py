@@ -14,16 +14,16 @@ import sys
 
 import jax
 
-from imgtx_jax.benchmark import checkpoint, input_pipeline, sampling, training
+from imgtx_jax.benchmark import checkpoint, common, input_pipeline, sampling, training
 from imgtx_jax.cli import command
 from imgtx_jax.errors import UserError
 
 
 def measure_training(flags):
   """Prints a line for --stage, or one for each stage of the config."""
-  compile_anew()
   if flags.stage:
-    result = training.measure(flags.config, flags.stage, flags.steps, flags.classes)
+    with common.without_compilation_cache():
+      result = training.measure(flags.config, flags.stage, flags.steps, flags.classes)
     if jax.process_index() == 0:
       show(result)
     return
@@ -41,8 +41,9 @@ def measure_training(flags):
 
 def measure_sampling(flags):
   """Prints the speed of drawing codes, and with --dial that of images at each prefix."""
-  compile_anew()
-  show(sampling.measure(flags.config, flags.batch, flags.steps, flags.classes, flags.dial))
+  with common.without_compilation_cache():
+    result = sampling.measure(flags.config, flags.batch, flags.steps, flags.classes, flags.dial)
+  show(result)
 
 
 def measure_input(flags):
@@ -53,11 +54,6 @@ def measure_input(flags):
 def measure_checkpoint(flags):
   """Prints the cost of saving and restoring."""
   show(checkpoint.measure(flags.gigabytes))
-
-
-def compile_anew():
-  """Has every program compiled, none read from JAX's cache: compilation is timed."""
-  jax.config.update("jax_enable_compilation_cache", False)
 
 
 def show(result):

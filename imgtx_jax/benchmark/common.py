@@ -1,11 +1,13 @@
 """What the benchmarks share, and `plan` uses too: shapes of a stage's batch, random weights of the
 stages before it, and timing."""
 
+import contextlib
 import statistics
 import time
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.data import sources
@@ -54,6 +56,19 @@ def random_results(config, names, classes):
 def random_sources(config, name, classes):
   """random_results of the stages that the stage `name` starts from."""
   return random_results(config, STAGES[name].sources, classes)
+
+
+@contextlib.contextmanager
+def without_compilation_cache():
+  """Has every program compiled and none read from JAX's cache, for compilation is timed."""
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()  # else it remembers that it was on
+  try:
+    yield
+  finally:
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 def seconds_of(function):

@@ -36,7 +36,6 @@ _CLASSES = 1000
 
 def main(flags):
   """Prints the plan of every stage that the flags ask for."""
-  jax.config.update("jax_enable_compilation_cache", False)
   config, names = flags.config, tuple(flags.config.stages)
   if flags.stage:
     if flags.stage not in names:
@@ -51,18 +50,24 @@ def main(flags):
   def make(config, name):
     return compile_step.plan(config, name, classes, flags.topology, devices, chip)
 
-  if flags.sweep:
-    sweep(flags, config, names, make)
-    return
+  with common.without_compilation_cache():
+    if flags.sweep:
+      sweep(flags, config, names, make)
+    else:
+      print_plans(flags.topology, config, names, make)
+
+
+def print_plans(topology, config, names, make):
+  """Prints the plan of each stage; raises UserError if none of them can run."""
   failed = {}
   for name in names:
     try:
-      found = make(config, name)
+      plan = make(config, name)
     except UserError as error:
       failed[name] = error
-      print(f"{name} on {flags.topology}: cannot run: {error}", flush=True)
+      print(f"{name} on {topology}: cannot run: {error}", flush=True)
       continue
-    print("\n".join(report.lines(found, config)), flush=True)
+    print("\n".join(report.lines(plan, config)), flush=True)
   if len(failed) == len(names):
     raise next(iter(failed.values()))
 

@@ -1,4 +1,4 @@
-"""The chips of a plan: published rates, and --topology as devices that need not be here.
+"""Chips and their published rates, and --topology as devices that need not be here.
 
 Per chip, from Google's pages on the versions of Cloud TPU (docs.cloud.google.com/tpu/docs/v4, v5e,
 v5p and v6e; read in November 2026):
@@ -23,8 +23,12 @@ from imgtx_jax.errors import UserError, first_line, one_of
 
 
 class Chip(NamedTuple):
-  """Rates of one chip. usable_bytes is what a program may take of its HBM: the limit that libtpu's
-  compiler names. link_bytes: sent by a chip on all its links a second; axes: of its torus."""
+  """Rates of one chip.
+
+  usable_bytes: how much of its HBM a program may take: the limit that libtpu's compiler names.
+  flops: FLOP/s in bfloat16. hbm_bytes: of memory traffic a second. link_bytes: sent by a chip on
+  all its links a second. axes: of its torus.
+  """
 
   name: str
   usable_bytes: float
@@ -34,21 +38,24 @@ class Chip(NamedTuple):
   axes: int
 
   def link_rate(self, kind, coords, sides):
-    """Bytes a second that a chip sends in a collective among chips at coords, of a slice with those
-    sides. A permute has one link one way. Otherwise every axis that the chips lie along gives its
-    share of the links: all of it where they go round a closed ring, half where they end; less where
-    other groups lie between them and use the same links."""
-    share = self.link_bytes / self.axes
+    """Returns the bytes a second that a chip sends in a collective.
+
+    coords: of the group's chips, in a slice with these sides. A permute has one link one way.
+    Otherwise every axis that the chips lie along gives its part of the links: all of it if they go
+    round a closed ring, half if they end; less if other groups lie between them and use the same
+    links.
+    """
+    part = self.link_bytes / self.axes
     if kind == "collective-permute":
-      return share / 2
+      return part / 2
     rate = 0.0
     for axis, side in enumerate(sides):
       places = {at[axis] for at in coords}
       closed = side >= 16 if self.axes == 2 else side % 4 == 0
       if len(places) > 1:
         dense = len(places) / (max(places) - min(places) + 1)
-        rate += share * (1.0 if closed and len(places) == side else dense / 2)
-    return rate or share / 2
+        rate += part * (1.0 if closed and len(places) == side else dense / 2)
+    return rate or part / 2
 
 
 _GIB = 2**30
@@ -63,8 +70,10 @@ _EXAMPLES = "v5e:16x16, v5p:2x4x4, v6e:8x8, v4:4x4x4; cpu:4 or gpu for devices o
 
 
 def prepare(topology):
-  """Before jax starts: which platform it may use for this --topology. A plan for TPUs leaves those
-  of this machine alone."""
+  """Chooses JAX's platform for this --topology; call it before JAX starts.
+
+  A plan for TPUs leaves those of this machine alone.
+  """
   kind, _, count = topology.partition(":")
   if kind == "gpu":
     return
@@ -77,7 +86,7 @@ def prepare(topology):
 
 
 def open_topology(topology):
-  """--topology as (devices, Chip; None for devices without published rates here)."""
+  """Returns (devices, Chip) of --topology; the Chip is None for devices of this machine."""
   kind, _, shape = topology.partition(":")
   if kind in ("cpu", "gpu"):
     return _local(topology, kind, shape), None
@@ -103,7 +112,7 @@ def open_topology(topology):
 
 
 def _local(topology, kind, count):
-  """Devices of this process."""
+  """Returns devices of this process."""
   try:
     devices = jax.local_devices(backend=kind)
   except RuntimeError as error:

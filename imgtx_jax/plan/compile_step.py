@@ -1,4 +1,4 @@
-"""One stage's training step, compiled ahead of time for devices that need not be here.
+"""Compiles one stage's training step ahead of time, for devices that need not be here.
 
 Nothing is placed or run: states and batches are shapes.
 """
@@ -16,12 +16,12 @@ from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
 from imgtx_jax.distributed import sharding
 from imgtx_jax.errors import UserError
-from imgtx_jax.plan import traffic
+from imgtx_jax.plan import hlo_costs
 from imgtx_jax.plan.chips import Chip
 from imgtx_jax.stages import STAGES, build
 
-PARTS = ("params", "opt_state", "ema", "variables", "frozen")  # of a state
-_USED = (  # what libtpu and XLA say of a program that does not fit
+PARTS = ("params", "opt_state", "ema", "variables", "frozen")  # of a TrainState
+_USED = (  # how libtpu and XLA name the size of a program that does not fit
   re.compile(r"[Uu]sed ([\d.]+)([KMG]) of"),
   re.compile(r"\(([\d.]+)([KMG])\) exceeds available"),
 )
@@ -29,11 +29,14 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 class Program(sharding.JitParallel):
-  """A step as JitParallel runs it, for shapes. A replica a device (pmap) is planned as a mesh that
-  splits the batch only: the same arithmetic, and the same sums over the devices."""
+  """JitParallel for shapes alone.
+
+  pmap, a replica a device, is planned as a mesh that splits the batch only: the same arithmetic,
+  and the same sums over the devices.
+  """
 
   def lower_step(self, step, state, batch, key):
-    """The lowered step; state of one replica, batch the global one: shapes."""
+    """Returns the lowered step; state: shapes of one replica, batch: of the global batch."""
     state = self.abstract(state)
     batch, key = (
       jax.tree.map(lambda x, s=s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree)
@@ -44,7 +47,7 @@ class Program(sharding.JitParallel):
     return step.trace(state, batch, key).lower(lowering_platforms=platforms)
 
   def bytes_each(self, tree):
-    """Bytes of a state or a part of one, shapes, on one device."""
+    """Returns the bytes of a state, or of a part of one, on one device; tree: shapes."""
     shardings = jax.tree.leaves(self.shardings(tree))
     return sum(
       math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
@@ -53,13 +56,15 @@ class Program(sharding.JitParallel):
 
 
 class Plan(NamedTuple):
-  """Of a stage's step on one device each: bytes and seconds.
+  """The plan of one stage's training step. Bytes are on one device.
 
   state_bytes: {part of the state: bytes}, by the sharding rules, before the layouts' padding.
-  memory: arguments, temporaries, program and peak, or None where the program does not fit; then
-  needed_bytes is what the compiler says that it needs, or 0. model_flops: products of the model on
-  the global batch; run_flops: those of the step, what it recomputes included. held: {fsdp: bytes of
-  state and gradients}. traffic: a traffic.Traffic, or None.
+  held: {fsdp: bytes of state and gradients}.
+  memory: XLA's memory_analysis: arguments, temporaries, program and peak; None if the program does
+    not fit, and then needed_bytes is what the compiler says that it needs, or 0.
+  limit_bytes: what a program may take, or 0 if unknown.
+  model_flops: products of the model on the global batch; run_flops: recomputed ones included.
+  costs: hlo_costs.Costs, or None. link_seconds: {Collective: seconds a step}.
   """
 
   stage: str
@@ -79,34 +84,34 @@ class Plan(NamedTuple):
   limit_bytes: float
   model_flops: int
   run_flops: int
-  traffic: Any
+  costs: Any
   link_seconds: dict[Any, float]
 
   @property
   def seconds(self):
-    """{what: seconds a step at the chip's published rates}, or {} where there are none."""
-    if not self.chip or not self.traffic:
+    """Returns {resource: seconds a step at the chip's published rates}, or {} if unknown."""
+    if not self.chip or not self.costs:
       return {}
     return {
       "arithmetic": self.run_flops / self.devices / self.chip.flops,
-      "memory": self.traffic.memory_bytes / self.chip.hbm_bytes,
+      "memory": self.costs.memory_bytes / self.chip.hbm_bytes,
       "communication": sum(self.link_seconds.values()),
     }
 
   @property
   def step_seconds(self):
-    """(least, most) of a step: all three at once, and one after the other."""
+    """Returns (least, most) seconds of a step: all resources at once, and one after the other."""
     return max(self.seconds.values()), sum(self.seconds.values())
 
   @property
   def utilisation(self):
-    """(least, most): the model's products over what the chips could do in a step."""
+    """Returns (least, most) model FLOPs utilisation."""
     peak = self.devices * self.chip.flops
     return tuple(self.model_flops / (s * peak) for s in self.step_seconds[::-1])
 
 
 def abstract_state(config, name, classes):
-  """(stage, shapes of its state, its inputs), on what the stages before it would leave."""
+  """Returns (stage, shapes of its TrainState, its inputs) after the stages before it."""
   key, results = jax.eval_shape(lambda: jax.random.key(0)), {}
   for earlier in (*STAGES[name].sources, name):
     stage = build(earlier, config, classes)
@@ -121,7 +126,7 @@ def abstract_state(config, name, classes):
 
 
 def plan(config, name, classes, topology, devices, chip):
-  """The Plan of one stage; UserError if it could not run on these devices."""
+  """Returns the Plan of one stage; raises UserError if it could not run on these devices."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.stages = (name,)
@@ -141,7 +146,7 @@ def plan(config, name, classes, topology, devices, chip):
   began = time.monotonic()
   compiled, needed = _compile(lowered)
   seconds = time.monotonic() - began
-  moved = compiled and traffic.measure(compiled.as_text(), len(devices))
+  costs = compiled and hlo_costs.measure(compiled.as_text(), len(devices))
   return Plan(
     stage=name,
     topology=topology,
@@ -160,13 +165,13 @@ def plan(config, name, classes, topology, devices, chip):
     limit_bytes=_limit(devices[0], chip),
     model_flops=model,
     run_flops=run,
-    traffic=moved,
-    link_seconds=_link_seconds(moved, program.mesh, chip) if chip and moved else {},
+    costs=costs,
+    link_seconds=_link_seconds(costs, program.mesh, chip) if chip and costs else {},
   )
 
 
 def _compile(lowered):
-  """(compiled program, 0), or (None, bytes that it needs) where it does not fit."""
+  """Returns (compiled program, 0), or (None, bytes that it needs) if it does not fit."""
   try:
     return lowered.compile(), 0.0
   except jax.errors.JaxRuntimeError as error:
@@ -178,7 +183,7 @@ def _compile(lowered):
 
 
 def _memory(compiled):
-  """Bytes of a compiled program on one device."""
+  """Returns the bytes of a compiled program on one device, by XLA's memory_analysis."""
   stats = compiled.memory_analysis()
   sizes = {
     "arguments": stats.argument_size_in_bytes,
@@ -190,14 +195,14 @@ def _memory(compiled):
 
 
 def _limit(device, chip):
-  """Bytes of memory that a program may take, or 0 where nobody says."""
+  """Returns the bytes of memory that a program may take, or 0 if unknown."""
   if chip:
     return chip.usable_bytes
   return (device.memory_stats() or {}).get("bytes_limit", 0)
 
 
 def _held(devices, rules, state):
-  """{fsdp: bytes of the state and of its gradients on one device} for fsdp 1, 2, 4, …"""
+  """Returns {fsdp: bytes of the state and its gradients on one device} for fsdp 1, 2, 4, …"""
   sizes, fsdp = {}, 1
   while len(devices) % fsdp == 0:
     try:
@@ -209,11 +214,11 @@ def _held(devices, rules, state):
   return sizes
 
 
-def _link_seconds(moved, mesh, chip):
-  """{Collective: seconds a step} of a Traffic, at the chip's rates on this mesh."""
+def _link_seconds(costs, mesh, chip):
+  """Returns {Collective: seconds a step} of Costs, at the chip's rates on this mesh."""
   places = [device.coords for device in mesh.devices.flat]
   sides = [1 + max(axis) for axis in zip(*places, strict=True)]
   return {
     c: times * c.sent() / chip.link_rate(c.kind, [places[i] for i in c.group], sides)
-    for c, times in moved.collectives.items()
+    for c, times in costs.collectives.items()
   }

@@ -1,4 +1,4 @@
-"""What a plan says: its lines, what to change where it does not fit, and a table of several."""
+"""The text of a plan: its lines, what to change if it does not fit, and a table of several."""
 
 from collections import defaultdict
 
@@ -18,7 +18,7 @@ SWEEP_HEAD = (
 
 
 def lines(plan, config):
-  """The report of one planned stage."""
+  """Yields the lines of one Plan."""
   mode = f"jit, fsdp {plan.fsdp}"
   if plan.pmap:
     mode = "pmap (a replica a chip; planned as jit on a mesh that splits the batch only)"
@@ -34,8 +34,8 @@ def lines(plan, config):
     f"  products        {_tera(plan.model_flops / plan.devices)} TFLOP a step and chip, and "
     f"{repeated:.0%} more recomputed"
   )
-  if plan.traffic:
-    yield from _traffic(plan)
+  if plan.costs:
+    yield from _costs(plan)
   if plan.seconds:
     yield from _speed(plan)
   for line in advice(plan, config):
@@ -51,11 +51,11 @@ def _memory(plan):
   return f"{sizes}; at most {_gib(plan.memory['peak'])}{limit} GiB{': fits' if limit else ''}"
 
 
-def _traffic(plan):
-  """Lines on what a step moves."""
-  yield f"  memory traffic  {plan.traffic.memory_bytes / 1e9:.3g} GB a step and chip"
+def _costs(plan):
+  """Yields lines on what a step moves."""
+  yield f"  memory traffic  {plan.costs.memory_bytes / 1e9:.3g} GB a step and chip"
   kinds = defaultdict(lambda: [0, 0.0, 0.0])
-  for collective, times in plan.traffic.collectives.items():
+  for collective, times in plan.costs.collectives.items():
     row = kinds[collective.kind, len(collective.group)]
     row[0] += times
     row[1] += times * collective.sent()
@@ -64,12 +64,12 @@ def _traffic(plan):
     text = "" if kind == "collective-permute" else f" over {size}"
     taken = f", {1e3 * seconds:.3g} ms" if plan.chip else ""
     yield f"  {kind}{text}: {times} a step, {sent / 1e6:,.3g} MB sent by a chip{taken}"
-  if plan.traffic.unknown_loops:
-    yield f"  {plan.traffic.unknown_loops} loops of unknown length count once"
+  if plan.costs.unknown_loops:
+    yield f"  {plan.costs.unknown_loops} loops of unknown length count once"
 
 
 def _speed(plan):
-  """Lines on time, by the chip's published rates."""
+  """Yields lines on time, by the chip's published rates."""
   parts = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in plan.seconds.items())
   least, most = plan.step_seconds
   yield f"  a step          {parts}: {1e3 * least:.3g} ms all at once, {1e3 * most:.3g} in turn"
@@ -86,7 +86,7 @@ def _days(plan):
 
 
 def advice(plan, config):
-  """What to change: where it does not fit, all that would help; else what would make it faster."""
+  """Returns lines on what to change so that it fits, or if it fits, to make it faster."""
   fits, room = bool(plan.memory), _ROOM * plan.limit_bytes
   ways = []
   if plan.limit_bytes and plan.held:
@@ -146,7 +146,7 @@ def _faster(plan):
 
 
 def sweep_row(plan):
-  """One line of the table of --sweep."""
+  """Returns one line of the table of --sweep."""
   needed = plan.memory["peak"] if plan.memory else plan.needed_bytes
   memory = _gib(needed) if needed else "?"
   cells = [
@@ -169,7 +169,7 @@ def sweep_row(plan):
 
 
 def failed_row(stage, batch, fsdp, error):
-  """The same of what could not be planned."""
+  """Returns the line of a size that could not be planned."""
   return f"| {stage} | {batch} | {fsdp} | {error} | | | | |"
 
 

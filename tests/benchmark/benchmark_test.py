@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import pathlib
@@ -18,8 +19,9 @@ VALUES = ("images_per_second", "step_seconds", "peak_memory_bytes", "matmul_flop
 
 
 @pytest.fixture
-def run(parse_flags, capsys):
+def run(parse_flags, capsys, monkeypatch):
   """run(kind, config=None, flag=value, …) as the command line does; returns the printed object."""
+  monkeypatch.setattr(common, "without_compilation_cache", contextlib.nullcontext)
 
   def call(kind, **values):
     flags = parse_flags(benchmark.COMMANDS, kind, **values)

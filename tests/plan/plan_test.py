@@ -1,5 +1,6 @@
 """Plans on the fake devices, and on a TPU slice where its compiler is installed."""
 
+import contextlib
 import importlib.util
 from collections import Counter
 
@@ -8,13 +9,14 @@ import pytest
 
 from imgtx_jax.errors import UserError
 from imgtx_jax.plan import __main__ as plan
-from imgtx_jax.plan import chips, compile_step, report, traffic
+from imgtx_jax.plan import chips, compile_step, hlo_costs, report
 
 
 @pytest.fixture
 def run(parse_flags, monkeypatch):
   """run(config=…, flag=value, …) as the command line does."""
   monkeypatch.setattr(chips, "prepare", lambda topology: None)  # jax has started
+  monkeypatch.setattr(plan.common, "without_compilation_cache", contextlib.nullcontext)
 
   def call(**values):
     plan.main(parse_flags(plan.COMMAND, **dict(topology="cpu:2", classes=3) | values))
@@ -50,8 +52,8 @@ def test_plans_pretraining_for_local_devices(cached_config):
   assert sum(found.state_bytes.values()) <= found.memory["arguments"]
   assert found.memory["peak"] >= sum(found.memory[k] for k in ("arguments", "temporaries"))
   # Every gradient is summed over the devices once, and of the metrics a few numbers.
-  sent = sum(times * c.sent() for c, times in found.traffic.collectives.items())
-  assert parameters <= sent < 1.2 * parameters + 4096 and found.traffic.unknown_loops == 0
+  sent = sum(times * c.sent() for c, times in found.costs.collectives.items())
+  assert parameters <= sent < 1.2 * parameters + 4096 and found.costs.unknown_loops == 0
   text = "\n".join(report.lines(found, cached_config))
   assert "pmap (a replica a chip" in text and "all-reduce over 2" in text
   assert found.seconds == {} and "utilisation" not in text
@@ -100,7 +102,7 @@ def made(**values):
       limit_bytes=15.75 * gib,
       model_flops=8 * 197e12,
       run_flops=2 * 8 * 197e12,
-      traffic=None,
+      costs=None,
       link_seconds={},
     )
     | values
@@ -128,10 +130,10 @@ def test_says_when_no_split_is_enough(tiny_config):
 
 def test_times_and_utilisation(tiny_config):
   """Arithmetic takes 2 s, memory 1 s, communication 4 s."""
-  collective = traffic.Collective("all-reduce", (0, 1), 1e9)
-  moved = traffic.Traffic(819e9, Counter({collective: 3}), 0)
+  collective = hlo_costs.Collective("all-reduce", (0, 1), 1e9)
+  moved = hlo_costs.Costs(819e9, Counter({collective: 3}), 0)
   fits = {"arguments": 8 * 2**30, "temporaries": 2**30, "program": 0, "peak": 9 * 2**30}
-  found = made(memory=fits, traffic=moved, link_seconds={collective: 4.0})
+  found = made(memory=fits, costs=moved, link_seconds={collective: 4.0})
   assert found.step_seconds == (4.0, 7.0)
   assert found.utilisation == pytest.approx((1 / 7, 1 / 4))
   text = "\n".join(report.lines(found, tiny_config))
@@ -207,8 +209,8 @@ def test_plans_for_a_slice(cached_config, monkeypatch):
   devices, chip = chips.open_topology("v5e:2x2")
   found = compile_step.plan(cached_config.lock(), "pretrain", 3, "v5e:2x2", devices, chip)
   assert found.model_flops == hand_counted() and found.dtype == "bfloat16"
-  assert found.traffic.unknown_loops == 0
-  assert {len(c.group) for c in found.traffic.collectives} >= {2}
+  assert found.costs.unknown_loops == 0
+  assert {len(c.group) for c in found.costs.collectives} >= {2}
   assert 0 < found.utilisation[0] <= found.utilisation[1] < 1
   text = "\n".join(report.lines(found, cached_config))
   assert "of 15.75 GiB: fits" in text and "of v5e's peak" in text

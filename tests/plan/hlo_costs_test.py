@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from imgtx_jax.plan import traffic
+from imgtx_jax.plan import hlo_costs
 
 LOOP = """HloModule m
 
@@ -34,12 +34,12 @@ ENTRY %main (x: (s32[], f32[100])) -> (s32[], f32[100]) {
 
 def test_loops_count_as_often_as_they_run():
   once = 2 * 400  # a read and a write of 100 floats
-  found = traffic.measure(LOOP.replace("KNOWN", ""), 1)
+  found = hlo_costs.measure(LOOP.replace("KNOWN", ""), 1)
   assert found.memory_bytes == 5 * once and found.unknown_loops == 0
   known = ', backend_config={"known_trip_count":{"n":"7"}}'
-  assert traffic.measure(LOOP.replace("KNOWN", known), 1).memory_bytes == 7 * once
+  assert hlo_costs.measure(LOOP.replace("KNOWN", known), 1).memory_bytes == 7 * once
   endless = LOOP.replace("KNOWN", "").replace("constant(5)", "get-tuple-element(%p), index=0")
-  found = traffic.measure(endless, 1)
+  found = hlo_costs.measure(endless, 1)
   assert found.memory_bytes == once and found.unknown_loops == 1
 
 
@@ -65,7 +65,7 @@ def test_of_a_slice_and_an_update_in_place_only_the_slice_moves():
     "  ROOT %f = f32[36,100]{1,0} fusion(%x, %i), kind=kLoop, calls=%fused",
     SLICING,
   )
-  assert traffic.measure(text, 1).memory_bytes == 2 * 400
+  assert hlo_costs.measure(text, 1).memory_bytes == 2 * 400
 
 
 def test_buffers_on_the_chip_move_nothing():
@@ -76,7 +76,7 @@ def test_buffers_on_the_chip_move_nothing():
     "  %n = f32[36,100]{1,0:S(1)} negate(%c)\n"
     "  ROOT %m = f32[36,100]{1,0} negate(%n)"
   )
-  assert traffic.measure(text, 1).memory_bytes == 2 * 36 * 400  # in by the copy, out at the end
+  assert hlo_costs.measure(text, 1).memory_bytes == 2 * 36 * 400  # in by the copy, out at the end
 
 
 def test_of_a_conditional_the_costliest_branch_counts():
@@ -88,7 +88,7 @@ def test_of_a_conditional_the_costliest_branch_counts():
     "  ROOT %c = f32[30]{0} conditional(%i, %x, %x), branch_computations={%a, %b}",
     before,
   )
-  assert traffic.measure(text, 1).memory_bytes == 2 * 30 * 4
+  assert hlo_costs.measure(text, 1).memory_bytes == 2 * 30 * 4
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_of_a_conditional_the_costliest_branch_counts():
 )
 def test_what_a_collective_sends(line, sent):
   text = entry(f"  %x = f32[100]{{0}} parameter(0)\n  ROOT %c = {line}")
-  found = traffic.measure(text, 8)
+  found = hlo_costs.measure(text, 8)
   assert sum(times * c.sent() for c, times in found.collectives.items()) == sent
 
 
@@ -120,9 +120,9 @@ def test_pieces_of_an_asynchronous_collective_count_once():
     "  ROOT %b = f32[400]{0} fusion(%x), kind=kCustom, calls=%done",
     piece.format("start") + "\n" + piece.format("done"),
   )
-  assert sum(traffic.measure(text, 8).collectives.values()) == 1
+  assert sum(hlo_costs.measure(text, 8).collectives.values()) == 1
   scattered = text.replace("%start", "%all-reduce-scatter.1").replace("all-gather", "all-reduce")
-  (found,) = traffic.measure(scattered, 8).collectives
+  (found,) = hlo_costs.measure(scattered, 8).collectives
   assert found.kind == "reduce-scatter" and found.sent() == 300
 
 
@@ -139,7 +139,7 @@ def test_a_compiled_scan_with_a_sum_over_devices():
     jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=split),
   )
   run = jax.jit(jax.grad(loss), out_shardings=whole)
-  found = traffic.measure(run.lower(*shapes).compile().as_text(), 4)
+  found = hlo_costs.measure(run.lower(*shapes).compile().as_text(), 4)
   assert found.unknown_loops == 0
   # The gradient of every layer is summed once, in the loop or after it.
   sent = sum(times * c.sent() for c, times in found.collectives.items())
@@ -148,3 +148,50 @@ def test_a_compiled_scan_with_a_sum_over_devices():
   # Weights are read forward and backward and their gradients written, a layer at a time.
   weights = 4 * np.prod((5, 32, 32))
   assert 3 * weights < found.memory_bytes < 30 * weights
+
+
+# -- The text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("text", "group"),
+  [
+    ("replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add", (0, 1, 2, 3)),
+    ("replica_groups=[2,4]<=[8], dimensions={0}", (0, 1, 2, 3)),
+    ("replica_groups=[4,2]<=[2,4]T(1,0)", (0, 4)),
+    ("replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={1}", (0, 1, 2, 3)),
+    ("replica_groups=mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+    ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", (0, 1, 4, 5)),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", (0, 1, 2, 3)),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", (0, 4)),
+    ("replica_groups=mesh['a'=2,'b'=2], device_ids=(3,1,2,0) {'b'}", (3, 1)),
+    ("channel_id=1, source_target_pairs={{0,0},{2,6},{6,2}}", (2, 6)),
+    ("replica_groups={}, to_apply=%add", tuple(range(8))),
+  ],
+)
+def test_the_first_group(text, group):
+  assert hlo_costs.group_of(text, 8) == group
+
+
+def test_lines():
+  text = """HloModule m
+
+%fused (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  ROOT %neg.1 = f32[4]{0} negate(%a)
+}
+
+ENTRY %main.5 (x: f32[4]) -> (f32[4], pred[]) {
+  %x = f32[4]{0:T(128)} parameter(0), sharding={replicated}
+  %c = s32[] constant(36)
+  %f = (bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[4]{0}) fusion(%x), calls=%fused
+  ROOT %t = (f32[4], pred[]) tuple(%x, %f), metadata={op_name="a (b)"}
+}
+"""
+  computations, entry = hlo_costs.parse(text)
+  assert entry == "main.5" and set(computations) == {"fused", "main.5"}
+  main = computations["main.5"]
+  assert main["c"].rest == "36" and main["x"].operands == ("0",)
+  assert main["f"].shapes == (hlo_costs.Shape(12, False), hlo_costs.Shape(16, True))
+  assert main["f"].called("calls") == ["fused"] and main["f"].called("body") == []
+  assert main["t"].operands == ("x", "f") and main["t"].is_root and not main["f"].is_root
