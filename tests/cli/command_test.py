@@ -106,4 +106,5 @@ def test_an_unknown_flag_is_one_line(name, tmp_path):
   )
   assert done.returncode == 2, done.stderr
   assert "no_such_flag" in done.stderr
-  assert len(done.stderr.strip().splitlines()) == 1
+  (line,) = done.stderr.strip().splitlines()
+  assert line.startswith("error: ") and done.stdout == ""
