@@ -24,7 +24,6 @@ one. The number of classes comes from the config's source or --classes; where th
 it is ImageNet's.
 """
 
-
 from imgtx_jax.benchmark import common
 from imgtx_jax.cli import command
 from imgtx_jax.errors import UserError
