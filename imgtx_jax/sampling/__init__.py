@@ -1,2 +1,4 @@
-"""Images from a trained model: cached autoregressive decoding of codes, the options of a draw,
-their refinement by the discriminator, and the sampler that the commands call."""
+"""Sampling: cached decoding of codes, options, refinement by the discriminator, labels, Sampler.
+
+Commands call Sampler; stages use the rest.
+"""

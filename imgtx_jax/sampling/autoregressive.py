@@ -12,10 +12,10 @@ GUIDANCE = ("constant", "interval", "linear", "power-cosine")
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-  """Options of drawing codes.
+  """Options of sampling codes.
 
   cfg_scale s: the logits are u + s (c − u), u for the null class and c for the class
-  (arXiv:2207.12598); 1 is no guidance. guidance: how s changes over the codes t of N:
+  (arXiv:2207.12598); 1 is no guidance. guidance: s as a function of the code t of N:
     constant       s
     interval       s for cfg_start ≤ t/N < cfg_stop, else 1 (arXiv:2404.07724)
     linear         from 1 at the first code to s at the last
@@ -34,47 +34,64 @@ class Decoding:
 
 
 def guidance_scale(options, position, total):
-  """Returns the scale s of guidance at code `position` (from 0, may be traced) of `total`."""
+  """Returns the guidance scale s of one code.
+
+  Args:
+    options: Decoding.
+    position: of the code, from 0; may be traced.
+    total: N.
+
+  Raises:
+    ValueError: for an unknown options.guidance.
+  """
   full = options.cfg_scale
-  share = position / max(total - 1, 1)
+  progress = position / max(total - 1, 1)
   if options.guidance == "constant":
     return full
   if options.guidance == "interval":
-    place = position / total
-    return jnp.where((options.cfg_start <= place) & (place < options.cfg_stop), full, 1.0)
+    time = position / total
+    return jnp.where((options.cfg_start <= time) & (time < options.cfg_stop), full, 1.0)
   if options.guidance == "linear":
-    return 1.0 + (full - 1.0) * share
+    return 1.0 + (full - 1.0) * progress
   if options.guidance == "power-cosine":
-    return 1.0 + (full - 1.0) * (1.0 - jnp.cos(jnp.pi * share**options.cfg_power)) / 2.0
+    return 1.0 + (full - 1.0) * (1.0 - jnp.cos(jnp.pi * progress**options.cfg_power)) / 2.0
   raise ValueError(f"unknown guidance {options.guidance!r}: one of {', '.join(GUIDANCE)}")
 
 
 def filter_logits(logits, options):
-  """Returns logits [B, V] after temperature, −inf for codes that top-k or top-p leave out."""
+  """Divides logits [B, V] by the temperature and sets those outside top-k and top-p to −inf."""
   if options.temperature > 0:
     logits = logits / options.temperature
   if options.top_k and options.top_k < logits.shape[-1]:
-    least = jax.lax.top_k(logits, options.top_k)[0][:, -1:]
-    logits = jnp.where(logits < least, -jnp.inf, logits)
+    threshold = jax.lax.top_k(logits, options.top_k)[0][:, -1:]
+    logits = jnp.where(logits < threshold, -jnp.inf, logits)
   if options.top_p < 1.0:
     ordered = jnp.sort(logits, axis=-1)[:, ::-1]
-    shares = jax.nn.softmax(ordered, axis=-1)
-    # A code stays while those before it sum to less than top_p; the first is always kept.
-    kept = (jnp.cumsum(shares, axis=-1) - shares < options.top_p).at[:, 0].set(True)
-    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
-    logits = jnp.where(logits < least, -jnp.inf, logits)
+    probs = jax.nn.softmax(ordered, axis=-1)
+    # A code is kept if the likelier ones sum to less than top_p; the likeliest is always kept.
+    kept = (jnp.cumsum(probs, axis=-1) - probs < options.top_p).at[:, 0].set(True)
+    threshold = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+    logits = jnp.where(logits < threshold, -jnp.inf, logits)
   return logits
 
 
 def sample_codes(gpt, params, labels, keys, *, steps, options, given=None):
-  """Draws the first `steps` codes of an image for each label.
+  """Samples the first `steps` codes of an image for each label.
 
-  gpt: a GPT module; params: its parameters, stacked or unstacked; labels int [B]; keys [B], one
-  per image: an image depends on its own key and label, not on its batch. given int [B, k]: the
-  first k codes in the GPT's order, which are taken as they are.
+  An image depends on its own key and label, not on its batch.
 
-  Returns codes int32 [B, steps] in the GPT's order, and the condition vectors [B, steps, D] that
-  predicted them (of the conditional branch, under guidance).
+  Args:
+    gpt: a GPT module.
+    params: its parameters, stacked or unstacked.
+    labels: int [B].
+    keys: random keys [B].
+    steps: number of codes.
+    options: Decoding.
+    given: int [B, k], the first k codes in the GPT's order, which are not sampled; or None.
+
+  Returns:
+    Codes int32 [B, steps] in the GPT's order, and the condition vectors [B, steps, D] that
+    predicted them (with guidance: those of the class, not of the null class).
   """
   gpt = gpt.clone(scan=False)
   params = unstack_layers(params)
@@ -113,9 +130,17 @@ def sample_codes(gpt, params, labels, keys, *, steps, options, given=None):
 
 
 def to_raster(codes, order, length):
-  """Puts the first k codes [B, k] in their raster places: codes int [B, N], 0 where unknown, and
-  known bool [N]."""
+  """Puts the first k codes at their raster positions.
+
+  Args:
+    codes: int [B, k] in the GPT's order.
+    order: int [N], raster indices in the GPT's order.
+    length: N.
+
+  Returns:
+    Codes int32 [B, N] in raster order, 0 where unknown; and known, bool [N].
+  """
   count = codes.shape[1]
-  places = order[:count]
-  raster = jnp.zeros((codes.shape[0], length), jnp.int32).at[:, places].set(codes)
-  return raster, jnp.zeros(length, bool).at[places].set(True)
+  positions = order[:count]
+  raster = jnp.zeros((codes.shape[0], length), jnp.int32).at[:, positions].set(codes)
+  return raster, jnp.zeros(length, bool).at[positions].set(True)

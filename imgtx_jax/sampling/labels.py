@@ -1,4 +1,4 @@
-"""Labels as users write them: a class number, a class name, or "none" for the null class."""
+"""Parses labels: a class number, a class name, or "none" for the null class."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from imgtx_jax.errors import UserError
 
 
 def parse_label(word, class_names, flag):
-  """Returns the label of one word, int; flag: where it was written, for the UserError."""
+  """Parses one label to int; raises UserError, which names the flag, for any other word."""
   if word in class_names:
     return class_names.index(word)
   if word == "none":
@@ -20,8 +20,10 @@ def parse_label(word, class_names, flag):
 
 
 def parse_labels(text, class_names, count):
-  """Returns labels int [count]: of the words between commas in turn, or else of all classes in
-  turn."""
+  """Parses labels separated by commas to int32 [count].
+
+  They are repeated in turn; an empty text stands for all classes. Raises UserError for other words.
+  """
   words = [word.strip() for word in text.split(",") if word.strip()]
   labels = [parse_label(word, class_names, "--labels") for word in words]
   return np.resize(labels or np.arange(len(class_names)), count).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Options of drawing images: all that config.sample and the flags of the sample command set."""
+"""Options of sampling images: config.sample and the flags of the sample command."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ from imgtx_jax.errors import UserError
 from imgtx_jax.sampling.autoregressive import Decoding
 from imgtx_jax.sampling.refinement import Refinement
 
-# The numbers of config.sample: name → (least, most, what a stage must draw with for it to matter).
+# Numbers of config.sample: name → (minimum, maximum, what a stage must sample for it to matter).
 RANGES = {
   "cfg_scale": (0, 100, "codes"),
   "cfg_start": (0, 1, "codes"),
@@ -25,11 +25,11 @@ RANGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """Options of drawing images.
+  """Options of sampling images.
 
-  codes: how the GPT samples them.
+  codes: Decoding of the GPT.
   truncation ψ: the generator's noise is ψ·z with z standard normal (after arXiv:1809.11096); 1
-  changes nothing, 0 gives one image a label. The noise is scaled, not cut off, so that a z gives
+  changes nothing, 0 gives one image per label. The noise is scaled, not cut off, so that a z gives
   similar images at all ψ.
   w_scale s: guidance in modulation space, w = w₀ + s (w_label − w₀), where w₀ is the mapping of the
   same noise with the null label; 1 changes nothing.
@@ -60,14 +60,16 @@ def as_values(options):
 
 
 def with_option(options, name, value):
-  """Returns Sampling with another value of one key of config.sample."""
+  """Returns the options with another value of one key of config.sample."""
   values = as_values(options)
   return make_sampling(values | {name: type(values[name])(value)})
 
 
 def check_flag(name, value, stage):
-  """Raises UserError for a flag that was given and that does not matter to the stage, by its
-  draws_with."""
+  """Raises UserError if the flag --name=value does not matter to the stage.
+
+  RANGES and stage.draws_with decide.
+  """
   needed = RANGES[name][2] if name in RANGES else "codes"
   if needed not in stage.draws_with:
     raise UserError(

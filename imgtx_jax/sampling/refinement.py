@@ -1,4 +1,4 @@
-"""Gradient ascent of condition vectors on the discriminator's score, before the image is drawn."""
+"""Refinement: gradient ascent of condition vectors on the discriminator's score."""
 
 import dataclasses
 
@@ -10,8 +10,11 @@ from imgtx_jax.losses import cross_entropy as code_losses
 
 @dataclasses.dataclass(frozen=True)
 class Refinement:
-  """Options of refine. steps: of gradient ascent, 0 for none; rate: a step's length relative to the
-  norm of an image's condition vectors; radius: how far a vector may go, relative to its norm."""
+  """Options of refine.
+
+  steps: number of steps, 0 for none. rate: length of a step, relative to the norm of an image's
+  condition vectors. radius: largest distance of a vector from its start, relative to its norm.
+  """
 
   steps: int = 0
   rate: float = 0.05
@@ -19,21 +22,30 @@ class Refinement:
 
 
 def realness(verdict, labels, classes):
-  """Returns the score [B] that refinement climbs: the real logit plus the log-probability of the
-  label int [B]; the logit alone for the null label, `classes`."""
+  """Returns the score [B] that refinement maximises.
+
+  It is the real logit plus the log-probability of the label int [B], or the logit alone for the
+  null label, `classes`.
+  """
   class_loss = code_losses.class_cross_entropy(verdict.class_logits, labels, classes)
   return verdict.logit - class_loss
 
 
 def refine(score, vectors, options):
-  """Returns condition vectors float32 [B, M, D] after options.steps steps of gradient ascent on
-  score(vectors) → [B].
+  """Maximises a score over condition vectors.
 
-  Entry b of the score must depend on the vectors of image b alone: then each image is refined
-  independently of its batch. A step goes along the gradient of all vectors of an image together;
-  only its direction counts, for the scale of logits means nothing. After each step every vector is
-  brought back to within radius of where it began: near there the generator was trained. An image
-  keeps the vectors of its best score, the first ones included, so that no score falls.
+  Steps follow the normalised gradient of all vectors of an image together; its length is ignored
+  because logits have no scale. After each step every vector is projected to within radius of its
+  start, near which the generator was trained. An image keeps the vectors with its best score,
+  including the first, so that no score decreases.
+
+  Args:
+    score: function of vectors [B, M, D] to [B]; entry b must depend only on image b.
+    vectors: [B, M, D].
+    options: Refinement.
+
+  Returns:
+    float32 [B, M, D].
   """
   start = vectors.astype(jnp.float32)
   length = options.rate * _norm(start, (1, 2))  # [B, 1, 1]
@@ -55,9 +67,9 @@ def refine(score, vectors, options):
     change = change * jnp.minimum(1.0, reach / jnp.maximum(_norm(change, 2), 1e-12))
     return (change, best), None
 
-  still = jnp.zeros_like(start)
-  worst = jnp.full(len(start), -jnp.inf), still
-  (change, best), _ = jax.lax.scan(climb, (still, worst), length=options.steps)
+  zeros = jnp.zeros_like(start)
+  worst = jnp.full(len(start), -jnp.inf), zeros
+  (change, best), _ = jax.lax.scan(climb, (zeros, worst), length=options.steps)
   return start + keep_better(best, score(start + change), change)[1]
 
 

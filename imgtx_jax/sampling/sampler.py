@@ -1,5 +1,7 @@
-"""Draws images from a trained work directory: in batches over all devices, the best of several
-candidates, or completions of an image from its first rows."""
+"""The Sampler: draws images from a trained work directory, in batches over all devices.
+
+It also draws the best of several candidates, and completes images from their first rows.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +20,20 @@ SAMPLING_STAGES = tuple(name for name, stage in STAGES.items() if stage.draws_wi
 
 
 def load_stage(directory, config, class_names, only=SAMPLING_STAGES, checkpoint="last"):
-  """Returns (the last finished stage that can draw, the results of the stages up to it).
+  """Loads the last finished stage that can draw images.
 
-  only: the names of the stages to choose among. checkpoint: which of that stage's, "last" or
-  "best"; the stages before it give those that it started from.
+  Args:
+    directory: the work directory.
+    config: its config.
+    class_names: of the data.
+    only: names of the stages to choose among.
+    checkpoint: "last" or "best" of that stage; earlier stages give the ones it started from.
+
+  Returns:
+    The stage, and the results of the stages up to it.
+
+  Raises:
+    UserError: if no such stage is finished.
   """
   done = workdir.finished(config, directory)
   drawing = [task for task in done if task.stage in only]
@@ -39,9 +51,21 @@ def load_stage(directory, config, class_names, only=SAMPLING_STAGES, checkpoint=
 
 
 def load_judging_stage(directory, config, class_names, use, checkpoint="last"):
-  """Returns (the last finished stage that trained a generator against a discriminator, the results
-  that it draws with) of a work directory. use: what needs them, for the UserError where there is
-  none. checkpoint: see load_stage."""
+  """Loads the last finished stage that trained a generator against a discriminator.
+
+  Args:
+    directory: the work directory.
+    config: its config.
+    class_names: of the data.
+    use: what needs the discriminator, for the UserError.
+    checkpoint: see load_stage.
+
+  Returns:
+    The stage, and the results with which it draws.
+
+  Raises:
+    UserError: if no such stage is finished.
+  """
   done = workdir.finished(config, directory)
   judging = [task for task in done if issubclass(STAGES[task.stage], GeneratingStage)]
   if not judging:
@@ -71,8 +95,15 @@ def check_prefix(stage, prefix):
 class Sampler:
   """Draws images of labels at one prefix k.
 
-  options: options.Sampling. An image depends on them, the seed, its index and its label alone: not
-  on batch_size, which is rounded up to a multiple of the number of devices, nor on that number.
+  An image depends only on the options, the seed, its index and its label: neither on batch_size,
+  which is rounded up to a multiple of the number of devices, nor on the devices.
+
+  Args:
+    stage: a stage that can draw, with its `results` (see load_stage).
+    options: options.Sampling.
+    prefix: k, the number of codes that the GPT samples.
+    seed: of the random draws.
+    batch_size: number of images drawn at once.
   """
 
   def __init__(self, stage, results, options, *, prefix, seed=0, batch_size=64):
@@ -92,11 +123,15 @@ class Sampler:
     self._judges = {}
 
   def draw(self, labels, index=None, given=None):
-    """Returns uint8 images [n, H, W, 3] of labels int [n], and their raster codes int [n, N], 0
-    beyond the prefix.
+    """Draws images.
 
-    index int [n]: the images' numbers, 0 … n − 1 by default. given int [n or 1, k']: codes to start
-    from, in the GPT's order of codes.
+    Args:
+      labels: int [n].
+      index: int [n], the images' numbers; 0 … n − 1 by default.
+      given: int [n or 1, k'], codes to start from in the GPT's order, or None.
+
+    Returns:
+      uint8 images [n, H, W, 3], and their raster codes int [n, N], 0 beyond the prefix.
     """
     index = np.arange(len(labels)) if index is None else index
     batch = {"label": labels.astype(np.int32), "index": index.astype(np.int32)}
@@ -105,12 +140,21 @@ class Sampler:
     return self._in_batches(self._run, batch)
 
   def draw_best(self, labels, *, candidates, keep, score, first=0, given=None):
-    """Draws groups of `candidates` images of a label and returns the `keep` of each with the
-    highest score ("logit": the discriminator's; "class": the log-probability of the label).
+    """Draws groups of candidates and keeps the best of each.
 
-    labels int [groups]; first: the number of the first group. Returns images [groups · keep, …],
-    codes and scores float [groups · keep], the best of a group first. Logits compare only within a
-    label, of which a group has one.
+    A group has one label, since logits are comparable only within a label.
+
+    Args:
+      labels: int [groups].
+      candidates: images per group.
+      keep: images to keep per group.
+      score: "logit" (the discriminator's) or "class" (the log-probability of the label).
+      first: number of the first group.
+      given: as in draw.
+
+    Returns:
+      Images uint8 [groups · keep, H, W, 3], codes int [groups · keep, N] and scores float
+      [groups · keep], the best of a group first.
     """
     index = first * candidates + np.arange(len(labels) * candidates)
     images, codes = self.draw(np.repeat(labels, candidates), index, given=given)
@@ -120,8 +164,16 @@ class Sampler:
     return images[chosen], codes[chosen], scores[chosen]
 
   def scores(self, images, labels, score):
-    """Returns the discriminator's scores float32 [n] of uint8 images [n, H, W, 3] with labels int
-    [n]; score: see draw_best."""
+    """Returns the discriminator's scores of images; float32 [n].
+
+    Args:
+      images: uint8 [n, H, W, 3].
+      labels: int [n].
+      score: see draw_best.
+
+    Raises:
+      UserError: if the stage has no discriminator, or "class" meets the null label.
+    """
     if "discriminator" not in self._params:
       raise UserError(
         "--candidates needs the finetune or gan stage, which trains the discriminator; finish it "
@@ -136,8 +188,8 @@ class Sampler:
         verdict = self.stage.adversary.verdict(params, images, batch["label"])
         if score == "logit":
           return verdict.logit
-        shares = jax.nn.log_softmax(verdict.class_logits)
-        return jnp.take_along_axis(shares, batch["label"][:, None], axis=1)[:, 0]
+        log_probs = jax.nn.log_softmax(verdict.class_logits)
+        return jnp.take_along_axis(log_probs, batch["label"][:, None], axis=1)[:, 0]
 
       self._judges[score] = sharding.map_local(judge, self._params["discriminator"])
     return self._in_batches(self._judges[score], {"image": images, "label": labels})
@@ -148,11 +200,22 @@ class Sampler:
 
 
 def first_rows(stage, results, image, keep_rows):
-  """Encodes the first rows of an image uint8 [H, W, 3]: returns their codes int [1, keep_rows · w]
-  in raster order, and the image that was encoded, uint8 [H, W, 3].
+  """Encodes the first rows of an image, for completing it.
 
-  In that image the last kept row of pixels is repeated to the bottom: an encoder that attends to
-  the whole image then sees nothing of what was there.
+  The last kept row of pixels is first repeated to the bottom: an encoder that attends to the whole
+  image then sees nothing of the rest.
+
+  Args:
+    stage: the stage that completes it; its codes must be in raster order.
+    results: of the stages (see load_stage).
+    image: uint8 [H, W, 3].
+    keep_rows: number of rows of codes to keep.
+
+  Returns:
+    Codes int [1, keep_rows · w] in raster order, and the image that was encoded, uint8 [H, W, 3].
+
+  Raises:
+    UserError: if the stage has no codes or another order, or keep_rows is out of range.
   """
   if not stage.num_codes:
     raise UserError(f"--init needs codes to keep, and the {stage.name} stage draws without any")
