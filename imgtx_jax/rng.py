@@ -11,8 +11,10 @@ def stream(root, name, step):
 
 
 def round_seed(seed, number):
-  """The seed that round `number` (from 1) of an experiment trains with: the first round's is the
-  experiment's own; each later one has others, 32 bits."""
+  """Returns the seed of round `number` (from 1) of an experiment.
+
+  The first round has the experiment's seed; each later round has another of 32 bits.
+  """
   return seed if number == 1 else zlib.crc32(f"{seed}, round {number}".encode())
 
 

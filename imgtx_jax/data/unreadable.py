@@ -26,6 +26,7 @@ class CorruptImages:
 
   @property
   def count(self):
+    """Returns the number of unreadable images."""
     return len(self.names)
 
   def add_intact(self):

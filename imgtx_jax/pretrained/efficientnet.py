@@ -88,7 +88,7 @@ def _block_layer(layer, number, name, *args):
 
 
 def _block(conv, x, size, stride, expansion, channels):
-  """An inverted residual block: expand, depthwise, project; a shortcut if the shape is kept."""
+  """Applies an inverted residual block: expand, depthwise, project; a shortcut if shapes match."""
   y = x
   if expansion != 1:
     y = jax.nn.relu6(conv("expand", y, (1, 1, expansion * x.shape[-1])))
