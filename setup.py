@@ -27,7 +27,7 @@ setup(
     "orbax-checkpoint>=0.12.6",  # the first that need not copy NumPy arrays
     "ml_collections>=1.0",
     "clu>=0.0.12",
-    "grain>=0.2.12",
+    "grain>=0.2.13",  # the first whose prefetching threads end with their iterator
     "array_record>=0.8",
     "tensorflow-datasets>=4.9.9",
     "importlib_resources>=6",  # tensorflow-datasets imports it and does not declare it

@@ -20,6 +20,7 @@ from imgtx_jax.data.sources import ArraySource, Source
 from imgtx_jax.data.transforms import CorruptImageError, center_crop, decode, random_resized_crop
 from imgtx_jax.errors import UserError
 
+_BATCHES_AHEAD = 2  # of codes, read by one thread
 _CHUNK = 16  # consecutive examples that a thread reads at a time
 
 
@@ -59,7 +60,7 @@ def train_iterator(
     min_scale, max_scale: of random_resized_crop.
     seed: determines order and crops.
     threads: number of threads that read and decode. With 0, and for images in memory, the caller's
-      thread does.
+      thread does. Codes are read by one thread, two batches ahead.
     process_index, process_count: of this process.
     companions: {name: Companion}. Each has an order of its own, so that pairs change from epoch to
       epoch.
@@ -88,7 +89,12 @@ def train_iterator(
     stream = _WithCompanions(stream, others)
   stream = _ProcessRows(stream, batch_size, process_index, process_count)
   threads = max(_threads(s, threads) for s in (source, *(c.training for c in companions.values())))
-  return iter(_read(stream, threads, rows).batch(rows, drop_remainder=True, batch_fn=stack))
+  batches = _read(stream, threads, rows).batch(rows, drop_remainder=True, batch_fn=stack)
+  if isinstance(source, CodeSource):  # a whole batch at a time: its pages may come from the disk
+    batches = grain.experimental.ThreadPrefetchIterDataset(
+      batches, prefetch_buffer_size=_BATCHES_AHEAD
+    )
+  return iter(batches)
 
 
 def _stream(source, crop, scales, image_size, seed):

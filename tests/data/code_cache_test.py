@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+import threading
 
 import jax
 import numpy as np
@@ -393,6 +394,23 @@ def test_a_batch_is_codes_and_labels(numbered):
   assert batch["codes"].shape == (4, 2) and batch["codes"].dtype == np.int32
   assert batch["label"].shape == (4,) and batch["label"].dtype == np.int32
   np.testing.assert_array_equal(batch["codes"][:, 0], batch["label"])
+
+
+def test_the_next_batches_are_read_while_one_is_used(numbered, monkeypatch):
+  drawn, enough = [], threading.Event()
+  draw = numbered.draw
+
+  def watched(index, rng):
+    drawn.append(threading.current_thread())
+    if len(drawn) == 12:
+      enough.set()
+    return draw(index, rng)
+
+  monkeypatch.setattr(numbered, "draw", watched)
+  iterator = iterate(numbered, batch_size=4)
+  next(iterator)
+  assert enough.wait(30)  # three batches, though only one was asked for
+  assert threading.current_thread() not in drawn
 
 
 def test_every_epoch_is_another_order_with_other_crops(numbered):
