@@ -1,6 +1,7 @@
 """The report of a work directory: report.html for people, report.json for programs."""
 
 import base64
+import io
 import json
 import math
 import re
@@ -18,6 +19,8 @@ from imgtx_jax.reporting.curves import draw_curve
 from imgtx_jax.training.metric_writer import read_metrics
 
 _TIMELINE = 16  # pictures of one name on the page; what lies between is left in its folder
+_EMBEDDED_BYTES = 2**18  # of a picture's file at most, to be on the page as it is
+_THUMBNAIL = 768  # pixels a side of the others at most
 _ACRONYMS = {"psnr", "ssim", "lpips", "fid", "gpt", "r1", "r2", "ema", "mse", "kid", "l1", "l2"}
 _ACRONYMS |= {"fd", "vgg16"}
 _SPELLED = {"rfd": "rFD", "rkid": "rKID"}
@@ -162,7 +165,7 @@ def _curves(directory):
 
 
 def _pictures(folder):
-  """The pictures of a stage by name: [{name, steps: [{step, data, width}], left_out}]."""
+  """The pictures of a stage by name: [{name, steps: [see _embed], left_out}]."""
   names = {}
   for path in sorted(folder.glob("*.png")):
     name, _, step = path.stem.rpartition("-")
@@ -198,16 +201,26 @@ def _natural(name):
 
 
 def _embed(step, path):
-  """A picture as a data URL and its size on the page, where small ones are enlarged."""
+  """A picture for the page: {step, data (a URL), width, height, original (its path)}.
+
+  Small ones are enlarged; large ones are thumbnails, in a page that stays small at any image size.
+  """
+  kind, data = "png", path.read_bytes()
   with Image.open(path) as image:
+    if len(data) > _EMBEDDED_BYTES:
+      image = image.convert("RGB")
+      image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+      kind, file = "jpeg", io.BytesIO()
+      image.save(file, "JPEG", quality=80)
+      data = file.getvalue()
     width, height = image.size
   scale = max(1, min(4, 928 * 2 // width / 2))  # halves are whole pixels of a fine screen
-  data = base64.b64encode(path.read_bytes()).decode()
   return {
     "step": step,
-    "data": f"data:image/png;base64,{data}",
+    "data": f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
     "width": round(width * scale),
     "height": round(height * scale),
+    "original": "/".join(path.parts[-3:]),
   }
 
 

@@ -1,11 +1,14 @@
 import base64
 import html.parser
+import io
 import json
 import math
 import re
+import urllib.parse
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imgtx_jax.errors import UserError
 from imgtx_jax.io import image_grid
@@ -32,7 +35,9 @@ class Page(html.parser.HTMLParser):
     self.links += [attrs[name] for name in ("href", "xlink:href", "src") if name in attrs]
     self.sections += [attrs["id"]] if tag == "section" else []
     if tag == "img":
-      self.images.append(base64.b64decode(attrs["src"].removeprefix("data:image/png;base64,")))
+      self.images.append(
+        base64.b64decode(re.sub("^data:image/(png|jpeg);base64,", "", attrs["src"]))
+      )
     if tag not in VOID:
       self.open.append(tag)
 
@@ -82,8 +87,10 @@ def test_page_is_whole_and_self_contained(workdir):
   page = Page(workdir / "report.html")
   assert len(page.ids) == len(set(page.ids))
   assert page.links
+  files = {str(path.relative_to(workdir)) for path in workdir.glob("*/pictures/*.png")}
   for link in page.links:
-    assert link.startswith("data:image/png;base64,") or link.removeprefix("#") in page.ids
+    embedded = link.startswith("data:image/png;base64,") or link.removeprefix("#") in page.ids
+    assert embedded or urllib.parse.unquote(link) in files  # the originals of pictures
   assert not re.search(r"url\((?!#)|@import", page.words)
   assert "&lt;/pre&gt;&lt;script&gt;" in page.words
 
@@ -98,6 +105,28 @@ def test_every_picture_is_embedded(workdir):
   made = {path.read_bytes() for path in workdir.glob("*/pictures/*.png")}
   assert len(list(workdir.glob("*/pictures/*.png"))) == 32
   assert made == set(page.images)
+
+
+def test_large_pictures_are_thumbnails_that_link_to_their_originals(tmp_path, smooth_images):
+  directory = make_stage(tmp_path, "1-tokenizer", figures={}, steps=2)
+  small = Page(report_of(tmp_path))
+  for step in (1, 2):
+    path = directory / "pictures" / f"samples_k16-{step:07d}.png"
+    image_grid.save_grid(smooth_images(64, 256, seed=step), path)  # 2048 pixels a side
+  assert path.stat().st_size > 10 * report._EMBEDDED_BYTES
+  page = Page(report_of(tmp_path))
+  (first, second) = sorted(set(page.images) - set(small.images))
+  for data in (first, second):
+    with Image.open(io.BytesIO(data)) as thumbnail:
+      assert thumbnail.format == "JPEG" and max(thumbnail.size) == report._THUMBNAIL
+  assert len(page.words) - len(small.words) < 10 * report._EMBEDDED_BYTES
+  assert page.words.count('href="1-tokenizer/pictures/samples_k16-0000002.png"') == 2
+  assert page.words.count('data-original="1-tokenizer/pictures/samples_k16-0000001.png"') == 1
+
+
+def report_of(workdir):
+  report.write(workdir)
+  return workdir / "report.html"
 
 
 def test_long_time_lines_keep_first_and_last_and_say_what_is_left_out(tmp_path):
