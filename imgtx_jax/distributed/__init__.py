@@ -1,2 +1,2 @@
 """Many devices and processes: sharding.py alone places arrays; collectives.py reduces over devices;
-processes.py starts and stops the processes of a run together."""
+processes.py connects and stops the processes of a run."""

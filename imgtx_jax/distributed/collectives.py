@@ -1,5 +1,5 @@
-"""What a step computes with over all devices: reductions, example numbers, and how its activations
-are split. Pure functions; nothing is placed here.
+"""Functions that a step uses on several devices: reductions, numbers of examples, the split of its
+activations. They are pure and place nothing.
 
 `axis` is the name of pmap's axis, or None under jit, where the batch is already the global one.
 """
@@ -10,12 +10,12 @@ from jax.sharding import PartitionSpec
 
 
 def pmean(tree, axis):
-  """Mean of every array of `tree` over the devices; the identity when `axis` is None."""
+  """Returns the means of the arrays of `tree` over the devices; `tree` itself without an axis."""
   return tree if axis is None else jax.lax.pmean(tree, axis)
 
 
 def all_gather(x, axis):
-  """Local batch [b, ...] → global batch [B, ...] in example order; the identity without `axis`.
+  """Returns the global batch [B, ...] of local ones [b, ...], in order; x itself without an axis.
 
   Gradients flow back to every device's examples; after `pmean` of the gradients a loss on the
   gathered batch has the same gradient as under jit.
@@ -24,16 +24,16 @@ def all_gather(x, axis):
 
 
 def example_index(n_local, axis):
-  """Global indices, int32 [n_local], of this device's examples; fold them into random keys."""
+  """Returns the global indices, int32 [n_local], of this device's examples, for random keys."""
   index = jnp.arange(n_local, dtype=jnp.int32)
   return index if axis is None else index + n_local * jax.lax.axis_index(axis)
 
 
 def split_rows(x):
-  """Activations [B, …] kept split over all devices of an fsdp mesh, as the batch is; else x.
+  """Keeps activations [B, …] split over all devices of an fsdp mesh, as the batch is.
 
-  Without this XLA splits their width over fsdp, as the weights are, and exchanges activations
-  several times a layer instead of gathering the weights.
+  Returns x itself under any other mesh, or none. Without it XLA splits the width over fsdp, as the
+  weights are, and exchanges activations several times a layer instead of gathering the weights.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.shape.get("fsdp", 1) == 1 or len(x) % mesh.size:

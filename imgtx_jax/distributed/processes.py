@@ -1,10 +1,10 @@
-"""The processes of one run: how they find each other, agree on when to stop, and end together.
+"""The processes of one run: connecting them, stopping them at one step, ending them together.
 
-jax.distributed connects them, by explicit addresses or by what its own detection finds on Cloud
-TPUs, GKE, SLURM and Open MPI. The first process writes what a run leaves and speaks for all.
+jax.distributed connects them, by given addresses or by what it detects on Cloud TPUs, GKE, SLURM
+and Open MPI. The first process writes all files and prints for all.
 
-A process that fails ends at once, without waiting for the others; those notice by a broken
-connection, or after HEARTBEAT_SECONDS without a sign of life, and end too.
+A process that fails ends at once, without waiting for the others. Those notice a broken connection,
+or HEARTBEAT_SECONDS without a heartbeat, and end too.
 """
 
 import glob
@@ -24,22 +24,29 @@ from imgtx_jax.errors import UserError, first_line
 HEARTBEAT_SECONDS = 30
 LOST = 75  # the exit code of a process whose run lost another one: sysexits.h's "try again"
 _SLURM = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")
-# What XLA, Gloo, NCCL and jax.distributed say when another process is gone.
+# Words of XLA, Gloo, NCCL and jax.distributed when another process is gone.
 _LOSS = re.compile(
   r"gloo|nccl|connection (closed|reset|refused)|socket closed|heartbeat|coordination service|"
   r"barrier|unavailable|deadline.exceeded|peer|aborted|task .* (died|failed)",
   re.IGNORECASE,
 )
-_agreeing = False  # whether SIGTERM is a notice that all processes act on together
-_asked = 0  # how often should_stop was asked
+_agreeing = False  # whether should_stop handles SIGTERM, for all processes together
+_asked = 0  # number of calls of should_stop
 
 
 def start(address=None, count=None, index=None, *, agree=False):
-  """Connects this process with the others of its run, or leaves it alone where there are none.
+  """Connects this process with the others of its run, if there are any.
 
-  address ("HOST:PORT" of the first process), count and index name them; all three or none. agree:
-  SIGTERM on one process stops all of them at one step, which should_stop tells; for runs that ask
-  it in every step. To be called before anything computes. UserError if they cannot be connected.
+  Call it before any computation.
+
+  Args:
+    address: "HOST:PORT" of the first process.
+    count, index: the number of processes, and this one's. Give all three, or none for detection.
+    agree: whether SIGTERM to one process stops all of them at one step, through should_stop, which
+      the run then calls in every step.
+
+  Raises:
+    UserError: if they cannot be connected.
   """
   global _agreeing
   given = {"coordinator_address": address, "num_processes": count, "process_id": index}
@@ -72,10 +79,10 @@ def start(address=None, count=None, index=None, *, agree=False):
 
 
 def in_cluster(environment=os.environ):
-  """Whether a scheduler has started this process as one of several: what jax.distributed finds out
-  the rest of by itself. Looks at the environment only, which takes no time.
+  """Returns whether a scheduler has started this process as one of several that jax.distributed
+  can connect. Only reads environment variables and looks for devices.
 
-  A single task of SLURM stays alone: jax would leave it only the first GPU of its node.
+  A single task of SLURM counts as one process: jax would give it only the first GPU of its node.
   """
   if all(f"SLURM_{name}" in environment for name in _SLURM):
     return int(environment["SLURM_NTASKS"]) > 1
@@ -95,18 +102,18 @@ def in_cluster(environment=os.environ):
 
 
 def is_first():
-  """Whether this is the process that writes for all; true of one alone."""
+  """Returns whether this process writes for all; True where there is only one."""
   return not _are_several() or jax.process_index() == 0
 
 
 def wait_for_all(what):
-  """Until every process has come here; `what` has been done by then."""
+  """Waits until every process has called it; what: a name for it, for errors."""
   if _are_several():
     multihost_utils.sync_global_devices(what)
 
 
 def gather(data):
-  """Every process's bytes, in process order; also a barrier."""
+  """Returns a list of every process's bytes, in order of processes; also a barrier."""
   if jax.process_count() == 1:
     return [data]
   sizes = multihost_utils.process_allgather(np.array([len(data)], np.int32)).reshape(-1)
@@ -117,20 +124,22 @@ def gather(data):
 
 
 def agreeing():
-  """Whether SIGTERM is left to should_stop."""
+  """Returns whether should_stop handles SIGTERM."""
   return _agreeing
 
 
 def should_stop():
-  """Whether a SIGTERM, to any of the processes, stops all of them now. All processes ask equally
-  often, and one call says so to all of them; it costs microseconds."""
+  """Returns whether a SIGTERM to any process stops all of them now; takes microseconds.
+
+  All processes call it equally often, and all get True in the same call.
+  """
   global _asked
   _asked += 1
   return _agreeing and multihost_utils.reached_preemption_sync_point(_asked)
 
 
 def peak_memory_bytes():
-  """The most memory used so far by this process's first accelerator, or by the process on a CPU."""
+  """Returns the peak memory of this process's first accelerator, or of the process on a CPU."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and "peak_bytes_in_use" in stats:
     return int(stats["peak_bytes_in_use"])
@@ -138,19 +147,22 @@ def peak_memory_bytes():
 
 
 def is_loss(error):
-  """Whether an exception says that another process is gone."""
+  """Returns whether an exception means that another process is gone."""
   kind = isinstance(error, RuntimeError | ValueError | OSError)
   return kind and _are_several() and bool(_LOSS.search(str(error)))
 
 
 def name():
-  """What a message begins with: "process 3: " where there are several, else nothing."""
+  """Returns a prefix for messages: "process 3: " where there are several, else ""."""
   return f"process {jax.process_index()}: " if _are_several() else ""
 
 
 def leave(code, *, together=False):
-  """Ends this process; together: all end now, and wait for each other. Otherwise it does not wait:
-  the others may be waiting for it in a step that will never come."""
+  """Ends this process with an exit code.
+
+  together: all processes end now, and wait for each other. Otherwise this one does not wait, since
+  the others may wait for it in a step that it will never run.
+  """
   if _are_several() and not together:
     sys.stdout.flush()
     sys.stderr.flush()

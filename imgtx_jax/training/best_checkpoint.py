@@ -1,8 +1,8 @@
-"""Which checkpoint of a stage is its best: by which held-out figure, and which way is better.
+"""The best checkpoint of a stage, by a held-out figure.
 
-config.best_metric names figures between commas, "samples/k64_fd_vgg16, validation/psnr"; a stage
-goes by the first of them that it has, and by none if it has none. The record of the best is part of
-every checkpoint, so that a resumed run keeps the same one as an unbroken run.
+config.best_metric names figures, separated by commas: "samples/k64_fd_vgg16, validation/psnr". A
+stage uses the first one that it has, or keeps no best. Every checkpoint stores the best so far, so
+that a resumed run keeps the same one as an unbroken run.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 from imgtx_jax.errors import UserError
 
-# How a figure's name ends, and which way it is better; of two that fit, the first counts.
+# The direction of a figure by the end of its name; the first that fits counts.
 _BETTER = (
   ("diversity_lpips", "max"),
   ("diversity_rms", "max"),
@@ -32,9 +32,9 @@ _EXAMPLES = 2  # of the batch that names are found with
 
 
 class Best:
-  """The best evaluation of a stage so far: step and value, None before the first.
+  """The best evaluation of a stage so far: its step and value, None before the first.
 
-  metric: the figure's name; "" for a stage that keeps no best. mode: "min" or "max".
+  metric: name of the figure; "" for a stage that keeps no best. mode: "min" or "max".
   """
 
   def __init__(self, metric="", mode=""):
@@ -42,8 +42,10 @@ class Best:
     self.step = self.value = None
 
   def look(self, step, figures):
-    """Takes in the figures {name: value} after `step`; whether they are the best so far. Of equal
-    ones the first is; a value that is not finite is none."""
+    """Updates the best by the figures {name: value} after `step`; returns whether they are it now.
+
+    Of equal values the first is the best. A value that is not finite never is.
+    """
     value = figures.get(self.metric, math.nan)
     if not math.isfinite(value):
       return False
@@ -55,21 +57,23 @@ class Best:
     return True
 
   def meta(self):
-    """For a checkpoint's meta and the summary; None where there is no best."""
+    """Returns a dict for a checkpoint's meta and the summary, or None without a best."""
     if self.step is None:
       return None
     return {"metric": self.metric, "mode": self.mode, "step": self.step, "value": self.value}
 
   def restore(self, meta):
-    """Takes over what `meta` gave, or None."""
+    """Sets the best to what `meta` returned."""
     self.step, self.value = (meta["step"], meta["value"]) if meta else (None, None)
 
 
 def choose(config, stages):
-  """{stage's name: its Best}, of the config's built stages in order.
+  """Returns {stage name: its Best}; stages: the config's, built, in order.
 
-  UserError where a name in config.best_metric is no figure of any stage, or has no known direction.
   Nothing is computed: the evaluators are traced, which takes seconds.
+
+  Raises:
+    UserError: if a name in config.best_metric is no figure of any stage, or has no known direction.
   """
   if not _wanted(config):
     return {stage.name: Best() for stage in stages}
@@ -77,7 +81,7 @@ def choose(config, stages):
 
 
 def choose_among(config, known):
-  """choose of {stage's name: the names of its figures}."""
+  """Does what `choose` does; known: {stage name: names of its figures}."""
   wanted = _wanted(config)
   for name in wanted:
     if not any(name in names for names in known.values()):
@@ -91,7 +95,7 @@ def choose_among(config, known):
 
 
 def figure_names(config, stages):
-  """{stage's name: the names of its held-out figures} of the config's stages, in order."""
+  """Returns {stage name: names of its held-out figures} for the config's stages, in order."""
   known, restored = {}, {}
   for stage in stages:
     if missing := set(stage.sources) - set(restored):
@@ -108,8 +112,8 @@ def _wanted(config):
 
 
 def direction(metric, mode="auto"):
-  """Which is better of a figure, "min" or "max". mode: "auto" goes by its name, UserError where it
-  does not tell."""
+  """Returns "min" or "max", whichever is better of a figure. mode: "auto" decides by its name, and
+  raises UserError where the name does not tell."""
   if mode != "auto":
     return mode
   for ending, better in _BETTER:
@@ -122,7 +126,7 @@ def direction(metric, mode="auto"):
 
 
 def _figures(stage, config, restored):
-  """(names of all held-out figures of a stage, the shapes that it leaves to later ones)."""
+  """Returns (names of a stage's held-out figures, the shapes of its results for later stages)."""
   size = config.data.image_size
   shape = (_EXAMPLES, size, size, 3)
   batch = {

@@ -1,7 +1,7 @@
-"""What a checkpoint says about itself, and how a state becomes named arrays and back.
+"""The record in a checkpoint, and the conversion of a state to named arrays and back.
 
-The record is a JSON text: each array's shape, dtype and checksum, the paths of empty dicts, the
-caller's meta and every process's position in its data. It is stored with its own checksum.
+The record is a JSON text with a checksum of its own. It has each array's shape, dtype and checksum,
+the paths of empty dicts, the caller's meta, and every process's position in its data.
 """
 
 import json
@@ -16,7 +16,7 @@ from imgtx_jax.training import checksums
 
 
 def make(arrays, empty, iterator, meta):
-  """The record of {path: array}, as {"text", "crc32"}."""
+  """Returns the record of {path: array} as {"text", "crc32"}."""
   sums = checksums.checksums(arrays)
   specs = {
     name: {"shape": list(x.shape), "dtype": str(x.dtype), "checksum": sums[name]}
@@ -30,13 +30,13 @@ def make(arrays, empty, iterator, meta):
 
 
 def parse(stored):
-  """The record of what `make` returned, or None if it is not as it was."""
+  """Returns the record that `make` stored, or None if its checksum is wrong."""
   intact = zlib.crc32(stored["text"].encode()) == stored["crc32"]
   return json.loads(stored["text"]) if intact else None
 
 
 def check_structure(path, record, like, empty):
-  """UserError if the checkpoint is of another model than `like`."""
+  """Raises UserError if the arrays and empty dicts of a checkpoint differ from `like`, `empty`."""
   saved = {name: (tuple(a["shape"]), a["dtype"]) for name, a in record["arrays"].items()}
   saved |= dict.fromkeys(record["empty"], "an empty dict")
   ours = {name: (tuple(x.shape), str(x.dtype)) for name, x in like.items()}
@@ -51,11 +51,11 @@ def check_structure(path, record, like, empty):
 
 
 def set_position(iterator, positions):
-  """Sets this process's data iterator to where the saved state's was.
+  """Sets this process's data iterator to the saved position, given those of all processes.
 
-  Another number of processes shares out what all of them had read: rows of one order, in blocks of
-  each batch (data/pipeline.py). Where corrupt images were skipped, a few examples come again or not
-  at all.
+  If another number of processes saved them, what all of them had read is divided anew: they read
+  rows of one order, each a block of every batch (data/pipeline.py). Where unreadable images were
+  skipped, a few examples are then read twice or not at all.
   """
   count = jax.process_count()
   if all(p is not None for p in positions) and len(positions) == count:
@@ -71,7 +71,7 @@ def set_position(iterator, positions):
 
 
 def flatten(state):
-  """A state -> ({path: leaf}, paths of its empty dicts), without frozen."""
+  """Returns ({path: leaf}, paths of empty dicts) of a state without its frozen networks."""
   state = state.replace(frozen={})
   leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_empty)
   named = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
@@ -84,7 +84,7 @@ def _is_empty(x):
 
 
 def nest(named):
-  """{"a/b": x} -> {"a": {"b": x}}."""
+  """Returns {"a": {"b": x}} for {"a/b": x}."""
   tree = {}
   for path, x in named.items():
     *parents, name = path.split("/")
@@ -96,5 +96,5 @@ def nest(named):
 
 
 def _plain(x):
-  """What JSON does not know: numpy scalars and arrays."""
+  """Converts what JSON does not know: NumPy scalars and arrays."""
   return x.tolist() if hasattr(x, "tolist") else str(x)

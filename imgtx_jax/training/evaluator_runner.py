@@ -8,8 +8,10 @@ from imgtx_jax.data import pipeline
 
 
 class EvaluatorRunner:
-  """Computes the figures of a stage's evaluators on the images of a source, and of its companions
-  (see stage.Stage.companions)."""
+  """Computes the figures of a stage's evaluators on a source of images.
+
+  companions: {name: Companion}, as the stage's `companions` gives them.
+  """
 
   def __init__(self, stage, config, source, parallel, companions=None):
     self.config, self.source, self.parallel = config, source, parallel
@@ -20,9 +22,13 @@ class EvaluatorRunner:
     }
 
   def figures(self, state, root, limit=None):
-    """{"evaluator/figure": value} of a placed state; root: the run's random key.
+    """Returns {"evaluator/figure": value}.
 
-    limit: at most so many images, spread evenly, None for all; an evaluator's own goes before it.
+    Args:
+      state: a placed state.
+      root: the run's random key.
+      limit: number of images at most, spread evenly over the source; None for all. An evaluator's
+        own limit takes precedence.
     """
     found = {}
     for name, (sums_fn, evaluator) in self.evaluators.items():
@@ -48,8 +54,10 @@ class EvaluatorRunner:
 
 
 def add(totals, sums):
-  """The totals (None before the first batch) with one more batch's sums, as Evaluator has them:
-  float64, except that what is under "rows" is appended as it is."""
+  """Returns the totals with the sums of one more batch added, in float64; see base.Evaluator.
+
+  totals: None before the first batch. Arrays under "rows" are appended as they are.
+  """
   added = {}
   for name, x in sums.items():
     before = totals and totals[name]

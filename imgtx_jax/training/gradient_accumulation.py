@@ -1,14 +1,18 @@
-"""A batch in parts, one after the other: the memory of one part, the result of the whole."""
+"""Gradient accumulation: a batch in parts takes the memory of one part."""
 
 import jax
 import jax.numpy as jnp
 
 
 def mean_over_parts(fn, batch, parts):
-  """The mean of fn(part of the batch) → tree of means over its examples, over equal parts.
+  """Returns the mean of fn(part) over equal parts of a batch, computed one after the other.
 
-  batch: arrays [B, …], B a multiple of parts. Every part has rows of all devices that the batch is
-  split over: part i is the rows i, i + parts, …
+  Part i has the rows i, i + parts, …, so that every part is split over all devices as the batch is.
+
+  Args:
+    fn: a function of a part that returns a tree of means over its examples.
+    batch: a tree of arrays [B, …].
+    parts: a divisor of B.
   """
   if parts == 1:
     return fn(batch)

@@ -1,7 +1,7 @@
-"""NumPy copies of a state's arrays, in memory that stays from one save to the next.
+"""NumPy copies of a state's arrays, in memory that is kept from one save to the next.
 
-A save copies the state before training goes on, and touching new memory takes longer than copying:
-so it is touched once, before the first save, in the background.
+Training waits while a save copies the state. The first write to new memory takes longer than the
+copy itself, so the memory is written to once, in the background, before the first save.
 """
 
 import threading
@@ -12,13 +12,13 @@ from imgtx_jax.training import checksums
 
 
 class HostCopies:
-  """Copies by name; `reserve` makes room for them ahead of time."""
+  """Copies of arrays by name; `reserve` makes room for them ahead of time."""
 
   def __init__(self):
     self._copies, self._thread = {}, None
 
   def reserve(self, arrays):
-    """Begins to touch the memory for copies of {name: array or ShapeDtypeStruct}."""
+    """Starts to make room for copies of {name: array or ShapeDtypeStruct}, in the background."""
     self._wait()
     like = {name: x for name, x in arrays.items() if _is_local(x) and not self._fits(name, x)}
 
@@ -32,9 +32,11 @@ class HostCopies:
     self._thread.start()
 
   def take(self, name, x):
-    """A copy of x, until the next of that name: Orbax refuses numpy scalars, and a view of a CPU
-    buffer blocks its donation. Arrays over several processes stay as they are; Orbax copies their
-    shards."""
+    """Returns a copy of x, valid until the next call with that name.
+
+    A view would not do: it keeps a buffer on the CPU from being donated. Arrays over several
+    processes are returned as they are, because Orbax copies their shards.
+    """
     if checksums.is_global(x):
       return x
     self._wait()
@@ -44,7 +46,7 @@ class HostCopies:
     return self._copies[name]
 
   def clear(self):
-    """Forgets all copies; whoever still reads one keeps it."""
+    """Drops all copies; those that are still being read stay until then."""
     self._wait()
     self._copies = {}
 

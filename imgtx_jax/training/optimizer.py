@@ -9,11 +9,11 @@ SCHEDULES = ("constant", "cosine", "inverse")
 
 
 def learning_rate(options, total_steps, width):
-  """The schedule of one player: a linear warm-up, then what options.schedule says.
+  """Returns the learning rate schedule of one player: a linear warm-up, then options.schedule.
 
-  With options.width_base > 0 the rate is for a model of that width, and scales as
-  width_base / width. "cosine" ends at options.final_share of the peak; "inverse" is
-  peak / (1 + inverse_rate · step).
+  "cosine" ends at options.final_share of the peak; "inverse" is peak / (1 + inverse_rate · step).
+  With options.width_base > 0 the peak is that of a model of that width, and scales as
+  width_base / width.
   """
   peak = options.learning_rate
   if options.width_base:
@@ -39,8 +39,10 @@ def learning_rate(options, total_steps, width):
 
 
 def decay_mask(params):
-  """True for matrices and kernels. The layer axis of scanned layers does not count: a norm's
-  [L, D] scale is still a vector."""
+  """Returns a tree that is True for matrices and kernels, which weight decay applies to.
+
+  The layer axis of scanned layers does not count: a norm's [L, D] scale is a vector.
+  """
 
   def is_matrix(path, leaf):
     names = [str(getattr(p, "key", p)) for p in path]
@@ -50,13 +52,13 @@ def decay_mask(params):
 
 
 def update(tx, grads, opt_state, params, rate):
-  """One step of tx with its learning rate times `rate`; (params, opt_state)."""
+  """Returns (params, opt_state) after one step of tx with its learning rate times `rate`."""
   updates, opt_state = tx.update(grads, opt_state, params)
   return optax.apply_updates(params, jax.tree.map(lambda u: rate * u, updates)), opt_state
 
 
 def make(options, total_steps, width):
-  """Clipping by global norm, then AdamW with the schedule and the decay mask.
+  """Returns the optimizer of one player: clipping by global norm, then AdamW.
 
   Parameters whose path matches the regex options.freeze keep their values and have no moments.
   """

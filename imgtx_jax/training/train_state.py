@@ -10,12 +10,12 @@ import numpy as np
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything a stage's step reads and writes.
+  """Everything that a stage's step reads and writes.
 
-  params, opt_state and ema are keyed by network or player; variables holds arrays without a
-  gradient (code usage, the bank of sampled codes). All of these are checkpointed. frozen holds the
-  networks of earlier stages and pre-trained features: arguments of the step, never checkpointed.
-  rate scales every learning rate: 1, and less once the loop has fallen back from a collapse.
+  params, opt_state and ema are keyed by network or player. variables holds arrays without a
+  gradient: code usage, the bank of sampled codes. These are checkpointed. frozen holds the networks
+  of earlier stages and pre-trained features: arguments of the step, never checkpointed. rate scales
+  every learning rate: 1, and less after the loop has fallen back from a collapse.
   """
 
   step: jax.Array
@@ -28,7 +28,7 @@ class TrainState:
 
 
 def is_finite(state):
-  """Whether all numbers of a placed state but those of its frozen networks are finite."""
+  """Returns whether all numbers of a placed state are finite, its frozen networks left out."""
   return bool(_all_finite(state.replace(frozen={})))
 
 
@@ -39,10 +39,10 @@ def _all_finite(tree):
 
 
 def update_ema(ema, params, decay, step=None):
-  """The moving average after one more step; both trees alike.
+  """Returns the moving average `ema` of `params` after one more step; both are trees of one shape.
 
-  Given the step (from 0), the decay warms up as (1 + step) / (10 + step): the average of a network
-  that starts from nothing does not remember its initial weights.
+  Given the step (from 0), the decay is at most (1 + step) / (10 + step), so that the average does
+  not remember random initial weights.
   """
   if step is not None:
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))

@@ -1,7 +1,7 @@
 """Starting from another work directory: its tokenizer and GPT become finished stages of this one.
 
-config.finetune_from names it; it may hold imported weights (imgtx_jax.convert) or what was trained
-there, of the same networks, on other classes.
+config.finetune_from names the directory. It holds imported weights (imgtx_jax.convert) or networks
+that were trained there; they must be the same networks, and may be of other classes.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from imgtx_jax.errors import UserError
 from imgtx_jax.training import workdir
 
 STAGES = ("tokenizer", "pretrain")
-# What the adopted networks are made of: all keys that begin so must be equal.
+# Keys that begin so describe the adopted networks and must be equal.
 _NETWORKS = ("patch", "data.image_size", "tokenizer_kind", "encoder.", "quantizer.", "vqgan.")
 _GPT = (
   *("gpt.width", "gpt.layers", "gpt.heads", "gpt.hidden", "gpt.qk_norm", "gpt.layer_scale"),
@@ -21,8 +21,8 @@ _ORDER = ("gpt.order", "gpt.target_position")
 
 
 def adopt(config, directory, class_names):
-  """Writes the stages tokenizer and pretrain of config.finetune_from into directory, where they are
-  not finished yet. UserError if it has none, or other networks."""
+  """Writes the stages tokenizer and pretrain of config.finetune_from into a work directory, unless
+  they are finished there. UserError if they are not finished, or are other networks."""
   tasks = [workdir.StageRun(1, stage) for stage in STAGES]
   if all(workdir.is_finished(directory, task) for task in tasks):
     return
@@ -38,7 +38,7 @@ def adopt(config, directory, class_names):
     )
   results = workdir.results(source, done, theirs.start_from)
   pretrain = results["pretrain"]
-  # A later fine-tuning has trained the GPT on.
+  # Fine-tuning, where there was one, has trained the GPT further.
   gpt = results.get("finetune", pretrain)["ema"]["gpt"]
   gpt["label"]["embedding"] = label_table(gpt["label"]["embedding"], their_names, class_names)
   origin = {"adopted": str(source)}
@@ -53,9 +53,9 @@ def adopt(config, directory, class_names):
 
 
 def label_table(table, their_names, class_names):
-  """A table of label embeddings [K' + 1, D] for other classes: [K + 1, D].
+  """Returns label embeddings [K + 1, D] for other classes, given a table [K' + 1, D].
 
-  A class of the same name keeps its row; a new one starts from the null class's, the last.
+  A class of the same name keeps its row; a new one gets a copy of the last row, the null class's.
   """
   rows = [
     their_names.index(name) if name in their_names else len(their_names) for name in class_names
@@ -64,7 +64,7 @@ def label_table(table, their_names, class_names):
 
 
 def _check(config, theirs, source):
-  """UserError naming the first key in which the networks differ."""
+  """Raises UserError with the first key in which the networks differ."""
   keys = (*_NETWORKS, *_GPT, *_ORDER)
   if theirs.tokenizer_kind == "transformer":
     keys += ("generator.",)  # its decoder, which fine-tuning starts from

@@ -22,7 +22,7 @@ from imgtx_jax.training.train_state import TrainState
 
 FORMAT = 2  # of config.json; 1 had no version in it
 _VERSION = "imgtx_jax"  # its key in config.json, beside the config's
-# What a run may be continued with another value of: none of it changes what is learned.
+# Keys that may change between two calls of a run, because they do not change what is learned.
 FREE_KEYS = (
   "guard",
   "log_steps",
@@ -44,20 +44,20 @@ FREE_KEYS = (
 
 
 class StageRun(NamedTuple):
-  """One stage of one round."""
+  """One stage in one round."""
 
   round: int
   stage: str
 
   @property
   def name(self):
-    """Its folder in the work directory."""
+    """The name of its folder in the work directory."""
     return f"{self.round}-{self.stage}"
 
 
 def stage_runs(config):
-  """The tasks of an experiment in order: every stage once, then pretrain and finetune again for
-  each further round."""
+  """Returns the StageRuns of an experiment in order: every stage once, then pretrain and finetune
+  again for each further round."""
   tasks = [StageRun(1, stage) for stage in config.stages]
   for number in range(2, config.rounds + 1):
     tasks += [StageRun(number, s) for s in config.stages if s in ("pretrain", "finetune")]
@@ -65,9 +65,14 @@ def stage_runs(config):
 
 
 def claim(config, workdir, class_names):
-  """Writes config.json and classes.json into a new work directory, or checks that it has the same
-  config. Keys that do not change what is learned (FREE_KEYS) may differ; one that an earlier
-  version of the package did not have counts as its default."""
+  """Writes config.json and classes.json into a work directory; in a used one the config must be
+  the same.
+
+  FREE_KEYS may differ. A key that was added to the package since counts as its default.
+
+  Raises:
+    UserError: if the directory belongs to another config, or to another version's format.
+  """
   workdir = Path(workdir)
   flat = json.loads(json.dumps(configs.flatten(config)))
   path = workdir / "config.json"
@@ -93,7 +98,7 @@ def claim(config, workdir, class_names):
 
 
 def read(workdir):
-  """(config, class names) of a work directory; UserError if nothing was trained there."""
+  """Returns (config, class names) of a work directory; UserError if nothing was trained there."""
   workdir = Path(workdir)
   if not (workdir / "config.json").exists():
     raise UserError(
@@ -114,7 +119,7 @@ def read(workdir):
 
 
 def _read_flat(workdir):
-  """{dotted key: value} of config.json; UserError if another version's format wrote it."""
+  """Returns {dotted key: value} of config.json; UserError if it has another version's format."""
   flat = json.loads((workdir / "config.json").read_text())
   written = flat.pop(_VERSION, {"version": "0.1.0", "format": 1})
   if written["format"] != FORMAT:
@@ -127,19 +132,19 @@ def _read_flat(workdir):
 
 
 def is_finished(workdir, task):
-  """Whether the task has left its summary."""
+  """Returns whether a StageRun has written its summary."""
   return (Path(workdir) / task.name / "summary.json").exists()
 
 
 def write_finished(workdir, stage, ema, variables, origin):
-  """The folder of a finished first round of a stage whose weights come from elsewhere.
+  """Writes the folder of a stage's first round, finished, with weights from elsewhere.
 
-  ema, variables: NumPy trees, as TrainState has them; origin: a dict for the summary, which says
-  where they come from.
+  ema, variables: NumPy trees, as TrainState has them. origin: a dict for the summary that says
+  where the weights come from.
   """
   folder = Path(workdir) / StageRun(1, stage).name
-  # What comes after a stage reads its average. params, the weights of the last step, would be the
-  # same once more, on the disk and in memory; nobody goes on training a finished stage.
+  # Later stages read the average. params, the weights of the last step, would be a second copy on
+  # the disk and in memory that nobody reads: a finished stage is not trained on.
   state = TrainState(
     step=np.int32(0), params={}, opt_state={}, ema=ema, variables=variables, frozen={}
   )
@@ -157,7 +162,7 @@ def write_finished(workdir, stage, ema, variables, origin):
 
 
 def write_summary(folder, summary):
-  """Marks a stage as finished, for all processes: the first one writes summary.json."""
+  """Writes summary.json, which marks a stage as finished; called by all processes."""
   if processes.is_first():
     text = json.dumps(summary, indent=1, ensure_ascii=False)
     write_atomically(Path(folder) / "summary.json", text.encode())
@@ -165,11 +170,16 @@ def write_summary(folder, summary):
 
 
 def results(workdir, tasks, start_from="last", chosen=()) -> dict[str, Any]:
-  """{stage: its checkpoint as NumPy trees} of these tasks; a later round replaces an earlier one.
-  Without optimizer state.
+  """Returns {stage: NumPy trees of its checkpoint, without optimizer state}.
 
-  start_from: which one, config.start_from: "last", or "best" where a stage has kept one. chosen:
-  {stage: which one} for stages of which it has been asked for: then UserError where there is none.
+  Args:
+    workdir: the work directory.
+    tasks: finished StageRuns; of a stage's rounds the last counts.
+    start_from: config.start_from: "last", or "best" where a stage has kept one.
+    chosen: {stage: "last" or "best"}; takes precedence.
+
+  Raises:
+    UserError: if a chosen best was not kept.
   """
   last = {task.stage: task for task in tasks}
   return {
@@ -179,7 +189,7 @@ def results(workdir, tasks, start_from="last", chosen=()) -> dict[str, Any]:
 
 
 def _result(workdir, task, asked, start_from):
-  """One task's checkpoint; prints which one it is where there is a choice."""
+  """Returns the checkpoint of one StageRun; prints which one it is where there is a choice."""
   folder = Path(workdir) / task.name
   summary = json.loads((folder / "summary.json").read_text())
   best = summary.get("best")
@@ -197,7 +207,7 @@ def _result(workdir, task, asked, start_from):
 
 
 def finished(config, workdir):
-  """The finished tasks in order, up to the first that is not."""
+  """Returns the finished StageRuns in order, up to the first that is not finished."""
   done = []
   for task in stage_runs(config):
     if not is_finished(workdir, task):
