@@ -1,12 +1,12 @@
-"""Where arrays live and how a step runs on all devices: the only file that places arrays.
+"""Placement of arrays, and how a step runs on all devices; the only file that places arrays.
 
 A step is written once, `step(state, batch, rng, *, axis) -> (state, metrics)`, and reduces by the
 functions of collectives.py. Two modes run it:
 
   pmap  one program a device, the state replicated; the batch keeps a leading axis of devices;
         `axis` is a name, and the reductions are collectives over it.
-  jit   one global program over a mesh (data x fsdp); `axis` is None, the reductions are
-        identities, and named shardings say where parameters live (fsdp > 1: split over devices).
+  jit   one global program over a mesh (data × fsdp); `axis` is None, the reductions are
+        identities, and named shardings place the parameters, split over devices if fsdp > 1.
 
 Both give the same numbers (tests/distributed/sharding_test.py).
 """
@@ -32,11 +32,14 @@ _SCANNED = re.compile(r"(^|[/_])layers($|[/_])")  # a path component "layers" or
 
 
 def make_parallel(mode, *, fsdp=1, rules=(), devices=None):
-  """A `Parallel` over `devices` (default: all of them, of all processes).
+  """Returns a `Parallel`.
 
-  mode: "pmap" or "jit". fsdp: over how many devices each large array is split (jit only).
-  rules: (regex, axis or None) pairs, searched in paths such as
-  "params/generator/layers/mlp/kernel"; the first match decides which axis is split (None: none).
+  Args:
+    mode: "pmap" or "jit".
+    fsdp: number of devices that each large array is split over; 1 under pmap.
+    rules: (regex, axis or None) pairs. The first that is found in a path such as
+      "params/generator/layers/mlp/kernel" decides which axis of that array is split; None: none.
+    devices: default: those of all processes.
   """
   devices = list(jax.devices() if devices is None else devices)
   if mode == "pmap":
@@ -51,9 +54,9 @@ def make_parallel(mode, *, fsdp=1, rules=(), devices=None):
 
 
 class Parallel(abc.ABC):
-  """What the training loop knows about devices; made by `make_parallel`.
+  """Places states and batches on devices and compiles functions of them; see `make_parallel`.
 
-  The states that `put_state` and the compiled functions return are fit for each other, and a
+  A placed state comes from `init_state`, `put_state`, `put_restored` or a compiled function. A
   compiled step or refresh donates the one it is given: do not use that one again.
   """
 
@@ -69,44 +72,54 @@ class Parallel(abc.ABC):
     return len(self.devices)
 
   @abc.abstractmethod
+  def init_state(self, init, key, sources):
+    """Returns the placed state of `init(key, sources)`, a compiled function.
+
+    No device holds more than its part of the state, and of the sources that init uses.
+    sources: NumPy trees; the rules of a state place them.
+    """
+
+  @abc.abstractmethod
   def put_state(self, state):
-    """A state of host arrays or of one replica's -> a placed copy, safe to donate."""
+    """Returns a placed copy of a state of host arrays, or of a part of one; safe to donate."""
+
+  @abc.abstractmethod
+  def put_restored(self, state):
+    """Returns the placed state of what `Checkpoints.restore` gave for `abstract(state)`."""
 
   @abc.abstractmethod
   def get_state(self, state):
-    """One replica, fit for a checkpoint. pmap: numpy copies; jit: the global arrays themselves,
-    which the next step donates. `state.replace(frozen={})` first saves copying frozen networks."""
+    """Returns one replica for a checkpoint: NumPy copies under pmap; under jit the global arrays
+    themselves, which the next step donates."""
 
   @abc.abstractmethod
   def abstract(self, state):
-    """A one-replica state or its shapes -> ShapeDtypeStructs as `Checkpoints.restore` takes them:
-    what it restores then fits `put_state` without a detour through one device."""
+    """Returns ShapeDtypeStructs for `Checkpoints.restore`, given the shapes of one replica."""
 
   @abc.abstractmethod
   def put_batch(self, batch):
-    """This process's share of a batch, numpy [b, ...] -> arrays for the compiled functions."""
+    """Places this process's part of a batch, NumPy arrays [b, ...]."""
 
   @abc.abstractmethod
   def compile_step(self, step):
-    """`step(state, batch, rng, *, axis)` -> callable (state, batch, rng) -> (state, metrics).
-
-    Metrics are scalar jax arrays, already without a device axis; reading one waits for the step.
+    """Compiles `step(state, batch, rng, *, axis)` to a callable (state, batch, rng) → (state,
+    metrics). Metrics are scalar jax arrays without a device axis; reading one waits for the step.
     """
 
   @abc.abstractmethod
   def compile_refresh(self, fn):
-    """`fn(state, rng, *, axis) -> state` -> callable (state, rng) -> state."""
+    """Compiles `fn(state, rng, *, axis)` → state to a callable (state, rng) → state."""
 
   @abc.abstractmethod
   def compile_sums(self, fn):
-    """`fn(state, batch, rng, *, axis) -> sums over the local batch` -> callable giving the sums
-    over the global batch, as jax arrays. The state is not donated."""
+    """Compiles `fn(state, batch, rng, *, axis)` → sums over the local batch to a callable (state,
+    batch, rng) → sums over the global batch, jax arrays. The state is not donated."""
 
   @abc.abstractmethod
   def compile_local(self, fn):
-    """`fn(state, batch, rng) -> arrays` -> callable (state, small numpy batch, rng) -> numpy.
+    """Compiles `fn(state, batch, rng)` → arrays to a callable that returns NumPy arrays.
 
-    The batch is not split; every process passes the same one and gets the same outputs.
+    Its batch is small and not split: every process passes the same one and gets the same outputs.
     """
 
   def _waiting(self, fn):
@@ -131,6 +144,16 @@ class PmapParallel(Parallel):
     self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     self._pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=self.devices)
 
+  def init_state(self, init, key, sources):
+    # Every device computes its own replica. Not by pmap: that would also place what init ignores.
+    def replicas(key, sources):
+      state, n = init(key, sources), len(self.local_devices)
+      return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *jnp.shape(x))), state)
+
+    everywhere = NamedSharding(self._sharding.mesh, PartitionSpec())
+    run = jax.jit(replicas, in_shardings=everywhere, out_shardings=self._sharding)
+    return self._waiting(run)(key, sources)
+
   def put_state(self, state):
     n = len(self.local_devices)
 
@@ -140,6 +163,9 @@ class PmapParallel(Parallel):
       return jax.make_array_from_callback(shape, self._sharding, lambda _: np.array(x)[None])
 
     return jax.tree.map(put, state)
+
+  def put_restored(self, state):
+    return self.put_state(state)
 
   def get_state(self, state):
     shards = jax.device_get(jax.tree.map(lambda x: x.addressable_shards[0].data, state))
@@ -198,10 +224,10 @@ class JitParallel(Parallel):
     self._batch = NamedSharding(self.mesh, PartitionSpec((AXIS, "fsdp")))
 
   def shardings(self, state):
-    """The NamedSharding of every array of a state (arrays or shapes).
+    """Returns the tree of NamedShardings of a state, given its arrays or shapes.
 
-    Optimizer state and averages end in their parameter's path and share its shape, so the same
-    rules put them beside it.
+    Paths of optimizer state and averages end in their parameter's path, and their shapes are the
+    same: so the same rules give them the same sharding.
     """
 
     def sharding(path, x):
@@ -213,11 +239,20 @@ class JitParallel(Parallel):
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
+  def init_state(self, init, key, sources):
+    shapes = jax.eval_shape(init, key, sources)
+    arguments = self._replicated, self.shardings(sources)
+    run = jax.jit(init, in_shardings=arguments, out_shardings=self.shardings(shapes))
+    return self._waiting(run)(key, sources)
+
   def put_state(self, state):
-    shardings = self.shardings(state)
-    if all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(state)):
-      return jax.tree.map(_place, state, shardings)
-    return jax.jit(lambda s: jax.tree.map(jnp.copy, s), out_shardings=shardings)(state)
+    return jax.tree.map(_place, state, self.shardings(state))
+
+  def put_restored(self, state):
+    # On a CPU replicas may share one buffer on the host, which a donating step of every device
+    # would write to.
+    on_cpu = self.devices[0].platform == "cpu"
+    return jax.tree.map(_with_own_buffers, state) if on_cpu else state
 
   def get_state(self, state):
     return state
@@ -303,8 +338,11 @@ def _split_axis(path, shape, fsdp, rules):
 
 
 def map_local(fn, params):
-  """`fn(params, batch) -> arrays with a row an example` -> callable (numpy batch) -> jax arrays,
-  not yet waited for. Every process alone, over its own devices: none waits for another's."""
+  """Compiles `fn(params, batch)` → arrays [b, …] to a callable of NumPy batches [b, …].
+
+  Each process runs it alone, over its own devices. The callable does not wait for its results, jax
+  arrays.
+  """
   local = JitParallel(jax.local_devices(), 1, ())
   params = local.put_state(params)
   run = jax.jit(fn, out_shardings=local._batch)
@@ -312,7 +350,7 @@ def map_local(fn, params):
 
 
 def in_batches(run, batch, batch_size, devices=None):
-  """run(batch), for a batch of any length, in batches of one size: one compiled program serves all.
+  """Returns run(batch) for a batch of any length, computed in batches of one size.
 
   Args:
     run: a callable on dicts of arrays [b, …], as map_local returns them.
@@ -333,7 +371,15 @@ def in_batches(run, batch, batch_size, devices=None):
   return jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts)
 
 
+def _with_own_buffers(x):
+  """Returns a copy of a placed array, a buffer on each device, and deletes x."""
+  shards = [jax.device_put(np.array(s.data), s.device) for s in x.addressable_shards]
+  own = jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
+  x.delete()
+  return own
+
+
 def _place(x, sharding):
-  """A fresh copy of a whole array, equal on all processes, under a sharding of any devices."""
+  """Returns a placed copy of a whole array, which is equal in all processes."""
   x = np.asarray(x)
   return jax.make_array_from_callback(x.shape, sharding, lambda index: np.array(x[index]))

@@ -5,7 +5,8 @@ inputs(restored) → None: its batches hold images; or CodeInputs: codes, read f
 companions() → {name: Companion}: further sources; a batch holds their images under these names
                                 (companion_names)
 steps, batch_size               the number of steps, and the global batch
-init(key, batch_shape, restored) → TrainState
+init(key, batch_shape, restored) → TrainState           pure: compiled, but for frozen(restored)
+frozen(restored) → {name: host arrays}                  networks that the step does not train
 step(state, batch, key, *, axis) → state, metrics      pure; axis None under jit, a name under pmap
 refresh(state, key, *, axis) → state                   optional, every refresh_steps
 guard(step, means) → None, or why the means of the metrics since the last logged line look like a
@@ -108,6 +109,12 @@ class Stage:
   def companions(self):
     """Returns its further sources {name: Companion}, here none; opening one may raise UserError."""
     return {}
+
+  def frozen(self, restored):
+    """Networks that the step takes as arguments and does not train, as host arrays: those of
+    earlier stages among `restored`, and pre-trained ones."""
+    del restored
+    return self.perceptual_weights()
 
   def guard(self, step, means):
     """Returns None: numbers that are not finite, the one sign of collapse here, the loop sees."""

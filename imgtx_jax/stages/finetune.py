@@ -90,11 +90,13 @@ class FinetuneStage(base.GeneratingStage):
         "bank": jnp.zeros((self.classes, rows, len(self.order)), jnp.int32),
         "code_counts": restored["pretrain"]["variables"]["code_counts"],
       },
-      frozen={
-        "tokenizer": {name: restored["tokenizer"]["ema"][name] for name in ("encoder", "quantizer")}
-      }
-      | self.perceptual_weights(),
+      frozen=self.frozen(restored),
     )
+
+  def frozen(self, restored):
+    tokenizer = restored["tokenizer"]["ema"]
+    used = {name: tokenizer[name] for name in ("encoder", "quantizer")}
+    return {"tokenizer": used} | self.perceptual_weights()
 
   # -- One step ------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ class GanStage(base.GeneratingStage):
       opt_state={"generator": self.tx.init(player), "discriminator": discriminator_state},
       ema={"generator": jax.tree.map(jnp.copy, player)},
       variables={},
-      frozen=self.perceptual_weights(),
+      frozen=self.frozen(restored),
     )
 
   def render(self, params, noise, labels, w_scale=1.0):

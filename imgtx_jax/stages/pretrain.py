@@ -73,8 +73,11 @@ class PretrainStage(base.Stage):
       opt_state={"gpt": self.tx.init(params)},
       ema=jax.tree.map(jnp.copy, params),
       variables={"code_counts": jnp.zeros(self.gpt.codebook_size)},
-      frozen={"tokenizer": restored["tokenizer"]["ema"]} | self.perceptual_weights(),
+      frozen=self.frozen(restored),
     )
+
+  def frozen(self, restored):
+    return {"tokenizer": restored["tokenizer"]["ema"]} | self.perceptual_weights()
 
   def init_gpt(self, key):
     """Fresh parameters {"gpt": …}."""

@@ -72,11 +72,13 @@ class StyleStage(base.Stage):
       opt_state=opt_state,
       ema=ema,
       variables={},
-      frozen={
-        "tokenizer": {name: tokenizer[name] for name in ("encoder", "quantizer")},
-        "vgg": vgg_weights.load()["vgg"],
-      },
+      frozen=self.frozen(restored),
     )
+
+  def frozen(self, restored):
+    tokenizer = restored["tokenizer"]["ema"]
+    used = {name: tokenizer[name] for name in ("encoder", "quantizer")}
+    return {"tokenizer": used, "vgg": vgg_weights.load()["vgg"]}
 
   def step(self, state, batch, key, *, axis):
     index = collectives.example_index(len(batch["image"]), axis)

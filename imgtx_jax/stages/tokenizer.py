@@ -52,7 +52,7 @@ class TokenizerStage(base.Stage):
       opt_state=opt_state,
       ema=ema,
       variables={"usage": self.tokenizer.quantizer.init_usage()},
-      frozen=self.perceptual_weights(),
+      frozen=self.frozen(restored),
     )
 
   def step(self, state, batch, key, *, axis):

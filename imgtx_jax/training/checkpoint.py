@@ -7,6 +7,7 @@ Orbax restores a flipped bit silently and trusts an empty step directory, so eve
 checksum, and whatever is damaged is named in the log and passed over for the next older step.
 """
 
+import contextlib
 import json
 
 import jax
@@ -22,8 +23,6 @@ from imgtx_jax.errors import UserError, first_line
 from imgtx_jax.io.atomic import disk_fault
 from imgtx_jax.training import checkpoint_manifest as records
 from imgtx_jax.training import checksums, host_buffers
-
-_GROUP_BYTES = 2**30  # about what `latest` holds in memory at once
 
 
 class _Damaged(Exception):
@@ -92,27 +91,31 @@ class Checkpoints:
     if wait:
       self.wait()
 
-  def latest(self):
-    """The newest intact step, every checksum verified, or None; names damage in the log."""
-    intact = _intact(self.directory, _steps(self.directory), _verify)
-    newest = next((step for step, _ in intact), None)
-    return json.loads(processes.gather(json.dumps(newest).encode())[0])
+  def restore(self, like_state, *, step=None, iterator=None, missing_ok=False):
+    """Reads the newest intact step once, every checksum verified, and names damage in the log.
 
-  def restore(self, like_state, *, step=None, iterator=None):
-    """(state, meta) of the newest intact step, not after `step` if that is given.
+    Args:
+      like_state: structure and placement. Arrays and ShapeDtypeStructs with a sharding are restored
+        to it, NumPy arrays and bare ShapeDtypeStructs as NumPy; its frozen networks are kept.
+      step: steps after this one are passed over.
+      iterator: is set to the position in the data that was saved with the state.
+      missing_ok: returns (None, None) where there is no intact step, instead of a UserError.
 
-    like_state gives structure and placement: arrays and ShapeDtypeStructs with a sharding are
-    restored to it, numpy arrays and bare ShapeDtypeStructs as numpy; its frozen networks are kept.
-    `iterator` is set to the position that was saved with the state.
+    Returns: (state, meta); all processes find the same step.
     """
 
     def read(path):
-      record = _read_record(path)
+      with _agreed():
+        record = _read_record(path)
       like, empty = records.flatten(like_state)
       records.check_structure(path, record, like, empty)
-      return _read_arrays(path, record, like), record
+      with _agreed():
+        arrays = _read_arrays(path, record, like)
+      _check_sums(record, arrays)
+      return arrays, record
 
-    steps = [s for s in _steps(self.directory) if step is None or s <= step]
+    steps = json.loads(processes.gather(json.dumps(_steps(self.directory)).encode())[0])
+    steps = [s for s in steps if step is None or s <= step]
     for found, (arrays, record) in _intact(self.directory, steps, read):
       treedef = jax.tree.structure(like_state.replace(frozen={}))
       state = jax.tree.unflatten(treedef, arrays.values())
@@ -120,6 +123,8 @@ class Checkpoints:
         records.set_position(iterator, record["positions"])
       self._current = found
       return state.replace(frozen=like_state.frozen), record["meta"]
+    if missing_ok:
+      return None, None
     raise UserError(
       f"no intact checkpoint in {self.directory} (found: {steps or 'none'}): "
       "delete that directory to train the stage from its start"
@@ -196,7 +201,9 @@ def load(directory, *, step=None):
   def read(path):
     record = _read_record(path)
     names = [name for name in record["arrays"] if not name.startswith("opt_state")]
-    return _read_arrays(path, record, dict.fromkeys(names)), record
+    arrays = _read_arrays(path, record, dict.fromkeys(names))
+    _check_sums(record, arrays)
+    return arrays, record
 
   steps = [s for s in _steps(directory) if step is None or s == step]
   for _, (arrays, record) in _intact(directory, steps, read):
@@ -237,17 +244,16 @@ def _intact(directory, steps, read):
       yield step, result
 
 
-def _verify(path):
-  """Reads a whole step directory, in groups of arrays."""
-  record = _read_record(path)
-  group, size = {}, 0
-  for name, spec in record["arrays"].items():
-    group[name] = None
-    size += int(np.prod(spec["shape"])) * jnp.dtype(spec["dtype"]).itemsize
-    if size > _GROUP_BYTES:
-      _read_arrays(path, record, group)
-      group, size = {}, 0
-  _read_arrays(path, record, group)
+@contextlib.contextmanager
+def _agreed():
+  """Raises in every process the damage that any of them meets in the block."""
+  problem = ""
+  try:
+    yield
+  except _Damaged as damage:
+    problem = str(damage)
+  if found := b"".join(processes.gather(problem.encode())):
+    raise _Damaged(problem or f"another process says: {found.decode()}")
 
 
 def _read_record(path):
@@ -267,7 +273,7 @@ def _read_record(path):
 
 
 def _read_arrays(path, record, like):
-  """{name: array} for the names in `like`, placed like its leaves (None: numpy), verified."""
+  """{name: array} for the names in `like`, placed like its leaves (None: NumPy)."""
   wanted, arrays = {}, {}
   for name, x in like.items():
     shape, dtype = tuple(record["arrays"][name]["shape"]), record["arrays"][name]["dtype"]
@@ -288,8 +294,12 @@ def _read_arrays(path, record, like):
       raise  # not the checkpoint's fault
     except Exception as error:
       raise _Damaged(f"its arrays are unreadable ({first_line(error)})") from error
+  return {name: arrays[name] for name in like}
+
+
+def _check_sums(record, arrays):
+  """_Damaged where the checksum of an array is not the record's; the same in all processes."""
   sums = checksums.checksums(arrays)
-  wrong = [name for name in like if sums[name] != record["arrays"][name]["checksum"]]
+  wrong = [name for name in arrays if sums[name] != record["arrays"][name]["checksum"]]
   if wrong:
     raise _Damaged(f"the checksum of array {wrong[0]} is wrong ({len(wrong)} in all)")
-  return {name: arrays[name] for name in like}

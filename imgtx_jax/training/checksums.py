@@ -1,8 +1,8 @@
 """Checksums of arrays that do not depend on how an array is split over devices and processes.
 
-The sum of every element's bits times an odd weight (2 x flat index + 1), modulo 2**64: any single
-changed element changes it, and shards simply add up, so a checkpoint may be verified under another
-sharding than it was written with, without any process seeing a whole array.
+A checksum is the sum of every element's bits times an odd weight (2 × flat index + 1), modulo
+2**64. Any single changed element changes it, and the sums of shards add up: a checkpoint can be
+verified under another sharding than it was written with, and no process needs a whole array.
 """
 
 import json
@@ -21,7 +21,7 @@ _RUN = 2**16  # the same where they lie one after another: two such buffers stay
 
 
 def checksums(arrays):
-  """{name: array} -> {name: int}; the same on every process, for arrays over several too."""
+  """Returns {name: checksum} of {name: array}; the same in every process."""
   with ThreadPoolExecutor(_THREADS) as pool:
     sums = dict(zip(arrays, pool.map(_local, arrays.values()), strict=True))
   shared = {name: sums[name] for name, x in arrays.items() if is_global(x)}
@@ -32,20 +32,20 @@ def checksums(arrays):
 
 
 def is_global(x):
-  """Whether other processes hold a part of this array."""
+  """Returns whether other processes hold a part of this array."""
   return isinstance(x, jax.Array) and not x.is_fully_addressable
 
 
 def _local(x):
-  """The sum over the part of `x` that this process answers for."""
-  if not is_global(x):
+  """Sums over this process's part of `x`; of replicated parts one process has each."""
+  if not isinstance(x, jax.Array):
     return _part(np.asarray(x), (slice(None),) * np.ndim(x), np.shape(x))
   shards = [s for s in x.addressable_shards if s.replica_id == 0]
   return sum(_part(np.asarray(s.data), s.index, x.shape) for s in shards) % 2**64
 
 
 def _part(x, index, shape):
-  """The sum over `x`, which lies at `index` of an array of `shape`."""
+  """Sums over `x`, the part at `index` of an array of `shape`."""
   bits = np.ascontiguousarray(x).reshape(x.shape).view(f"u{x.dtype.itemsize}")
   if bits.shape[1:] == tuple(shape[1:]):
     start = (index[0].start or 0) * math.prod(shape[1:]) if index else 0
@@ -64,9 +64,9 @@ def _part(x, index, shape):
 
 
 def _run(bits, start):
-  """The sum over `bits` [n], which lie one after another from the flat index `start`.
+  """Sums over `bits` [n], at the flat indices from `start` on.
 
-  All in two small buffers: memory touched for the first time is slow.
+  Two small buffers are used again and again, because the first write to new memory is slow.
   """
   weights = np.arange(1, 2 * min(_RUN, len(bits)), 2, dtype=np.uint64)
   wide, product, total = np.empty_like(weights), np.empty_like(weights), 0

@@ -1,5 +1,6 @@
 """The only training loop: input → step → log → evaluate → checkpoint. It never names a stage."""
 
+import dataclasses
 import json
 import signal
 import time
@@ -25,16 +26,43 @@ from imgtx_jax.training.collapse_monitor import RATE, Collapse, Guard
 from imgtx_jax.training.evaluator_runner import EvaluatorRunner
 from imgtx_jax.training.metric_writer import MetricLog
 
-BASELINE_IMAGES = 8192  # of a source, for what a stage measures at its end
+BASELINE_IMAGES = 8192  # of each source, for the baselines that a stage measures at its end
+
+
+@dataclasses.dataclass
+class Counts:
+  """What the log and the summary need to know of all steps so far; part of every checkpoint.
+
+  window: metrics since the last logged line, {name: [a value a step]}. seconds: since the stage's
+  first start, without what was lost by kills. train_seconds: of the steps alone, without compiling.
+  """
+
+  window: dict = dataclasses.field(default_factory=dict)
+  seconds: float = 0.0
+  train_seconds: float = 0.0
+  trained_images: int = 0
+  compile_seconds: float = 0.0
+
+  @property
+  def images_per_second(self):
+    """The rate of training, evaluations and saves left out."""
+    return self.trained_images / max(self.train_seconds, 1e-9)
 
 
 class Trainer:
   """Trains one stage in its directory: from the start, or on from its last checkpoint.
 
-  inputs: the source that its batches are of, the training images or codes of them. best: the Best,
-  which says by which figure a checkpoint is kept beside the last ones. round_number: batches and
-  draws of a later round are not those of an earlier one again; evaluations and pictures draw the
-  same in all rounds.
+  Args:
+    stage: a built stage; stages/base.py has the contract.
+    config: the experiment's.
+    directory: the stage's, within the work directory.
+    restored: results of the earlier stages, {name: NumPy trees}.
+    inputs: the source of its batches: the training images, or codes of them.
+    training, held_out: the sources of images.
+    parallel: a sharding.Parallel.
+    best: the Best that says by which figure a checkpoint is kept beside the last ones.
+    round_number: draws and batches of a later round are not those of an earlier one; evaluations
+      and pictures draw the same in all rounds.
   """
 
   def __init__(
@@ -54,9 +82,8 @@ class Trainer:
     self.stage, self.config, self.parallel = stage, config, parallel
     self.directory = Path(directory)
     self.title = self.directory.name
-    self.inputs, self.training, self.held_out = inputs, training, held_out
-    self.restored = restored
-    self.companions = stage.companions()
+    self.restored, self.inputs = restored, inputs
+    self.training, self.held_out, self.companions = training, held_out, stage.companions()
     self.round_number, self.best = round_number, best or Best()
     self.seed = rng.round_seed(config.seed, round_number)
     self.root, self.shown = jax.random.key(self.seed), jax.random.key(config.seed)
@@ -68,80 +95,93 @@ class Trainer:
     self.refresh_fn = parallel.compile_refresh(stage.refresh) if stage.refresh else None
     self.pictures_fn = parallel.compile_local(stage.pictures)
     self.evaluation = EvaluatorRunner(stage, config, held_out, parallel, self.companions)
-    self._start()
+    self.pictured = False  # whether this process has drawn the pictures of the last step
+    self.shapes = jax.eval_shape(self._init, self.root, restored)
+    self.parameters = parameter_overview.get_parameter_overview(
+      self.shapes.params, include_stats=False
+    )
+    self._start(parallel.put_state({"frozen": stage.frozen(restored)})["frozen"])
+    self.log.truncate(self.start, falls=len(self.guard.collapses))
+    self.checkpoints.reserve(parallel.abstract(self.shapes))
 
-  def _start(self, collapses=()):
-    """Initial state, or the last intact checkpoint's, with the position in the data and the
-    metrics of the steps since the last logged line.
+  # -- Where it starts, and where it starts again --------------------------------------------------
 
-    collapses: a line on each collapse so far, if there was one just now: then from the last
-    checkpoint without an alarm, with its learning rates times RATE.
+  def _init(self, key, restored):
+    """The stage's first state, without the frozen networks: those are placed as they are."""
+    size = self.config.data.image_size
+    shape = (self.stage.batch_size, size, size, 3)
+    return self.stage.init(key, shape, restored).replace(frozen={})
+
+  def _start(self, frozen, resume=True, step=None):
+    """Places the state of the newest intact checkpoint, and sets all else to what it was there; or
+    the first state, where there is none.
+
+    frozen: the placed networks that the stage does not train. resume: False passes over all
+    checkpoints; step: those after it.
     """
-    config, back = self.config, bool(collapses)
+    data, state, meta = self.config.data, None, None
     self.iterator = pipeline.train_iterator(
       self.inputs,
       batch_size=self.stage.batch_size,
-      image_size=config.data.image_size,
-      crop=config.data.crop,
-      min_scale=config.data.min_scale,
-      max_scale=config.data.max_scale,
+      image_size=data.image_size,
+      crop=data.crop,
+      min_scale=data.min_scale,
+      max_scale=data.max_scale,
       seed=self.seed,
-      threads=config.data.threads,
+      threads=data.threads,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       companions=self.companions,
     )
-    size = self.config.data.image_size
-    shape = (self.stage.batch_size, size, size, 3)
-    state = self.stage.init(self.root, shape, self.restored)
-    self.parameters = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-    # Metrics since the last line of the log, one list a name: what a line averages.
-    self.window, self.seconds, self.start = {}, 0.0, 0
-    self.pictured = False
-    self.train_seconds, self.trained_images, self.compile_seconds = 0.0, 0, 0.0
-    meta = None
-    if self.guard.good is not None if back else self.checkpoints.latest() is not None:
-      step = self.guard.good if back else None
-      state, meta = self.checkpoints.restore(state, step=step, iterator=self.iterator)
-      self.start = int(state.step)
-      self.window, self.seconds = meta["window"], meta["seconds"]
-      self.train_seconds = meta["train_seconds"]
-      self.trained_images = meta["trained_images"]
-      self.compile_seconds = meta["compile_seconds"]
-    self.guard.restore(meta)
-    rate = 1.0
-    if back:
-      self.guard.collapses, rate = list(collapses), RATE
-    self._restore_best(meta and meta.get("best"))
-    if back:
-      self.log.set_aside(self.start, fall=len(collapses))
+    if resume:
+      like = self.parallel.abstract(self.shapes)
+      state, meta = self.checkpoints.restore(
+        like, step=step, iterator=self.iterator, missing_ok=True
+      )
+    if meta is None:
+      state = self.parallel.init_state(self._init, self.root, self.restored)
+      self.start, self.counts = 0, Counts()
     else:
-      self.log.truncate(self.start, falls=len(self.guard.collapses))
-    self.state = self.parallel.put_state(state.replace(rate=np.float32(state.rate * rate)))
-    self.checkpoints.reserve(self.parallel.abstract(state.replace(frozen={})))
+      state = self.parallel.put_restored(state)
+      self.start = meta["step"]
+      self.counts = Counts(**{f.name: meta[f.name] for f in dataclasses.fields(Counts)})
+    self.state = state.replace(frozen=frozen)
+    self.guard.restore(meta)
+    best = meta and meta["best"]
+    if best and not self.checkpoints.has(best["step"]):
+      logging.warning("%s: the best checkpoint, step %d, is gone", self.title, best["step"])
+      best = None
+    self.best.restore(best)
 
-  def _restore_best(self, meta):
-    """Which checkpoint was the best so far; none where it is no longer there."""
-    if meta and not self.checkpoints.has(meta["step"]):
-      logging.warning("%s: the best checkpoint, step %d, is gone", self.title, meta["step"])
-      meta = None
-    self.best.restore(meta)
+  def _fall_back(self, collapse):
+    """Goes back, once and if the config allows it, to the last good checkpoint at lower learning
+    rates; else UserError. What it fell back from stays in the log, marked."""
+    line = f"{self.title}: {collapse} at step {self.done}"
+    if not self.guard.may_retry:
+      self._close()
+      raise UserError(f"{line}; {self.guard.advice()}") from collapse
+    collapses = [*self.guard.collapses, f"{line}; back to {self.guard.back_to()}"]
+    self.display.line(f"{collapses[-1]}, and on at {RATE:g} of the learning rates")
+    self.checkpoints.wait()
+    good = self.guard.good
+    frozen, self.state = self.state.frozen, None  # two states might not fit
+    self._start(frozen, resume=good is not None, step=good)
+    self.state = self.state.replace(rate=self.state.rate * RATE)
+    self.guard.collapses = collapses
+    self.log.set_aside(self.start, fall=len(collapses))
+
+  # -- Training ------------------------------------------------------------------------------------
 
   def run(self):
     """Trains to the end; raises Interrupted after saving when a signal asks to stop."""
     total = self.stage.steps
-    began = time.monotonic() - self.seconds
-    self.clock = lambda: time.monotonic() - began
+    self.began = time.monotonic() - self.counts.seconds
     with StopSignals() as stop, Display(self.title, total, self.start) as self.display:
       if self.start:
         self.display.line(f"{self.title}: going on from step {self.start}")
-      while True:
-        try:
-          self._train(stop)
-          break
-        except Collapse as collapse:
-          self._fall_back(collapse)
-      self._finish(total)
+      while collapse := self._train(stop):
+        self._fall_back(collapse)
+      self._finish()
       if stop.number:
         raise Interrupted(
           f"{self.title}: finished, and stopped by {signal.Signals(stop.number).name}; the same "
@@ -150,82 +190,75 @@ class Trainer:
         )
 
   def _train(self, stop):
-    """The steps from self.start to the last; raises Collapse."""
-    total = self.stage.steps
-    pending, mark = [], time.monotonic()
-    for step in range(self.start, total):
-      self.done = step + 1
-      if self.refresh_fn and (step == 0 or _due(step, self.stage.refresh_steps)):
-        self._collect(pending, mark)
-        self.state = self.refresh_fn(self.state, self.root)
-        pending, mark = [], time.monotonic()
-      batch = self.parallel.put_batch(next(self.iterator))
-      self.state, metrics = self.step_fn(self.state, batch, self.root)
-      pending.append(metrics)
-      done = step + 1
-      if step == self.start:
-        jax.block_until_ready(metrics)
-        self.compile_seconds += time.monotonic() - mark
-        self.display.line(
-          f"{self.title}: first step after {time.monotonic() - mark:.0f} s of compiling"
-        )
-        mark = time.monotonic()
-        self._collect(pending, None)
-        pending = []
-      wants = {
-        "log": _due(done, self.config.log_steps) or done == total,
-        # At the end all is evaluated on all images; the best is chosen by as many as before.
-        "evaluate": bool(self.best.metric)
-        if done == total
-        else _due(done, self.config.evaluate_steps),
-        "pictures": _due(done, self.config.picture_steps) or done == total,
-        "save": _due(done, self.config.checkpoint_steps) or done == total,
-      }
-      if stop.agreed() or any(wants.values()):
-        self._collect(pending, mark)
-        self._attend(done, wants, stop)
-        pending, mark = [], time.monotonic()
+    """Runs the steps from self.start to the last; returns the Collapse that ended them, or None."""
+    try:
+      for step in range(self.start, self.stage.steps):
+        self._step(step, stop)
+    except Collapse as collapse:
+      return collapse.with_traceback(None)  # whose frames hold on to the state
+    return None
 
-  def _fall_back(self, collapse):
-    """Once, and if the config says so, back to the last good checkpoint with lower rates; else
-    UserError. What it fell back from stays in the meta of the checkpoints to come."""
-    line = f"{self.title}: {collapse} at step {self.done}"
-    if not self.guard.may_retry:
-      self._close()
-      raise UserError(f"{line}; {self.guard.advice()}") from collapse
-    collapses = [*self.guard.collapses, f"{line}; back to {self.guard.back_to()}"]
-    self.display.line(f"{collapses[-1]}, and on at {RATE:g} of the learning rates")
-    self.checkpoints.wait()
-    self._start(collapses)
+  def _step(self, step, stop):
+    """One step, and whatever is due after it."""
+    if step == self.start:
+      self.pending, self.mark = [], time.monotonic()
+    if self.refresh_fn and (step == 0 or _due(step, self.stage.refresh_steps)):
+      self._collect()
+      self.state = self.refresh_fn(self.state, self.root)
+      self.mark = time.monotonic()
+    batch = self.parallel.put_batch(next(self.iterator))
+    self.state, metrics = self.step_fn(self.state, batch, self.root)
+    self.pending.append(metrics)
+    self.done = done = step + 1
+    if step == self.start:
+      jax.block_until_ready(metrics)
+      seconds = time.monotonic() - self.mark
+      self.counts.compile_seconds += seconds
+      self.display.line(f"{self.title}: first step after {seconds:.0f} s of compiling")
+      self._collect(timed=False)
+    config, last = self.config, done == self.stage.steps
+    due = {
+      "log": last or _due(done, config.log_steps),
+      # At the end all is evaluated on all images; the best is chosen by as many as before.
+      "evaluate": bool(self.best.metric) if last else _due(done, config.evaluate_steps),
+      "pictures": last or _due(done, config.picture_steps),
+      "save": last or _due(done, config.checkpoint_steps),
+    }
+    if stop.agreed() or any(due.values()):
+      self._collect()
+      self._attend(done, due, stop)
+      self.mark = time.monotonic()
 
-  def _collect(self, pending, mark):
-    """Waits for the pending steps' metrics and adds them to the window, timing them if asked."""
-    for metrics in jax.device_get(pending):
+  def _collect(self, timed=True):
+    """Waits for the steps since the last call and adds their metrics to the window."""
+    for metrics in jax.device_get(self.pending):
       for name, value in metrics.items():
-        self.window.setdefault(name, []).append(float(value))
-    if mark is not None and pending:
-      self.train_seconds += time.monotonic() - mark
-      self.trained_images += len(pending) * self.stage.batch_size
-    self.guard.check_window(self.window)
+        self.counts.window.setdefault(name, []).append(float(value))
+    now = time.monotonic()
+    if timed and self.pending:
+      self.counts.train_seconds += now - self.mark
+      self.counts.trained_images += len(self.pending) * self.stage.batch_size
+    self.pending, self.mark = [], now
+    self.guard.check_window(self.counts.window)
 
-  def _attend(self, done, wants, stop):
-    """What is due after `done` steps, in the order that a resumed run would repeat."""
-    if wants["log"]:
-      means = {f"train/{name}": float(np.mean(v)) for name, v in sorted(self.window.items())}
-      self.window = {}
-      self.log.write(done, self.clock(), means)
-      rate = self.trained_images / max(self.train_seconds, 1e-9)
-      shown = {n: means[n] for n in _headline(means)}
+  def _attend(self, done, due, stop):
+    """Does what is due after `done` steps, in the order that a resumed run would repeat."""
+    if due["log"]:
+      means = {name: float(np.mean(v)) for name, v in sorted(self.counts.window.items())}
+      self.counts.window = {}
+      self._log(done, {f"train/{name}": mean for name, mean in means.items()})
+      rate = self.counts.images_per_second
+      shown = {name: means[name] for name in _headline(means)}
       self.display.update(done, rate, self.stage.batch_size / max(rate, 1e-9), shown)
-      self.guard.look(done, {name.removeprefix("train/"): mean for name, mean in means.items()})
-    if wants["evaluate"]:
+      self.guard.look(done, means)
+    if due["evaluate"]:
       figures = self._evaluate(done, limit=self.config.evaluate_images)
       if not self.guard.alarms and self.best.look(done, figures):
-        wants["save"] = True
-    if wants["pictures"]:
-      self._picture(done)
+        due["save"] = True
+    if due["pictures"]:
+      self._picture(done, self.pictures_fn)
     # While there is an alarm nothing is saved that one would want to fall back to.
-    if (wants["save"] and not self.guard.alarms) or done == self.stage.steps or stop.number:
+    if (due["save"] and not self.guard.alarms) or done == self.stage.steps or stop.number:
       self._save(done, wait=bool(stop.number))
     if stop.number and done < self.stage.steps:
       self._close()
@@ -235,67 +268,72 @@ class Trainer:
         stop.number,
       )
 
+  # -- What is due now and then --------------------------------------------------------------------
+
+  def _log(self, done, figures):
+    self.log.write(done, time.monotonic() - self.began, figures)
+
   def _evaluate(self, done, limit=None):
     """Figures on held-out images, logged; limit None takes all of them."""
     figures = self.evaluation.figures(self.state, self.shown, limit)
-    self.log.write(done, self.clock(), figures)
+    self._log(done, figures)
     text = "  ".join(f"{key.split('/')[-1]} {value:.4g}" for key, value in figures.items())
     self.display.line(f"{self.title}  {done}/{self.stage.steps}  held out: {text}")
     return figures
 
-  def _picture(self, done, draw=None):
+  def _picture(self, done, draw):
+    """Saves the grids that draw(state, batch, key) gives for the first held-out images."""
     count = self.config.pictures
-    batch = next(
-      pipeline.eval_batches(
-        self.held_out,
-        batch_size=count,
-        image_size=self.config.data.image_size,
-        limit=count,
-        threads=self.config.data.threads,
-        companions=self.companions,
-      )
+    batches = pipeline.eval_batches(
+      self.held_out,
+      batch_size=count,
+      image_size=self.config.data.image_size,
+      limit=count,
+      threads=self.config.data.threads,
+      companions=self.companions,
     )
-    grids = (draw or self.pictures_fn)(self.state, batch, self.shown)
+    grids = draw(self.state, next(batches), self.shown)
     self.pictured = True
-    if processes.is_first():
-      for name, images in grids.items():
-        path = self.directory / "pictures" / f"{name}-{done:07d}.png"
-        save_grid(
-          images.reshape(-1, *images.shape[2:]),
-          path,
-          columns=images.shape[1],
-          scale=max(1, 64 // images.shape[2]),
-          captions=self.stage.captions.get(name),
-        )
+    for name, images in grids.items() if processes.is_first() else ():
+      save_grid(
+        images.reshape(-1, *images.shape[2:]),
+        self.directory / "pictures" / f"{name}-{done:07d}.png",
+        columns=images.shape[1],
+        scale=max(1, 64 // images.shape[2]),
+        captions=self.stage.captions.get(name),
+      )
 
   def _save(self, done, wait=False):
+    """Saves the state in the background; `wait`: until it is on the disk."""
     self.guard.check_state(self.state)
-    meta = self.guard.meta(done) | {
-      "window": self.window,
-      "seconds": self.clock(),
-      "train_seconds": self.train_seconds,
-      "trained_images": self.trained_images,
-      "compile_seconds": self.compile_seconds,
-      "best": self.best.meta(),
-    }
-    replica = self.parallel.get_state(self.state.replace(frozen={}))
+    self.counts.seconds = time.monotonic() - self.began
+    meta = {"step": done, "best": self.best.meta()}
+    meta |= self.guard.meta(done) | dataclasses.asdict(self.counts)
+    state = self.parallel.get_state(self.state.replace(frozen={}))
     self.checkpoints.save(
-      done, replica, iterator=self.iterator, meta=meta, best=self.best.step, wait=wait
+      done, state, iterator=self.iterator, meta=meta, best=self.best.step, wait=wait
     )
 
-  def _finish(self, total):
-    """Final figures on all held-out images, baselines, and the summary: the stage is done."""
+  def _close(self):
+    self.checkpoints.close()
+    self.log.close()
+
+  # -- The end -------------------------------------------------------------------------------------
+
+  def _finish(self):
+    """Figures on all held-out images, baselines, and the summary, which says that it is done."""
+    total = self.stage.steps
     figures = self._evaluate(total)
     if not self.pictured:  # killed after the last step
-      self._picture(total)
+      self._picture(total, self.pictures_fn)
     if self.stage.final_pictures:
       self._picture(total, self.parallel.compile_local(self.stage.final_pictures))
     training, held_out = self._images(self.training), self._images(self.held_out)
     figures |= {f"baseline/{k}": v for k, v in self.stage.baselines(training, held_out).items()}
     self._save(total)
-    seconds = self.clock()
+    seconds = time.monotonic() - self.began
     self._close()
-    # Of the images that each process has read, all of which may meet the same ones.
+    # Several processes may have met the same unreadable images.
     names = json.dumps(pipeline.corrupt_images(self.inputs)["names"])
     corrupt = {name for part in processes.gather(names.encode()) for name in json.loads(part)}
     summary = {
@@ -303,8 +341,8 @@ class Trainer:
       "round": self.round_number,
       "steps": total,
       "seconds": seconds,
-      "compile_seconds": self.compile_seconds,
-      "images_per_second": self.trained_images / max(self.train_seconds, 1e-9),
+      "compile_seconds": self.counts.compile_seconds,
+      "images_per_second": self.counts.images_per_second,
       "peak_memory_bytes": processes.peak_memory_bytes(),
       "corrupt_images": len(corrupt),
       "collapses": self.guard.collapses,
@@ -324,17 +362,13 @@ class Trainer:
     )
     return np.concatenate([b["image"][b["mask"] > 0] for b in batches])
 
-  def _close(self):
-    self.checkpoints.close()
-    self.log.close()
-
 
 def _due(step, every):
-  """Whether something that is done every so many steps is; 0 is never."""
+  """Whether something that is done every `every` steps is due after `step`; never if that is 0."""
   return every > 0 and step % every == 0
 
 
 def _headline(means):
-  """The metrics that the progress line shows."""
-  order = ("train/loss", "train/bits_per_code", "train/reconstruction", "train/logit_margin")
+  """The names of the metrics that the progress line shows."""
+  order = ("loss", "bits_per_code", "reconstruction", "logit_margin")
   return [name for name in order if name in means][:3]

@@ -176,6 +176,19 @@ def test_put_state_copies_host_arrays(name):
   jax.tree.map(np.testing.assert_array_equal, replica, kept)
 
 
+def test_restored_replicas_do_not_share_a_buffer():
+  parallel = make("jit")
+  x = np.empty(2**16 + 16, np.float32)
+  x = x[-x.ctypes.data % 64 // 4 :][: 2**16]  # so aligned, every CPU device takes it as it is
+  x[:] = np.arange(2**16)
+  replicas = [jax.device_put(x, device) for device in parallel.devices]
+  shared = jax.make_array_from_single_device_arrays(x.shape, parallel._replicated, replicas)
+  own = parallel.put_restored({"w": shared})["w"]
+  assert len({s.data.unsafe_buffer_pointer() for s in own.addressable_shards}) == 4
+  np.testing.assert_array_equal(own, np.arange(2**16))
+  assert shared.is_deleted() and own.sharding == parallel._replicated
+
+
 @pytest.mark.parametrize("name", ["one", "pmap", "fsdp"])
 def test_sums_refresh_and_local(name):
   parallel = make(name)

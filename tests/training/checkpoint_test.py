@@ -61,9 +61,17 @@ def saved(tmp_path):
   return directory
 
 
+def latest(directory):
+  """The newest intact step, or None."""
+  try:
+    return int(load(directory)[0]["step"])
+  except UserError:
+    return None
+
+
 def test_roundtrip(saved):
   checkpoints = Checkpoints(saved)
-  assert checkpoints.latest() == 2
+  assert latest(saved) == 2
   like = make_state().replace(frozen={"vgg": np.ones(3)})
   state, meta = checkpoints.restore(like)
   assert_same(state, make_state(2, scale=2.0).replace(frozen=like.frozen))
@@ -88,7 +96,7 @@ def test_missing(tmp_path, saved):
   with pytest.raises(UserError, match="step 5 .*found: .2, 1"):
     load(saved, step=5)
   fresh = Checkpoints(tmp_path / "none")
-  assert fresh.latest() is None and not (tmp_path / "none").exists()
+  assert latest(tmp_path / "none") is None and not (tmp_path / "none").exists()
   with pytest.raises(UserError, match="no intact checkpoint"):
     fresh.restore(make_state())
 
@@ -143,19 +151,20 @@ def damage_delete(step):
 def test_damage_falls_back(saved, damage, words, caplog):
   damage(saved / "2")
   checkpoints = Checkpoints(saved)
-  for read in (checkpoints.latest, lambda: checkpoints.restore(make_state()), lambda: load(saved)):
+  for read in (lambda: checkpoints.restore(make_state()), lambda: load(saved)):
     caplog.clear()
     result = read()
     assert words in caplog.text and str(saved / "2") in caplog.text
-    assert result == 1 or result[1] == {"seconds": 1.5}
+    assert result[1] == {"seconds": 1.5}
   # A resumed run reaches step 2 again: it replaces the damaged one.
   checkpoints.save(2, make_state(2, scale=3.0), wait=True)
   checkpoints.close()
-  assert Checkpoints(saved).latest() == 2
+  assert latest(saved) == 2
   assert_same(load(saved)[0]["params"], make_state(2, scale=3.0).params)
   damage(saved / "1")
   damage(saved / "2")
-  assert Checkpoints(saved).latest() is None
+  assert latest(saved) is None
+  assert Checkpoints(saved).restore(make_state(), missing_ok=True) == (None, None)
 
 
 def test_every_flipped_bit_is_seen(saved):
@@ -267,11 +276,11 @@ def test_kill_during_save(saved):
   (saved / "2").rename(saved / "2.orbax-checkpoint-tmp")
   (saved / "2.orbax-checkpoint-tmp" / "commit_success.txt").unlink()
   checkpoints = Checkpoints(saved)
-  assert checkpoints.latest() == 1
+  assert latest(saved) == 1
   state, _ = checkpoints.restore(make_state())
   checkpoints.save(2, state.replace(step=np.int32(2)))
   checkpoints.close()
-  assert sorted(p.name for p in saved.iterdir()) == ["1", "2"] and checkpoints.latest() == 2
+  assert sorted(p.name for p in saved.iterdir()) == ["1", "2"] and latest(saved) == 2
 
 
 def test_full_disk(saved):
@@ -288,10 +297,10 @@ def test_full_disk(saved):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   checkpoints.wait()  # said once
-  assert checkpoints.latest() == 2
+  assert latest(saved) == 2
   checkpoints.save(3, big, wait=True)  # space again
   checkpoints.close()
-  assert checkpoints.latest() == 3
+  assert latest(saved) == 3
 
 
 def test_full_disk_at_once(saved, monkeypatch):
@@ -302,7 +311,7 @@ def test_full_disk_at_once(saved, monkeypatch):
   monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
   with pytest.raises(UserError, match="No space left"):
     checkpoints.save(3, make_state(3))
-  assert checkpoints.latest() == 2
+  assert latest(saved) == 2
 
 
 def test_other_model(saved):
@@ -387,7 +396,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
   run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
   assert run.returncode == -9, run.stderr
-  assert Checkpoints(saved).latest() == 2
+  assert latest(saved) == 2
 
 
 def test_checksum_of_shards():
