@@ -10,6 +10,8 @@ class's; the discriminator and its heads start fresh. --config.rounds=2 adds a r
 finetune on the new images. Figures: not run on published weights.
 """
 
+import os
+
 from imgtx_jax.errors import UserError
 from imgtx_jax.training import workdir
 
@@ -18,9 +20,10 @@ def get_config(directory=""):
   """directory: a work directory that has finished tokenizer and pretrain."""
   if not directory:
     raise UserError("from_workdir.py needs a work directory: --config configs/from_workdir.py:DIR")
+  directory = os.path.abspath(os.path.expanduser(directory))
   config = workdir.read(directory)[0].copy_and_resolve_references()
   with config.unlocked():
-    config.finetune_from = str(directory)
+    config.finetune_from = directory
     config.stages = ("tokenizer", "pretrain", "finetune")
     config.rounds = 1
     config.data.source = "folder"

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax import rng
-from imgtx_jax.cli import command
+from imgtx_jax.cli import command, paths
 from imgtx_jax.data import transforms
-from imgtx_jax.errors import UserError
 from imgtx_jax.evaluate import saliency
+from imgtx_jax.io import outputs
 from imgtx_jax.io.image_grid import save_grid
 from imgtx_jax.sampling.labels import parse_label
 from imgtx_jax.sampling.sampler import check_prefix, load_judging_stage
@@ -105,7 +105,7 @@ class Judge:
 
   def _draw_of(self, params, labels):
     """uint8 images, for a file is judged on whole numbers too."""
-    key = rng.stream(jax.random.key(self.stage.config.seed), "judge", 0)
+    key = rng.stream(rng.root_key(self.stage.config.seed), "judge", 0)
     keys = rng.example_keys(key, jnp.arange(len(labels)))
     options = sampling(self.stage.config)
     image = self.stage.sample(params, labels, keys, options, prefix=self.prefix)[0]
@@ -123,7 +123,8 @@ def main(flags, files):
   """Judges image files and prints the results; with --out also writes saliency maps."""
   config, class_names = workdir.read(flags.workdir)
   label = parse_label(flags.label, class_names, "--label") if flags.label else None
-  check_out(flags.out)
+  outputs.check_file("--out", flags.out, (".png",))
+  files = [paths.expand_argument(file) for file in files]
   images = [transforms.read_image(file, config.data.image_size) for file in files]
   judge = load(flags.workdir, config, class_names, flags.prefix, flags.checkpoint)
   print(
@@ -138,12 +139,6 @@ def main(flags, files):
   if flags.out:
     write_picture(flags.out, judge, files, images, judgements)
     print(f"where it looked: {flags.out}")
-
-
-def check_out(path):
-  """Before the work: whether a picture can go there."""
-  if path and (Path(path).suffix.lower() != ".png" or Path(path).is_dir()):
-    raise UserError(f"--out={path} is no name of a PNG file; write one such as heat.png")
 
 
 def load(directory, config, class_names, prefix, checkpoint="last"):
@@ -187,11 +182,11 @@ def write_picture(path, judge, files, images, judgements):
 def define_flags(flags):
   """Defines the command's flags in a cli.flag_groups.FlagGroups."""
   flags.group("Judging")
-  flags.string("workdir", None, "The work directory of imgtx_jax.main.")
+  flags.path("workdir", None, "The work directory of imgtx_jax.main.")
   flags.checkpoint()
   flags.string("label", "", "Compare within this class (name, number or none); else the likeliest.")
   flags.integer("prefix", 0, "The dial k of the model's own images: codes drawn for each.")
-  flags.string("out", "", "A PNG file for the saliency maps.")
+  flags.path("out", "", "A PNG file for the saliency maps.")
 
 
 COMMAND = command.Command(main, define_flags, __doc__, required=("workdir",), accepts="image files")

@@ -13,14 +13,23 @@ from imgtx_jax.config import validation
 from imgtx_jax.data import sources
 from imgtx_jax.distributed import processes, sharding
 from imgtx_jax.errors import UserError
+from imgtx_jax.io import outputs
 from imgtx_jax.reporting import report
 from imgtx_jax.stages import build
-from imgtx_jax.training import best_checkpoint, build_code_cache, loop, warm_start, workdir
+from imgtx_jax.training import (
+  best_checkpoint,
+  build_code_cache,
+  data_record,
+  loop,
+  warm_start,
+  workdir,
+)
 
 
 def run(config, directory, only=""):
   """Trains the stages of config in the work directory; only: the name of one stage."""
   validation.check(config)
+  outputs.check_folder("--workdir", directory)
   tasks = workdir.stage_runs(config)
   if only:
     tasks = [task for task in tasks if task.stage == only]
@@ -32,7 +41,12 @@ def run(config, directory, only=""):
   held_out = sources.open_source(config.data.source, split="validation", path=config.data.path)
   stages = [build(name, config, training.num_classes) for name in config.stages]
   bests = best_checkpoint.choose(config, stages)
-  workdir.claim(config, directory, training.class_names)
+  pairs = {"data": (training, held_out)}
+  for stage in stages:
+    pairs |= {name: (c.training, c.held_out) for name, c in stage.companions().items()}
+  for name, pair in pairs.items():
+    print("\n".join(sources.describe(name, *pair)), flush=True)
+  workdir.claim(config, directory, training.class_names, data_record.describe(pairs))
   if config.finetune_from:
     warm_start.adopt(config, directory, training.class_names)
   devices = sharding.make_parallel(
@@ -82,7 +96,7 @@ def define_flags(flags):
   """Defines the command's flags in a cli.flag_groups.FlagGroups."""
   flags.group("Training")
   flags.config()
-  flags.string("workdir", None, "Where checkpoints, metrics, pictures and the report go.")
+  flags.path("workdir", None, "Where checkpoints, metrics, pictures and the report go.")
   flags.string("stage", "", "Run this stage only.")
 
 

@@ -22,7 +22,7 @@ from imgtx_jax.cli import command, sampling_flags
 from imgtx_jax.data import transforms
 from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError
-from imgtx_jax.io import image_files
+from imgtx_jax.io import image_files, outputs
 from imgtx_jax.io.atomic import write_atomically
 from imgtx_jax.io.image_grid import save_grid
 from imgtx_jax.sampling import options as sampling_options
@@ -41,6 +41,7 @@ def main(flags):
   initial = transforms.read_image(flags.init, config.data.image_size) if flags.init else None
   groups = -(-flags.num // flags.keep) if flags.candidates else flags.num
   labels = parse_labels(flags.labels, class_names, groups)
+  check_outputs(flags, labels, class_names)
   stage, results = load_stage(flags.workdir, config, class_names, checkpoint=flags.checkpoint)
   for name in sampling_flags.given(flags):
     sampling_options.check_flag(name, flags[name].value, stage)
@@ -105,6 +106,29 @@ def check_flags(flags):
     raise UserError("nothing to write: give --out, --save_images or --save_codes")
 
 
+def check_outputs(flags, labels, class_names):
+  """Raises UserError for outputs that cannot be written, or would lie among those of another run.
+
+  labels: of the groups.
+  """
+  outputs.check_file("--out", flags.out, (".png",))
+  outputs.check_file("--save_codes", flags.save_codes, (".npy",))
+  outputs.check_folder("--save_images", flags.save_images)
+  labels = np.repeat(labels, flags.keep if flags.candidates else 1)[: flags.num]
+  names = [image_name(i, label, class_names) for i, label in enumerate(labels)]
+  if flags.save_images and (others := outputs.other_images(flags.save_images, names)):
+    raise UserError(
+      f"--save_images={flags.save_images} holds {len(others)} images that this run would not "
+      f"replace, such as {others[0]}: name a new folder, or empty this one"
+    )
+
+
+def image_name(number, label, class_names):
+  """Returns the name of a single image's file."""
+  name = [*class_names, "none"][label]
+  return f"{number:06d}-{''.join(c if c.isalnum() else '_' for c in name)[:80]}.png"
+
+
 def load_style(flags):
   """Returns a function uint8 images [n, H, W, 3] → the same in the style of --style, if given."""
   if not flags.style:
@@ -119,10 +143,8 @@ def load_style(flags):
 
 def save_images(folder, first, images, labels, class_names):
   """Writes single images as FOLDER/NUMBER-CLASS.png; first: the number of the first one."""
-  names = [*class_names, "none"]
   for i, image in enumerate(images, first):
-    name = "".join(c if c.isalnum() else "_" for c in names[labels[i]])
-    save_grid(image[None], Path(folder) / f"{i:06d}-{name}.png", gutter=0)
+    save_grid(image[None], Path(folder) / image_name(i, labels[i], class_names), gutter=0)
 
 
 def write(flags, images, codes, labels, given):
@@ -155,26 +177,26 @@ def gather_rows(rows):
 def define_flags(flags):
   """Defines the command's flags in a cli.flag_groups.FlagGroups."""
   flags.group("What to draw")
-  flags.string("workdir", None, "The work directory of imgtx_jax.main.")
+  flags.path("workdir", None, "The work directory of imgtx_jax.main.")
   flags.checkpoint()
   flags.string("labels", "", "Classes to draw in turn, by number or name; all by default.")
   flags.integer("num", 64, "How many images.", least=1)
   flags.integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
-  flags.integer("seed", 0, "Image i depends on the seed, i and its label.")
+  flags.seed()
   flags.integer("batch_size", 64, "Images at a time.", least=1)
   flags.group("Where to write")
-  flags.string("out", "", "A PNG file for the grid.")
-  flags.string("save_images", "", "A folder for the single images.")
-  flags.string("save_codes", "", "An .npy file for the codes, int [num, N].")
+  flags.path("out", "", "A PNG file for the grid.")
+  flags.path("save_images", "", "A folder for the single images.")
+  flags.path("save_codes", "", "An .npy file for the codes, int [num, N].")
   flags.group("The best of several")
   flags.integer("candidates", 0, "Draw this many for each group of --keep; 0: no choice.", least=0)
   flags.integer("keep", 1, "Keep this many of the candidates of a group.", least=1)
   flags.enum("score", "logit", SCORES, "Which score of the discriminator decides")
   flags.group("Completing an image, in a style")
-  flags.string("init", "", "An image to complete from its first rows (raster order only).")
+  flags.path("init", "", "An image to complete from its first rows (raster order only).")
   flags.integer("keep_rows", 0, "Rows of codes of --init to keep.", least=0)
-  flags.string("style", "", "Render the images in the style of this one.")
-  flags.string("style_workdir", "", "Where the style stage is; --workdir by default.")
+  flags.path("style", "", "Render the images in the style of this one.")
+  flags.path("style_workdir", "", "Where the style stage is; --workdir by default.")
   flags.float("strength", None, "Strength of the style, from 0 to 1 (the default).")
   sampling_flags.define(flags)
 

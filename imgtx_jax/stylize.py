@@ -23,6 +23,7 @@ from pathlib import Path
 from imgtx_jax.cli import command
 from imgtx_jax.errors import UserError
 from imgtx_jax.io import image_files, image_grid
+from imgtx_jax.io import outputs as output_checks
 from imgtx_jax.style_transfer import batch_jobs, color_and_masks
 from imgtx_jax.style_transfer.stylizer import load_stylizer
 from imgtx_jax.style_transfer.tiled_renderer import STYLE_SIZE, TILE, StyleRenderer
@@ -34,10 +35,13 @@ def main(flags):
   """Renders the contents in the styles; exits with 1 if some of a batch failed."""
   in_batch = any(Path(path).is_dir() for path in (flags.content, *flags.style))
   check_flags(flags)
-  contents = batch_jobs.find(flags.content)
-  styles = [file for path in flags.style for file in batch_jobs.find(path)]
+  notes = []
+  contents = batch_jobs.find(flags.content, notes)
+  styles = [file for path in flags.style for file in batch_jobs.find(path, notes)]
   apart = Path(flags.style[0]).is_dir()
   check_outputs(flags, in_batch, contents, styles, batch_jobs.look_names(styles, apart))
+  for note in notes:
+    print(f"note: {note}", flush=True)
   weights = None if apart else color_and_masks.parse_weights(flags.weights, len(styles))
   options = batch_jobs.Options(
     size=flags.size,
@@ -133,17 +137,28 @@ def check_outputs(flags, in_batch, contents, styles, look_names):
     ]
   for path, times in Counter(outputs).items():
     image_files.check_name(path)
+    output_checks.check_name_length(path)
     if times > 1:
       raise UserError(f"{path} would be written {times} times; give other names, or fewer folders")
     if path.resolve() in inputs:
       raise UserError(f"{path} is an input too, and would be overwritten; name another file")
   if flags.grid and Path(flags.grid).suffix.lower() != ".png":
     raise UserError(f"--grid={flags.grid}: contact sheets are PNG files; name it .png")
+  output_checks.check_file("--grid", flags.grid)
   if not (in_batch and flags.out):
+    output_checks.check_file("--out", flags.out)
+    if flags.out and image_files.has_alpha(flags.content):
+      image_files.check_alpha(flags.out)
     return
   out = Path(flags.out)
   if out.is_file():
     raise UserError(f"--out={out} is a file, and a batch needs a folder; name one")
+  output_checks.check_folder("--out", flags.out)
+  if others := output_checks.other_images(out, [path.name for path in outputs]):
+    print(
+      f"note: {out} holds {len(others)} images that this run does not replace, such as {others[0]}",
+      flush=True,
+    )
   for path in (flags.content, *flags.style):
     if Path(path).is_dir() and out.resolve().is_relative_to(Path(path).resolve()):
       raise UserError(
@@ -155,16 +170,16 @@ def check_outputs(flags, in_batch, contents, styles, look_names):
 def define_flags(flags):
   """Defines the command's flags in a cli.flag_groups.FlagGroups."""
   flags.group("Images")
-  flags.string("workdir", None, "A work directory with a finished style stage.")
+  flags.path("workdir", None, "A work directory with a finished style stage.")
   flags.checkpoint()
-  flags.string("content", None, "An image, or a folder of images or frames.")
-  flags.strings("style", None, "A style image, given several times to mix them; or a folder.")
-  flags.string("out", "", "The output file (.png, .jpg, .webp); of folders, a folder.")
-  flags.string("grid", "", "A PNG file for a contact sheet.")
+  flags.path("content", None, "An image, or a folder of images or frames.")
+  flags.paths("style", None, "A style image, given several times to mix them; or a folder.")
+  flags.path("out", "", "The output file (.png, .jpg, .webp); of folders, a folder.")
+  flags.path("grid", "", "A PNG file for a contact sheet.")
   flags.group("The style")
   flags.float("strength", 1.0, "0 gives the content back, 1 is the full style.")
   flags.string("weights", "", "Weights of several styles: 0.7,0.3; equal by default.")
-  flags.strings("mask", [], "A mask of the content's size (white: styled), or one a style.")
+  flags.paths("mask", [], "A mask of the content's size (white: styled), or one a style.")
   flags.enum("keep_color", "no", color_and_masks.KEEP_COLOR, "How the content's colours are kept")
   flags.bool("hard", "Start from the content's codes instead of its latents.")
   flags.group("Sizes")

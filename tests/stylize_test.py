@@ -198,7 +198,7 @@ def test_names_that_differ_in_their_suffix_only(place):
   Image.new("RGB", (20, 20)).save("contents/frame0.jpg")
   pathlib.Path("contents/more").mkdir()
   Image.new("RGB", (20, 20)).save("contents/more/frame0.jpg")
-  names = [file.name for file in batch_jobs.find("contents")]
+  names = [file.name for file in batch_jobs.find("contents", [])]
   assert names == ["frame0.jpg", "frame0.png", "frame1", "frame2", "more/frame0"]
 
 

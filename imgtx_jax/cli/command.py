@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 from absl import app, flags, logging
 
-from imgtx_jax.cli import flag_errors
+from imgtx_jax.cli import flag_errors, output, paths
 from imgtx_jax.cli.flag_groups import FlagGroups
 from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError, first_line
@@ -89,6 +89,7 @@ def run(command, doc=""):
       _leave(f"error: {error}", 2)
     return argv[:1]
 
+  output.protect()
   _quiet()
   jax.config.config_with_absl()
   app.run(lambda _: _guarded(parsed), flags_parser=parse_flags)
@@ -106,19 +107,21 @@ def parse(command, argv, with_libraries=False):
     values.append_flag_values(flags.FLAGS)  # the same Flag objects: set here, they are set there
     flags.FLAGS.mark_as_parsed()
   if "config" in groups.names:
-    flag_errors.check(argv)
+    flag_errors.check(values.read_flags_from_files(argv, force_gnu=False))
   arguments = values(argv)[1:]
   if arguments and not command.accepts:
     raise UserError(f"unexpected argument {arguments[0]!r}; flags are written --name=value")
   if command.accepts and not arguments:
     raise UserError(f"no {command.accepts} given; run with --help to see how")
   for name in command.required:
-    if values[name].value is None:
+    if not values[name].value:
       raise UserError(f"--{name} is missing; run with --help to see all flags")
   for name, least in groups.least.items():
     value = values[name].value
     if value is not None and value < least:
       raise UserError(f"--{name}={value} is under {least}; ask for {least} or more")
+  if "config" in groups.names and values.config:
+    paths.resolve(values.config)
   return Parsed(command, values, arguments)
 
 

@@ -3,6 +3,9 @@
 from absl import flags
 from ml_collections import config_flags
 
+from imgtx_jax import rng
+from imgtx_jax.cli import paths
+
 WIDTH = 100  # columns of the help screen
 
 
@@ -37,6 +40,34 @@ class FlagGroups:
   def strings(self, name, default, text):
     """Defines a flag that may be given several times, each with a text."""
     self._define(flags.DEFINE_multi_string, name, default, text)
+
+  def path(self, name, default, text, words=""):
+    """Defines a flag that names a file or a folder, absolute once it is parsed; words: a pattern of
+    values that are no paths."""
+
+    def define(name, default, text, flag_values):
+      flags.DEFINE(paths.parser(words), name, default, text, flag_values=flag_values)
+
+    self._define(define, name, default, text)
+
+  def paths(self, name, default, text, named=False):
+    """Defines a flag that may be given several times, each with a path; named: each NAME=PATH."""
+
+    def define(name, default, text, flag_values):
+      serializer = flags.ArgumentSerializer()
+      parser = paths.parser(named=named)
+      flags.DEFINE_multi(parser, serializer, name, default, text, flag_values=flag_values)
+
+    self._define(define, name, default, text)
+
+  def seed(self):
+    """Defines --seed, for commands that draw images."""
+
+    def define(name, default, text, flag_values):
+      bounds = dict(lower_bound=0, upper_bound=rng.MAX_SEED)
+      flags.DEFINE_integer(name, default, text, flag_values=flag_values, **bounds)
+
+    self._define(define, "seed", 0, "Image i depends on the seed, i and its label.")
 
   def list(self, name, default, text):
     """Defines a flag that takes texts with commas between them."""

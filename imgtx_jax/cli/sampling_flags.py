@@ -37,7 +37,7 @@ def choose(flags, config):
   """
   values = config.sample.to_dict() | {name: flags[name].value for name in given(flags)}
   for name, (least, most, _) in options.RANGES.items():
-    if values[name] < least or (most is not None and values[name] > most):
+    if not (least <= values[name] and (most is None or values[name] <= most)):  # NaN too
       raise UserError(f"--{name}={values[name]} is outside {least} … {most or 'the vocabulary'}")
   if values["top_p"] == 0:
     raise UserError("--top_p=0 leaves no code to draw; choose more than 0, or --temperature=0")

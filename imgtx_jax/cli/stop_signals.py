@@ -7,17 +7,20 @@ from imgtx_jax.distributed import processes
 
 
 class StopSignals:
-  """Turns SIGTERM and Ctrl-C into a flag, number; a second one acts at once. A context manager.
+  """Turns SIGTERM, SIGHUP (a closed terminal) and Ctrl-C into a flag, number; a second one acts at
+  once. A context manager. A SIGHUP that the process was started to ignore (nohup) stays ignored.
 
-  Where several processes agree on when to stop (processes.start), SIGTERM is theirs, and Ctrl-C
-  sends it: number then changes in agreed alone, in all of them after the same step.
+  Where several processes agree on when to stop (processes.start), SIGTERM is theirs, and the others
+  send it: number then changes in agreed alone, in all of them after the same step.
   """
 
   def __init__(self):
     self.number = None
 
   def __enter__(self):
-    numbers = (signal.SIGINT,) if processes.agreeing() else (signal.SIGTERM, signal.SIGINT)
+    numbers = [signal.SIGINT] if processes.agreeing() else [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+      numbers.append(signal.SIGHUP)
     self._before = {n: signal.signal(n, self._note) for n in numbers}
     return self
 
@@ -32,7 +35,9 @@ class StopSignals:
     return self.number
 
   def _note(self, number, _):
-    signal.signal(number, self._before[number])
+    # A closed terminal sends it twice: the kernel, and the shell.
+    again = signal.SIG_IGN if number == signal.SIGHUP else self._before[number]
+    signal.signal(number, again)
     if processes.agreeing():
       os.kill(os.getpid(), signal.SIGTERM)  # jax's own handler tells the others
     else:

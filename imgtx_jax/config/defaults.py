@@ -18,6 +18,8 @@ IMAGENET_IMAGES = 1_281_167  # of its training split, for steps out of epochs
 STAGES = ("tokenizer", "pretrain", "finetune", "gan", "style")
 # What changes how a network runs, not what it computes.
 RUNNING = ("remat", "unroll", "implementation")
+# Keys that name a file or a folder; cli/paths.py makes them absolute.
+PATH_KEYS = ("data.path", "style.data.path", "pretrain.code_cache", "finetune_from")
 MEMORIES = ("states", "class", "none", "untrained")
 
 

@@ -1,7 +1,10 @@
 """Whether a config can work: one line for the first value that cannot."""
 
+import math
+
 import jax
 
+from imgtx_jax import rng
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.errors import UserError, one_of
 from imgtx_jax.losses import adversarial
@@ -30,6 +33,7 @@ _VGG16_SIDE = 16  # pixels, at least
 def check(config, devices=None):
   """Raises UserError for the first value that cannot work; one line each. devices: how many there
   are, where it is not as many as jax finds here."""
+  _check_numbers(config)
   for stage in config.stages:
     one_of("config.stages", stage, configs.STAGES)
   one_of("config.dtype", config.dtype, ("auto", "float32", "bfloat16"))
@@ -73,6 +77,16 @@ def check(config, devices=None):
   if config.tokenizer_kind == "vqgan":
     _check_vqgan(config)
   _check_stages(config, devices or jax.device_count())
+
+
+def _check_numbers(config):
+  """Raises UserError for a number that no key takes: NaN, infinity, less than 0."""
+  for key, value in configs.flatten(config).items():
+    for number in value if isinstance(value, list) else [value]:
+      if isinstance(number, int | float) and not 0 <= number < math.inf:
+        raise UserError(f"config.{key}={number} is no number that it can have: choose 0 or more")
+  if config.seed > rng.MAX_SEED:
+    raise UserError(f"config.seed={config.seed} is over {rng.MAX_SEED}: choose one of 64 bits")
 
 
 def _check_network(key, options):

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imgtx_jax.cli import command
+from imgtx_jax.cli import command, paths
 from imgtx_jax.convert import imagenet, llamagen
 from imgtx_jax.errors import UserError
+from imgtx_jax.io import outputs
 from imgtx_jax.io.atomic import explain_disk
 from imgtx_jax.pretrained import inception_weights, state_dict
 from imgtx_jax.stages import builders
@@ -34,8 +35,9 @@ from imgtx_jax.training import workdir
 def convert_inception(file, out):
   """Writes the .safetensors file `out` from the published `file`; UserError if that holds anything
   else."""
+  outputs.check_file("--out", out, (".safetensors",))
   with naming(file):
-    params = inception_weights.convert(state_dict.read_file(file, ()))
+    params = inception_weights.convert(_read(file, file, ()))
   digest = sha256(file)
   if not digest.startswith(inception_weights.PUBLISHED):
     print(
@@ -49,12 +51,13 @@ def convert_inception(file, out):
 def convert_llamagen(gpt, tokenizer, out, *, image_size=256, heads=0):
   """Writes the work directory `out` from the files `gpt` and `tokenizer`; UserError if one does not
   hold what it should, or `out` something else."""
+  outputs.check_folder("--out", out)
   before = imported(out)
   with naming(f"--gpt={gpt}"):
-    gpt_weights = state_dict.read_file(gpt, llamagen.GPT_WRAPPERS)
+    gpt_weights = _read(f"--gpt={gpt}", gpt, llamagen.GPT_WRAPPERS)
     gpt_variant = llamagen.find_gpt(gpt_weights, heads)
   with naming(f"--tokenizer={tokenizer}"):
-    tokenizer_weights = state_dict.read_file(tokenizer, llamagen.TOKENIZER_WRAPPERS)
+    tokenizer_weights = _read(f"--tokenizer={tokenizer}", tokenizer, llamagen.TOKENIZER_WRAPPERS)
     tokenizer_variant = llamagen.find_tokenizer(tokenizer_weights)
   check_together(gpt_variant, tokenizer_variant, image_size)
   config = llamagen.imported_config(gpt_variant, tokenizer_variant, image_size).lock()
@@ -93,6 +96,11 @@ def convert_llamagen(gpt, tokenizer, out, *, image_size=256, heads=0):
     f"{out}: GPT ({names[0]}) and tokenizer ({names[1]}) for images of {image_size} pixels; draw "
     f"with python -m imgtx_jax.sample --workdir {out} --num 4 --out grid.png"
   )
+
+
+def _read(title, file, wrappers):
+  """Returns {name: Weight} of a file, and prints what was taken out of which wrappers."""
+  return state_dict.read_file(file, wrappers, say=lambda line: print(f"{title}: {line}"))
 
 
 def check_together(gpt, tokenizer, image_size):
@@ -138,7 +146,10 @@ def imported(out):
   if not out.exists() or (out.is_dir() and not any(out.iterdir())):
     return {}
   summary = out / "1-pretrain" / "summary.json"
-  source = json.loads(summary.read_text()).get("imported") if summary.is_file() else None
+  source = None
+  if summary.is_file():
+    with contextlib.suppress(ValueError, AttributeError):  # damaged: something else
+      source = json.loads(summary.read_bytes()).get("imported")
   if not source:
     raise UserError(f"--out={out} holds something else; name a folder that is empty or new")
   return source
@@ -177,7 +188,10 @@ def main_inception(flags, files):
     raise UserError(
       f"inception takes one file, such as {inception_weights.FILE}, and got {len(files)}"
     )
-  convert_inception(files[0], flags.out or inception_weights.default_path())
+  out = flags.out or inception_weights.default_path()
+  if not out:
+    raise UserError("there is no home folder here: give --out, or set IMGTX_CACHE")
+  convert_inception(paths.expand_argument(files[0]), out)
 
 
 def main_imagenet(flags):
@@ -194,9 +208,9 @@ def main_imagenet(flags):
 def define_llamagen(flags):
   """Defines the flags of `convert llamagen`."""
   flags.group("LlamaGen")
-  flags.string("gpt", None, "The file of the GPT, such as c2i_B_256.pt.")
-  flags.string("tokenizer", None, "The file of the VQ tokenizer.")
-  flags.string("out", None, "The work directory to write, empty or new.")
+  flags.path("gpt", None, "The file of the GPT, such as c2i_B_256.pt.")
+  flags.path("tokenizer", None, "The file of the VQ tokenizer.")
+  flags.path("out", None, "The work directory to write, empty or new.")
   flags.integer("image_size", 256, "Pixels that the GPT was trained at: 256 or 384.")
   flags.integer("heads", 0, "Attention heads of the GPT; 0: those of the published size.")
 
@@ -204,14 +218,14 @@ def define_llamagen(flags):
 def define_inception(flags):
   """Defines the flags of `convert inception`."""
   flags.group("InceptionV3")
-  flags.string("out", "", "The file to write; by default where evaluation looks for it.")
+  flags.path("out", "", "The file to write; by default where evaluation looks for it.")
 
 
 def define_imagenet(flags):
   """Defines the flags of `convert imagenet`."""
   flags.group("ImageNet")
-  flags.string("tars", None, "The folder of the two official tars.")
-  flags.string("data_dir", None, "Where to write: TFDS's data_dir.")
+  flags.path("tars", None, "The folder of the two official tars.")
+  flags.path("data_dir", None, "Where to write: TFDS's data_dir.")
 
 
 LLAMAGEN = """convert llamagen: LlamaGen's published weights as a work directory.

@@ -34,7 +34,7 @@ def prepare(tars, data_dir, report=print):
   UserError: tars that are missing, damaged or of something else, a set that is there already, too
   small a disk.
   """
-  tars, data_dir = Path(tars).expanduser(), Path(data_dir).expanduser()
+  tars, data_dir = Path(tars), Path(data_dir)
   files = _find(tars)
   with _without_tensorflow() as (tfds, make_builder):
     _clear_target(data_dir, report)

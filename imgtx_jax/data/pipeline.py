@@ -15,6 +15,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from imgtx_jax import rng
 from imgtx_jax.data.code_cache import CodeSource
 from imgtx_jax.data.sources import ArraySource, Source
 from imgtx_jax.data.transforms import CorruptImageError, center_crop, decode, random_resized_crop
@@ -73,7 +74,7 @@ def train_iterator(
     UserError: if batch_size is no multiple of process_count, or crop is another word.
   """
   rows = _local_rows(batch_size, process_count)
-  companions = companions or {}
+  companions, seed = companions or {}, rng.seed_32(seed)
   stream = _stream(source, crop, (min_scale, max_scale), image_size, seed)
   if companions:
     others = {

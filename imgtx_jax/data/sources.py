@@ -21,62 +21,99 @@ import os
 
 import numpy as np
 
+from imgtx_jax.data import folders
 from imgtx_jax.data.unreadable import CorruptImages
 from imgtx_jax.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-SPLIT_FOLDERS = {"train", "val", "validation", "test"}
 HELD_OUT = 0.05  # of each class, where a folder or a TFDS data set has no validation split
+FEW = 10  # images of a class: below that it is hardly learned
+_SHOWN = 5  # names in a line
 
 
-def open_source(name, *, split, path="", seed=0):
+def open_source(name, *, split, path="", seed=0, key="config.data"):
   """The source called "emoji", "folder", "images" or "tfds:NAME"; split is "train" or "validation".
 
   path is the folder ("images": or several, with commas), or TFDS's data_dir; seed chooses the
-  held-out part of a folder without one.
+  held-out part of a folder without one. key: the config keys .source and .path, for messages.
   """
   if split not in ("train", "validation"):
     raise ValueError(f'split is "train" or "validation", not {split!r}')
   if name == "emoji":
     return _open_emoji(split)
   if name == "folder":
-    return _open_folder(path, split, seed)
+    return _open_folder(path, split, seed, f"{key}.path")
   if name == "images":
-    return _open_images(path, split, seed)
+    return _open_images(path, split, seed, f"{key}.path")
   if name.startswith("tfds:"):
     return _open_tfds(name.removeprefix("tfds:"), path, split)
-  raise UserError(f'unknown data source "{name}": use "emoji", "folder", "images" or "tfds:NAME"')
+  raise UserError(
+    f'{key}.source: unknown data source "{name}": use "emoji", "folder", "images" or "tfds:NAME"'
+  )
 
 
-def open_files(path):
-  """Every image in a folder and below it, in the order of their paths, without classes."""
-  files = sorted(os.path.normpath(file) for file in _images(path, ""))
+def open_files(path, key=""):
+  """Every image in a folder and below it, in the order of their paths, without classes. key: what
+  the path is called in a message."""
+  name = f"{key}={path}" if key else path
+  if not os.path.isdir(path):
+    raise UserError(f"{name} holds no image, for it is no folder: name a folder of images")
+  files, notes = folders.list_images(path)
   if not files:
-    raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)}): name a folder of images")
-  return FolderSource(path, files, np.zeros(len(files)), [""])
+    left = f" ({notes[0]})" if notes else ""
+    raise UserError(f"{name} holds no image{left}: name a folder of images, such as .jpg or .png")
+  return FolderSource(path, files, np.zeros(len(files)), [""], notes=notes)
 
 
-def _open_images(path, split, seed):
+def describe(title, training, held_out):
+  """Lines on what a run trains on: how many images of which classes, and what to know of them."""
+  names, classes = training.class_names, ""
+  if names != [""]:
+    classes = f" of {len(names)} classes for training ({_some(names)})"
+  counts = training.class_counts() if classes else None
+  few = [name for name, count in zip(names, counts or (), strict=False) if count < FEW]
+  notes = [*training.notes, *held_out.notes]
+  if few:
+    notes = [f"{len(few)} classes have under {FEW} images for training: {_some(few)}", *notes]
+  images = f"{len(training):,} images{classes or ' for training'}"
+  lines = [f"{title}: {images}, {len(held_out):,} held out"]
+  return lines + [f"{title}: note: {note}" for note in dict.fromkeys(notes)]
+
+
+def _some(names):
+  return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _open_images(path, split, seed, key):
   """The images in each of the folders in path and below it, 5 % of each held out; one class. A
   folder that is named twice counts twice."""
-  folders = [folder.strip() for folder in path.split(",") if folder.strip()]
-  if not folders:
-    raise UserError('the data source "images" needs a path: a folder of images, or several')
-  paths = []
-  for folder in folders:
-    files = open_files(folder).files
+  paths_given = split_paths(path)
+  if not paths_given:
+    raise UserError(f'the data source "images" needs a path, {key}: a folder of images, or several')
+  paths, identities, notes = [], [], []
+  for number, folder in enumerate(paths_given):
+    source = open_files(folder, key)
+    files, notes = source.files, notes + source.notes
     chosen = _hold_out(files, [0] * len(files), split, seed)
     paths += [os.path.join(folder, files[i]) for i in chosen]
+    identities += [f"{number}/{files[i]}" for i in chosen]
   if not paths:
     raise UserError(f"{path} has one image, none to hold out: add images")
-  return FolderSource("", paths, np.zeros(len(paths)), [""])
+  return FolderSource("", paths, np.zeros(len(paths)), [""], identities, notes)
+
+
+def split_paths(text):
+  """The folders that are named between commas; one whose name has a comma may stand alone."""
+  if os.path.isdir(text):
+    return [text]
+  return [folder.strip() for folder in text.split(",") if folder.strip()]
 
 
 class Source(abc.ABC):
-  """A sequence of examples with class names."""
+  """A sequence of examples with class names. notes: lines on what was found and is not used."""
 
-  def __init__(self, class_names):
+  def __init__(self, class_names, notes=()):
     self.class_names = [str(c) for c in class_names]
+    self.notes = list(notes)
     self.corrupt = CorruptImages()
 
   @property
@@ -92,6 +129,25 @@ class Source(abc.ABC):
   @abc.abstractmethod
   def name(self, index):
     """What to call an example, readable or not."""
+
+  def identity(self, index):
+    """What tells an example from the others, wherever the data lie: its name, save for files that
+    are named with their folders."""
+    return self.name(index)
+
+  def digest(self):
+    """sha256, in hexadecimal, of the class names and of every example's identity, in order."""
+    names = hashlib.sha256("\n".join(self.class_names).encode())
+    for index in range(len(self)):
+      names.update(f"\n{self.identity(index)}".encode())
+    return names.hexdigest()
+
+  def class_counts(self):
+    """How many examples each class has, [K]; None where only reading the examples would tell."""
+    labels = getattr(self, "labels", None)
+    if labels is None:
+      return None
+    return np.bincount(labels, minlength=self.num_classes).tolist()
 
 
 class ArraySource(Source):
@@ -127,11 +183,15 @@ def _open_emoji(split):
 
 
 class FolderSource(Source):
-  """Encoded images root/files[i], where files[i] is "class/…/image.jpg" and labels[i] its class."""
+  """Encoded images root/files[i], where files[i] is "class/…/image.jpg" and labels[i] its class.
 
-  def __init__(self, root, files, labels, class_names):
-    super().__init__(class_names)
+  identities: see Source.identity; the files' names by default.
+  """
+
+  def __init__(self, root, files, labels, class_names, identities=None, notes=()):
+    super().__init__(class_names, notes)
     self.root, self.files, self.labels = root, files, np.asarray(labels, np.int32)
+    self._identities = files if identities is None else identities
 
   def __len__(self):
     return len(self.files)
@@ -142,77 +202,30 @@ class FolderSource(Source):
     return {"image": data, "label": int(self.labels[index]), "name": self.name(index)}
 
   def name(self, index):
-    return self.files[index]
+    return folders.readable(self.files[index])
+
+  def identity(self, index):
+    return folders.readable(self._identities[index])
 
 
-def _open_folder(path, split, seed):
-  """path/train and path/val (or path/validation), or class folders only (5 % held out)."""
+def _open_folder(path, split, seed, key):
+  """A folder of class folders, or of splits that hold them; see data/folders.py."""
   if not path:
-    raise UserError('the data source "folder" needs a path to a folder of class folders')
+    raise UserError(f'the data source "folder" needs a path, {key}, to a folder of class folders')
   if not os.path.isdir(path):
-    raise UserError(f"{path} is not a folder: give the path of a folder of class folders")
-  train, val = os.path.join(path, "train"), os.path.join(path, "val")
-  if not os.path.isdir(val):
-    val = os.path.join(path, "validation")
-  # A class may be called "train": a split holds class folders, a class folder holds images.
-  has_train = bool(_folders(train))
-  names = set(_folders(path))
-  if not has_train and names and (names <= SPLIT_FOLDERS or _folders(val)):
-    raise UserError(f"{train} has no class folder: put the images into {train}/CLASS/")
-  if has_train and os.path.isdir(val):
-    _check_same_classes(train, val)
-    return FolderSource(*_list_classes(train if split == "train" else val))
-  root, files, labels, class_names = _list_classes(train if has_train else path)
+    raise UserError(f"{key}={path} is not a folder: give the path of a folder of class folders")
+  root, val, notes = folders.find_splits(path)
+  if val:
+    folders.check_same_classes(root, val)
+    where = root if split == "train" else val
+    files, labels, class_names, more = folders.list_classes(where)
+    return FolderSource(where, files, labels, class_names, notes=notes + more)
+  files, labels, class_names, more = folders.list_classes(root)
   chosen = _hold_out(files, labels, split, seed)
   if not chosen:
     raise UserError(f"{root} has one image a class, none to hold out: add images, or {path}/val")
-  return FolderSource(root, [files[i] for i in chosen], [labels[i] for i in chosen], class_names)
-
-
-def _folders(path):
-  if not os.path.isdir(path):
-    return []
-  with os.scandir(path) as entries:
-    return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__")))
-
-
-def _images(root, folder):
-  """Paths of the images in root/folder and below, relative to root, sorted."""
-  found = []
-  for where, _, names in os.walk(os.path.join(root, folder), followlinks=True):
-    inside = os.path.relpath(where, root)
-    wanted = (n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith("."))
-    found += [os.path.join(inside, n) for n in wanted]
-  return sorted(found)
-
-
-def _list_classes(root):
-  class_names = _folders(root)
-  if not class_names:
-    raise UserError(f"{root} has no class folder: put the images into {root}/CLASS/")
-  files, labels, empty = [], [], []
-  for label, class_name in enumerate(class_names):
-    found = _images(root, class_name)
-    files += found
-    labels += [label] * len(found)
-    empty += [] if found else [class_name]
-  if empty:
-    raise UserError(
-      f"{root} has {len(empty)} of {len(class_names)} classes without an image"
-      f" ({', '.join(SUFFIXES)}): remove or fill {', '.join(empty[:5])}"
-    )
-  return root, files, labels, class_names
-
-
-def _check_same_classes(train, val):
-  ours, theirs = set(_folders(train)), set(_folders(val))
-  if ours != theirs:
-    lone = [f"{c} only in {train}" for c in sorted(ours - theirs)[:3]]
-    lone += [f"{c} only in {val}" for c in sorted(theirs - ours)[:3]]
-    raise UserError(
-      f"train has {len(ours)} classes and validation {len(theirs)}, and both need the same:"
-      f" {'; '.join(lone)}"
-    )
+  files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
+  return FolderSource(root, files, labels, class_names, notes=notes + more)
 
 
 def _hold_out(files, labels, split, seed):
@@ -222,10 +235,14 @@ def _hold_out(files, labels, split, seed):
     by_class.setdefault(label, []).append(index)
   chosen = []
   for indices in by_class.values():
-    indices.sort(key=lambda i: hashlib.sha256(f"{seed}:{files[i]}".encode()).digest())
+    indices.sort(key=lambda i: _hash(f"{seed}:{files[i]}"))
     share = max(1, round(HELD_OUT * len(indices))) if len(indices) > 1 else 0
     chosen += indices[share:] if split == "train" else indices[:share]
   return sorted(chosen)
+
+
+def _hash(name):
+  return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
 class TfdsSource(Source):

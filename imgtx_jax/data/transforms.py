@@ -4,7 +4,6 @@ Host functions take and return uint8 RGB arrays [H, W, 3] and run in the pipelin
 functions take batches [B, H, W, 3].
 """
 
-import io
 import math
 from typing import NamedTuple
 
@@ -12,9 +11,10 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from imgtx_jax.errors import UserError
+from imgtx_jax.io import image_files
 
 # OpenCV's threads would compete with the pipeline's. Its warnings about damaged files would
 # duplicate ours, which name the file.
@@ -27,10 +27,11 @@ class CorruptImageError(ValueError):
 
 
 def decode(data):
-  """Encoded bytes (JPEG, PNG, WebP) to a uint8 RGB image [H, W, 3].
+  """Encoded bytes of any kind in image_files.SUFFIXES to a uint8 RGB image [H, W, 3].
 
-  Grayscale, palette, CMYK and 16-bit images become RGB, transparent pixels lie on white, and the
-  EXIF orientation is applied. Raises CorruptImageError for anything else, truncated files included.
+  Grayscale, palette, CMYK, 16-bit and float images become RGB (see io/image_files.py), transparent
+  pixels lie on white, and the EXIF orientation is applied. Raises CorruptImageError for anything
+  else, truncated files included.
   """
   image = _decode_opencv(data) if _opencv_suffices(data) else None
   return _decode_pillow(data) if image is None else image
@@ -39,20 +40,23 @@ def decode(data):
 def _opencv_suffices(data):
   """Returns whether OpenCV, twice as fast as Pillow, decodes these bytes correctly.
 
-  It drops transparency, converts CMYK by a cruder formula and, depending on its version, fills the
-  missing part of a truncated JPEG with gray. Pillow gets these right or raises.
+  It drops transparency, converts CMYK by a cruder formula, allocates whatever size a damaged header
+  asks for and, depending on its version, fills the missing part of a truncated JPEG with gray.
+  Pillow gets these right or raises.
   """
   if data[:2] == b"\xff\xd8":
     ends = data[-64:].rstrip(b"\0").endswith(b"\xff\xd9")
-    return ends and _jpeg_components(data) in (1, 3)
+    components, height, width = _jpeg_frame(data)
+    return ends and components in (1, 3) and height * width <= image_files.MAX_PIXELS
   if data[:8] == b"\x89PNG\r\n\x1a\n":
     opaque = data[25:26] in (b"\0", b"\2", b"\3") and data.find(b"tRNS", 33, data.find(b"IDAT")) < 0
-    return opaque and b"IEND" in data[-64:]
-  return data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8 "
+    pixels = int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
+    return opaque and b"IEND" in data[-64:] and pixels <= image_files.MAX_PIXELS
+  return data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8 "  # 14 bits a side
 
 
-def _jpeg_components(data):
-  """Returns the number of colour components in a JPEG's frame header; 0 if there is none."""
+def _jpeg_frame(data):
+  """Returns (colour components, height, width) of a JPEG's frame header; zeros if there is none."""
   position = 2
   while position + 10 <= len(data) and data[position] == 0xFF:
     marker = data[position + 1]
@@ -60,9 +64,10 @@ def _jpeg_components(data):
       position += 1
       continue
     if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-      return data[position + 9]
+      height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
+      return data[position + 9], int.from_bytes(height, "big"), int.from_bytes(width, "big")
     position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-  return 0
+  return 0, 0, 0
 
 
 def _decode_opencv(data):
@@ -74,10 +79,8 @@ def _decode_opencv(data):
 
 def _decode_pillow(data):
   try:
-    with Image.open(io.BytesIO(data)) as picture:
-      picture = ImageOps.exif_transpose(picture)
-      if picture.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    with image_files.open_image(data) as picture:
+      picture = image_files.upright(picture)
       if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -95,7 +98,9 @@ def read_image(file, size):
   except OSError as error:
     raise UserError(f"{file} cannot be read ({error.strerror}); give image files") from error
   except CorruptImageError as error:
-    raise UserError(f"{file} is no whole image ({error}); give JPEG, PNG or WebP files") from error
+    raise UserError(
+      f"{file} is no whole image ({error}); give image files such as JPEG, PNG, WebP or TIFF"
+    ) from error
   return center_crop(image, size)
 
 

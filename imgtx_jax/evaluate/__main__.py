@@ -36,6 +36,7 @@ from imgtx_jax.evaluate import extractors, image_sets, inputs, reference, runner
 from imgtx_jax.evaluate.audit import audit
 from imgtx_jax.evaluate.metrics_registry import Settings
 from imgtx_jax.evaluate.style import from_flags
+from imgtx_jax.io import local_paths, outputs
 from imgtx_jax.pretrained import inception_weights
 from imgtx_jax.sampling import options as sampling_options
 from imgtx_jax.sampling.sampler import check_prefix
@@ -47,10 +48,13 @@ AUDIT_NUM = 2000  # samples with a label, and as many without
 def main(flags):
   """Evaluates what the flags ask for and writes the results."""
   asked = [name.strip() for name in flags.metrics.split(",") if name.strip()]
+  outputs.check_folder("--out", folder(flags))
   if "style" in asked:
     from_flags.run(flags, asked, folder(flags))
     return
   check_flags(flags)
+  outputs.check_file("--save_npz", flags.save_npz, (".npz",))
+  outputs.check_file("--save_stats", flags.save_stats, (".npz",))
   if flags.audit:
     run_audit(flags)
     return
@@ -113,7 +117,8 @@ def run_audit(flags):
 
 def default_network():
   """FID's, if its weights were converted here; else the one that comes by pip."""
-  return "inception" if inception_weights.default_path().is_file() else "vgg16"
+  path = inception_weights.default_path()
+  return "inception" if path and path.is_file() else "vgg16"
 
 
 def folder(flags):
@@ -123,10 +128,9 @@ def folder(flags):
 
 def shared_folder(flags):
   """Where features of references and training data go."""
-  cache = os.environ.get("IMGTX_CACHE")
-  if not cache and flags.workdir:
+  if flags.workdir and not os.environ.get("IMGTX_CACHE"):
     return Path(flags.workdir) / "evaluation" / "references"
-  return Path(cache or Path.home() / ".cache" / "imgtx_jax") / "references"
+  return (local_paths.cache_folder() or folder(flags)) / "references"
 
 
 def make_subject(flags, network):
@@ -147,28 +151,37 @@ def make_subject(flags, network):
       flags.reference or "train",
       network,
       widths,
-      config=config,
+      model=model,
       size=side,
       crop=crop,
       limit=flags.reference_num,
     )
+  for images in (samples, compared and compared.images):
+    say_notes(images.notes if images else ())
   return inputs.Subject(
     network,
     widths,
     model,
     samples,
     compared,
-    held_out=own_data(config, "validation", flags.num),
-    training=own_data(config, "train", flags.reference_num),
+    held_out=own_data(model, "validation", flags.num),
+    training=own_data(model, "train", flags.reference_num),
   )
 
 
-def own_data(config, split, limit):
+def say_notes(notes):
+  """Prints what was left out of folders."""
+  if jax.process_index() == 0:
+    for note in notes:
+      print(f"note: {note}", flush=True)
+
+
+def own_data(model, split, limit):
   """The work directory's images, or None, with a line, where they are not on this machine."""
-  if config is None:
+  if model is None:
     return None
   try:
-    return reference.own_data(config, split, limit)
+    return reference.own_data(model, split, limit)
   except UserError as error:
     if jax.process_index() == 0:
       print(f"without the work directory's {split} images: {error}", flush=True)
@@ -223,12 +236,13 @@ def run_sweep(flags, evaluator, found, asked):
 def define_flags(flags):
   """Defines the command's flags in a cli.flag_groups.FlagGroups."""
   flags.group("What to measure")
-  flags.string("workdir", None, "The work directory of imgtx_jax.main.")
+  flags.path("workdir", None, "The work directory of imgtx_jax.main.")
   stages = ("", "tokenizer", "pretrain", "finetune", "gan")
   flags.enum("stage", "", stages, "The last one by default")
   flags.checkpoint()
-  flags.string("samples", "", "A folder or .npz of images to measure; drawn by default.")
-  flags.string("reference", "", "train (default), validation, a folder, .npz, tfds:NAME[:SPLIT].")
+  flags.path("samples", "", "A folder or .npz of images to measure; drawn by default.")
+  reference_text = "train (default), validation, a folder, .npz, tfds:NAME[:SPLIT]."
+  flags.path("reference", "", reference_text, words="train|validation|tfds:.*")
   flags.integer("reference_num", 0, "Use at most this many reference images; 0: all.", least=0)
   flags.integer("image_size", 0, "Crop and resize images to it; 0: as they are.", least=0)
   flags.group("How to measure")
@@ -242,19 +256,20 @@ def define_flags(flags):
   flags.integer("num", 50000, "How many to draw, or to read at most.", least=1)
   flags.enum("labels", "", ("", *inputs.LABELS), "Classes in turn, or by frequency")
   flags.integer("prefix", None, "The dial k: codes drawn before rendering; all by default.")
-  flags.integer("seed", 0, "Image i depends on the seed, i and its label.")
+  flags.seed()
   flags.integer("batch_size", 64, "Images at a time; results do not depend on it.", least=1)
   sampling_flags.define(flags, brief=True)
   flags.group("Style transfer (--metrics=style)")
-  flags.string("content", "", "A folder of content images.")
-  flags.string("style", "", "A folder of style images.")
-  flags.strings("outputs", [], "NAME=FOLDER of another method's outputs, CONTENT--STYLE.png.")
+  flags.path("content", "", "A folder of content images.")
+  flags.path("style", "", "A folder of style images.")
+  outputs_text = "NAME=FOLDER of another method's outputs, CONTENT--STYLE.png."
+  flags.paths("outputs", [], outputs_text, named=True)
   flags.integer("leak_pairs", 100, "Stylise repeatedly on this many pairs; 0: none.", least=0)
   flags.integer("leak_rounds", 20, "How often.", least=1)
   flags.group("Where to write")
-  flags.string("out", "", "A folder for the results; WORKDIR/evaluation by default.")
-  flags.string("save_npz", "", "Write the samples as ADM's evaluator reads them.")
-  flags.string("save_stats", "", "Write mean and covariance of the samples' features.")
+  flags.path("out", "", "A folder for the results; WORKDIR/evaluation by default.")
+  flags.path("save_npz", "", "Write the samples as ADM's evaluator reads them.")
+  flags.path("save_stats", "", "Write mean and covariance of the samples' features.")
 
 
 COMMAND = command.Command(main, define_flags, __doc__, processes="share")

@@ -5,6 +5,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.data import transforms
@@ -43,8 +44,19 @@ def of_examples(keep_images=False):
   the image alone."""
   if keep_images:
     return Extractor("images", {}, lambda batch: {"image": batch["image"]})
-  names = ("label", "row", "seconds")
-  return Extractor("examples", {}, lambda batch: {name: batch[name] for name in names})
+
+  def examples(batch):
+    return {name: batch[name] for name in ("label", "row", "seconds")} | {
+      "digest": np.array([_image_digest(image) for image in batch["image"]], np.uint64)
+    }
+
+  return Extractor("examples", {"digest": "blake2b, 64 bits"}, examples)
+
+
+def _image_digest(image):
+  """Returns an int of 64 bits that tells the pixels of an image from others."""
+  data = np.ascontiguousarray(image).tobytes()
+  return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def of_discriminator(model, batch_size):

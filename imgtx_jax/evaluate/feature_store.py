@@ -7,14 +7,13 @@ FOLDER/NAME-DIGEST/moments-PART.npz    mean and covariance of an array, once the
 import hashlib
 import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
-from imgtx_jax.io import sharded_store
+from imgtx_jax.io import npz, sharded_store
 from imgtx_jax.io.atomic import write_atomically
 from imgtx_jax.metrics import validate as feature_checks
 from imgtx_jax.metrics.frechet import Moments
@@ -91,7 +90,7 @@ class FeatureStore(sharded_store.ShardedStore):
       try:
         with np.load(path, allow_pickle=False) as kept:
           return Moments(int(kept["count"]), kept["total"], kept["outer"])
-      except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):
+      except npz.DAMAGE:
         logging.warning("%s is damaged and is made again", path)
     moments = Moments()
     for chunk in self.chunks(part):

@@ -2,28 +2,31 @@
 
 import abc
 import hashlib
+import math
 import os
 import time
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from imgtx_jax.data import pipeline, sources, transforms
-from imgtx_jax.errors import UserError
+from imgtx_jax.errors import UserError, first_line
+from imgtx_jax.io import npz
 
 
 class ImageSet(abc.ABC):
   """count images of one size (height, width); labelled: whether their labels mean something.
 
-  fingerprint: {name: plain value} of all that decides the images; protocols tell it too.
+  fingerprint: {name: plain value} of all that decides the images; protocols tell it too. notes:
+  lines on files that were found and left out.
   """
 
   count: int
   size: tuple[int, int]
   fingerprint: dict
   labelled = False
+  notes: list | tuple = ()
 
   @abc.abstractmethod
   def batches(self, rows, batch_size):
@@ -43,6 +46,7 @@ class SourceImages(ImageSet):
   def __init__(self, source, fingerprint, *, size=None, limit=0, threads=4, labelled=False):
     self.count = min(limit or len(source), len(source))
     self.source, self.side, self.threads = source, size, threads
+    self.notes = source.notes
     self.labelled = labelled
     self.indices = np.arange(self.count) * len(source) // max(self.count, 1)
     self.size = (size, size) if size else self._find_size()
@@ -92,6 +96,10 @@ class NpzImages(ImageSet):
     with self._open() as member:
       shape = self._read_header(member)
       self._start = member.tell()
+    with zipfile.ZipFile(self.path) as archive:
+      length = archive.getinfo("arr_0.npy").file_size
+    if length != self._start + math.prod(shape):
+      raise self._damaged("arr_0", f"{list(shape)} images do not take {length:,} bytes")
     self.total, self.size = shape[0], tuple(shape[1:3])
     self.count = min(limit or self.total, self.total)
     self.labels = self._read_labels()
@@ -120,11 +128,13 @@ class NpzImages(ImageSet):
   def _open(self):
     try:
       return zipfile.ZipFile(self.path).open("arr_0.npy")
-    except (OSError, zipfile.BadZipFile) as error:
-      raise UserError(f"{self.path} cannot be read as .npz ({error}); name another file") from error
     except KeyError as error:
       raise UserError(
         f"{self.path} has no arr_0; images are expected there as uint8 [n, height, width, 3]"
+      ) from error
+    except npz.DAMAGE as error:
+      raise UserError(
+        f"{self.path} is no whole .npz ({first_line(error)}); name another file"
       ) from error
 
   def _read_header(self, member):
@@ -134,8 +144,8 @@ class NpzImages(ImageSet):
         version, np.lib.format.read_array_header_2_0
       )
       shape, fortran, dtype = read(member)
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-      raise UserError(f"{self.path}: arr_0 is damaged ({error}); make the file again") from error
+    except npz.DAMAGE as error:
+      raise self._damaged("arr_0", first_line(error)) from error
     if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or not shape[0]:
       raise UserError(
         f"{self.path}: arr_0 is {dtype} {list(shape)}; give uint8 images [n, height, width, 3]"
@@ -145,19 +155,28 @@ class NpzImages(ImageSet):
   def _read(self, member, size):
     try:
       data = member.read(size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-      raise UserError(f"{self.path}: arr_0 is damaged ({error}); make the file again") from error
+    except npz.DAMAGE as error:
+      raise self._damaged("arr_0", first_line(error)) from error
     if len(data) != size:
-      raise UserError(f"{self.path}: arr_0 ends early; make the file again")
+      raise self._damaged("arr_0", "it ends early")
     return data
 
+  def _damaged(self, name, reason):
+    return UserError(f"{self.path}: {name} is damaged ({reason}); make the file again")
+
   def _read_labels(self):
-    with zipfile.ZipFile(self.path) as archive:
-      if "arr_1.npy" not in archive.namelist():
-        return None
-    with np.load(self.path, allow_pickle=False) as arrays:
-      labels = arrays["arr_1"]
-    return labels.astype(np.int32) if labels.shape == (self.total,) else None
+    try:
+      with np.load(self.path, allow_pickle=False) as arrays:
+        labels = arrays["arr_1"] if "arr_1" in arrays else np.zeros(0)
+    except npz.DAMAGE as error:
+      raise self._damaged("arr_1", first_line(error)) from error
+    if labels.shape != (self.total,):
+      return None
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= 2**31:
+      raise self._damaged(
+        "arr_1", f"labels are {labels.dtype} from {labels.min()} to {labels.max()}"
+      )
+    return labels.astype(np.int32)
 
 
 class DrawnImages(ImageSet):
@@ -199,15 +218,12 @@ def open_files(path, *, size=None, limit=0):
 def open_data(name, split, *, path="", size, limit=0, threads=4):
   """The ImageSet of a split ("train", "validation") of a data source, in squares of side size."""
   source = sources.open_source(name, split=split, path=path)
-  names = hashlib.sha256("\n".join(source.class_names).encode())
-  for index in range(len(source)):
-    names.update(f"\n{source.name(index)}".encode())
   fingerprint = {
     "kind": "data",
     "source": name,
     "path": str(Path(path).resolve()) if path else "",
     "split": split,
-    "names": names.hexdigest(),
+    "names": source.digest(),
   }
   options = dict(size=size, limit=limit, threads=threads, labelled=True)
   return SourceImages(source, fingerprint, **options)
@@ -228,8 +244,12 @@ def folder_fingerprint(source):
   """Names, sizes and times of change stand for the content, which is not read for it."""
   listed = hashlib.sha256()
   for file in source.files:
-    found = os.stat(os.path.join(source.root, file))
-    listed.update(f"{file}\n{found.st_size}\n{found.st_mtime_ns}\n".encode())
+    try:
+      found = os.stat(os.path.join(source.root, file))
+      state = f"{found.st_size}\n{found.st_mtime_ns}"
+    except OSError as error:  # a broken link: reading it says so
+      state = error.strerror
+    listed.update(f"{file}\n{state}\n".encode("utf-8", "surrogateescape"))
   return {"kind": "folder", "path": str(Path(source.root).resolve()), "files": listed.hexdigest()}
 
 

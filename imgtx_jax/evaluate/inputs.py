@@ -13,7 +13,7 @@ from imgtx_jax.evaluate import extractors, feature_networks, image_sets
 from imgtx_jax.evaluate.reference import Reference
 from imgtx_jax.sampling import options as sampling_options
 from imgtx_jax.sampling.sampler import SAMPLING_STAGES, Sampler, load_stage
-from imgtx_jax.training import workdir
+from imgtx_jax.training import data_record, workdir
 
 LABELS = ("balanced", "data")
 
@@ -95,7 +95,7 @@ def draw_samples(model, options, *, count, prefix, seed, rule, batch_size):
 def draw_labels(model, count, rule, seed):
   """(labels int32 [count], the rule in words)."""
   classes = len(model.class_names)
-  given = None if rule == "balanced" else data_labels(model.config, rule == "data")
+  given = None if rule == "balanced" else data_labels(model, rule == "data")
   if given is None:
     return np.arange(count, dtype=np.int32) % classes, "balanced: the classes in turn"
   # Quantiles of the sorted labels: every class within one of its share.
@@ -104,11 +104,13 @@ def draw_labels(model, count, rule, seed):
   return spread[order].astype(np.int32), "data: the training data's frequencies, shuffled"
 
 
-def data_labels(config, needed):
-  """Labels int [n] of the training data if they are known without reading images, else None, or a
-  UserError if they are needed."""
+def data_labels(model, needed):
+  """Labels int [n] of a Model's training data if they are known without reading images, else None,
+  or a UserError if they are needed."""
+  config = model.config
   try:
     source = sources.open_source(config.data.source, split="train", path=config.data.path)
+    data_record.check_classes(model.directory, model.class_names, source.class_names)
   except UserError:
     if needed:
       raise

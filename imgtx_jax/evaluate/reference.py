@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from imgtx_jax.errors import UserError
+from imgtx_jax.errors import UserError, first_line
 from imgtx_jax.evaluate import image_sets
+from imgtx_jax.io import npz
 from imgtx_jax.io.atomic import open_atomically, write_atomically
+from imgtx_jax.training import data_record
 
 _PARTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
@@ -28,21 +30,23 @@ class Reference:
   statistics: dict = dataclasses.field(default_factory=dict)
 
 
-def open_reference(text, network, widths, *, config=None, size=None, crop=None, limit=0):
+def open_reference(text, network, widths, *, model=None, size=None, crop=None, limit=0):
   """The Reference that `text` names: "train" or "validation" (of config.data), "tfds:NAME" or
   "tfds:NAME:SPLIT", a folder, an .npz of images or of statistics.
 
-  network: the FeatureNetwork in use, and widths {part: D} what it gives. size: the side of data
-  sets' images; crop: that of a folder's, None as they are; limit: at most so many images, 0 all.
+  network: the FeatureNetwork in use, and widths {part: D} what it gives. model: the inputs.Model
+  whose data "train" and "validation" are. size: the side of data sets' images; crop: that of a
+  folder's, None as they are; limit: at most so many images, 0 all.
   """
   if text in ("train", "validation"):
-    if config is None:
+    if model is None:
       raise UserError(f"--reference={text} is the data of a work directory; give --workdir")
-    images = own_data(config, text, limit)
+    images = own_data(model, text, limit)
   elif text.startswith("tfds:"):
     name, _, split = text.removeprefix("tfds:").partition(":")
     if split not in ("", "train", "validation"):
       raise UserError(f"--reference={text}: {split!r} is not one of: train, validation")
+    config = model and model.config
     path = config.data.path if config and config.data.source == f"tfds:{name}" else ""
     options = dict(path=path, size=size, limit=limit)
     images = image_sets.open_data(f"tfds:{name}", split or "validation", **options)
@@ -53,12 +57,15 @@ def open_reference(text, network, widths, *, config=None, size=None, crop=None, 
   return Reference(images.fingerprint, images)
 
 
-def own_data(config, split, limit=0):
-  """The images of a work directory's data."""
-  data = config.data
-  return image_sets.open_data(
+def own_data(model, split, limit=0):
+  """The images of the data that an inputs.Model was trained on; UserError if their classes are
+  others now."""
+  data = model.config.data
+  images = image_sets.open_data(
     data.source, split, path=data.path, size=data.image_size, limit=limit, threads=data.threads
   )
+  data_record.check_classes(model.directory, model.class_names, images.source.class_names)
+  return images
 
 
 def _open_npz(path, network, widths, limit):
@@ -69,8 +76,8 @@ def _open_npz(path, network, widths, limit):
       has_images = "arr_0" in arrays
       small = [key for key in arrays if key not in ("arr_0", "arr_1")]
       found = {key: arrays[key] for key in small}
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f"{path} cannot be read as .npz ({error}); name another file") from error
+  except npz.DAMAGE as error:
+    raise UserError(f"{path} is no whole .npz ({first_line(error)}); name another file") from error
   if not has_images and not {"mu", "sigma"} <= found.keys():
     raise UserError(
       f"{path} holds {', '.join(found) or 'nothing'}; a reference needs arr_0 (images), or mu and "

@@ -30,6 +30,7 @@ from imgtx_jax.evaluate import (
 from imgtx_jax.evaluate.metrics_registry import METRICS
 from imgtx_jax.io.atomic import write_atomically
 
+_DISTINCT = 0.9  # the fraction of samples that differ from each other, below which a run says so
 _TITLES = {"held_out": "held-out images", "training": "training images"}
 
 
@@ -99,11 +100,20 @@ class Evaluator:
     try:
       if jax.process_index():
         return None
+      self._warn_of_repeats(stores)
       found = self._compute(subject, metrics, stores, left_out)
       self._save(stores, subject, save_npz, save_stats)
       return found
     finally:
       processes.gather(b"the first process has computed")
+
+  def _warn_of_repeats(self, stores):
+    """Says so where the samples hold the same images again and again, as a collapsed model's do."""
+    if ("samples", "examples") in stores:
+      digests = stores["samples", "examples"].read("digest")
+      distinct = len(np.unique(digests))
+      if distinct < _DISTINCT * len(digests):
+        self._say(f"warning: the {len(digests)} samples are {distinct} distinct images")
 
   def _compute(self, subject, metrics, stores, left_out):
     """What run returns, of filled stores."""

@@ -1,8 +1,10 @@
 """Image files that users name, with what networks do not see: size, orientation, alpha, profile.
 
-Reads what Pillow reads: colour, grey, palette, CMYK and 16-bit images become 8-bit RGB, turned as
-their EXIF orientation says. The RGB values are kept as they are and so is their colour profile:
-pixels that nothing changes stay the same to the bit.
+Reads what Pillow reads, and TIFFs of 16-bit and float colours: colour, grey, palette and CMYK
+become 8-bit RGB, turned as their EXIF orientation says. The RGB values are kept as they are and so
+is their colour profile: pixels that nothing changes stay the same to the bit. Of several frames or
+pages the first is read. Float values are 0 … 1, or 0 … 255 where one is above 1; 32-bit integers
+are 0 … 255, or 0 … 65535 where one is above 255; anything else is refused.
 """
 
 import io
@@ -13,11 +15,17 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from imgtx_jax.errors import UserError
 from imgtx_jax.io.atomic import write_atomically
 
+# How the names of the images end that are looked for in folders: all kinds that can be decoded.
+SUFFIXES = (
+  *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif"),
+  *(".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+  *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".ico", ".pcx", ".psd", ".qoi", ".sgi", ".dds"),
+)
 MIN_SIDE, MAX_SIDE = 16, 16_384
 MAX_PIXELS = 2**26  # 67 million: a float32 copy takes 0.8 GB
 # Lossless where the format can be, else of high quality.
@@ -63,7 +71,7 @@ def read(file):
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size says it better
-      with Image.open(io.BytesIO(data)) as image:
+      with open_image(data) as image:
         _check_size(file, *image.size)
         return _read(image)
   except UserError:
@@ -71,9 +79,9 @@ def read(file):
   except Image.DecompressionBombError as error:
     raise UserError(_too_large(f"{file} has far too many pixels")) from error
   except Exception as error:  # Pillow's decoders raise nearly every type on damaged bytes
-    reason = "not a known format" if isinstance(error, Image.UnidentifiedImageError) else error
+    reason = "not a known format" if isinstance(error, UnidentifiedImageError) else error
     raise UserError(
-      f"{file} is no whole image ({reason}); give JPEG, PNG, WebP or TIFF files"
+      f"{file} is no whole image ({reason}); give image files such as JPEG, PNG, WebP or TIFF"
     ) from error
 
 
@@ -92,12 +100,73 @@ def _too_large(start):
   )
 
 
+def open_image(data):
+  """A Pillow image out of encoded bytes, its pixels not yet decoded where Pillow knows its kind."""
+  try:
+    return Image.open(io.BytesIO(data))
+  except UnidentifiedImageError:
+    if data[:2] not in (b"II", b"MM"):
+      raise
+    # A TIFF of 16-bit or float colours, which Pillow has no mode for.
+    if _tiff_pixels(data) > MAX_PIXELS:
+      raise
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.shape[2:] not in ((), (3,), (4,)):
+      raise
+    if values.ndim == 3:
+      values = values[..., (2, 1, 0, 3)[: values.shape[2]]]  # OpenCV's order is BGR
+    return Image.fromarray(to_bytes(values))
+
+
+def _tiff_pixels(data):
+  """Returns how many pixels a TIFF's header tells of; 0 if it is damaged."""
+  try:
+    header = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+    file = io.BytesIO(data)
+    file.seek(header.next)
+    header.load(file)
+    return int(header[TiffImagePlugin.IMAGEWIDTH]) * int(header[TiffImagePlugin.IMAGELENGTH])
+  except Exception:  # Pillow's reader raises many types on damaged bytes
+    return 0
+
+
+def upright(image):
+  """A Pillow image of 8 bits a sample, turned as its EXIF orientation says."""
+  image = ImageOps.exif_transpose(image)
+  if image.mode.startswith("I") or image.mode == "F":  # which convert() would clip at 255
+    image = Image.fromarray(to_bytes(np.asarray(image)))
+  return image
+
+
+def to_bytes(values):
+  """Samples of any type as uint8, by the ranges that the module names; ValueError beyond them."""
+  if values.dtype == np.uint8:
+    return values
+  if values.dtype.itemsize == 2 and values.dtype.kind == "u":
+    return (values >> 8).astype(np.uint8)
+  least, most = values.min(), values.max()
+  if not (least >= 0 and most <= (255 if values.dtype.kind == "f" else 65535)):  # NaN too
+    raise ValueError(
+      f"its values go from {least:g} to {most:g}: write 0 … 1 as float, or 8 or 16 bits"
+    )
+  if values.dtype.kind == "f":
+    return np.rint(values * (255 if most <= 1 else 1)).astype(np.uint8)
+  return (values >> (8 if most > 255 else 0)).astype(np.uint8)
+
+
+def has_alpha(file):
+  """Whether an image file has transparency; False where it cannot be read."""
+  try:
+    with Image.open(file) as image:
+      return image.has_transparency_data
+  except Exception:  # whoever reads it says why
+    return False
+
+
 def _read(image):
   has_rgb_profile = image.mode in ("RGB", "RGBA", "P")  # not that of inks or of grey
   profile = image.info.get("icc_profile") if has_rgb_profile else None
-  image = ImageOps.exif_transpose(image)
-  if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  image = upright(image)
   if not image.has_transparency_data:
     return Picture(np.array(image.convert("RGB")), None, profile)
   values = np.array(image.convert("RGBA"))
@@ -117,6 +186,12 @@ def check_name(file):
     raise UserError(f"{file} is no name of an image file; give one in {', '.join(_FORMATS)}")
 
 
+def check_alpha(file):
+  """UserError unless the format that a file's name says keeps an alpha channel."""
+  if Path(file).suffix.lower() in _WITHOUT_ALPHA:
+    raise UserError(f"{file} cannot keep the content's alpha channel: write .png or .webp")
+
+
 def write(file, picture):
   """Writes a Picture in the format of the file's suffix.
 
@@ -126,9 +201,8 @@ def write(file, picture):
   suffix = Path(file).suffix.lower()
   if picture.alpha is None:
     image = Image.fromarray(picture.rgb)
-  elif suffix in _WITHOUT_ALPHA:
-    raise UserError(f"{file} cannot keep the content's alpha channel: write .png or .webp")
   else:
+    check_alpha(file)
     image = Image.fromarray(np.dstack([picture.rgb, picture.alpha]))
   data = io.BytesIO()
   options = {"icc_profile": picture.profile} if picture.profile else {}

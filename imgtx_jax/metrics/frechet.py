@@ -10,6 +10,8 @@ from imgtx_jax.metrics import validate as feature_checks
 # Largest rounding error of a covariance's eigenvalues, relative to the largest eigenvalue.
 # Published statistics are often stored in float32.
 _ROUNDING = 1e-3
+# And relative to the squares of the means, where there is next to no variance: a collapsed model.
+_ROUNDING_OF_MEANS = 1e-6
 
 
 @dataclasses.dataclass
@@ -108,7 +110,8 @@ def _check_statistics(name, mean, covariance):
   values, vectors = np.linalg.eigh(covariance)
   asymmetry = np.abs(covariance - covariance.T).max(initial=0.0)
   scale = np.abs(values).max(initial=0.0)
-  if values.min(initial=0.0) < -_ROUNDING * scale or asymmetry > _ROUNDING * scale:
+  tolerance = _ROUNDING * scale + _ROUNDING_OF_MEANS * np.square(mean).max(initial=0.0)
+  if values.min(initial=0.0) < -tolerance or asymmetry > tolerance:
     raise UserError(
       f"{name} statistics: no covariance has a least eigenvalue of {values.min():.3g} (0 or more) "
       f"and an asymmetry of {asymmetry:.3g} (0): compute them anew"

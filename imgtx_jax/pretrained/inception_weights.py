@@ -3,7 +3,6 @@
 `python -m imgtx_jax.convert inception` writes the file. Its metadata hold the sha256 of the source.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from imgtx_jax.errors import UserError
+from imgtx_jax.io import local_paths
 from imgtx_jax.io.atomic import write_atomically
 from imgtx_jax.pretrained import state_dict
 from imgtx_jax.pretrained.batch_norm_folding import fold
@@ -22,9 +22,9 @@ _KIND = "imgtx_jax inception"
 
 
 def default_path():
-  """Returns the path of the converted weights in $IMGTX_CACHE or ~/.cache/imgtx_jax."""
-  folder = os.environ.get("IMGTX_CACHE") or Path.home() / ".cache" / "imgtx_jax"
-  return Path(folder) / "inception.safetensors"
+  """Returns the path of the converted weights in the cache folder; None if there is no folder."""
+  folder = local_paths.cache_folder()
+  return folder and folder / "inception.safetensors"
 
 
 def convert(weights):
@@ -50,7 +50,10 @@ def load(path=None):
 
   path: default_path() if None. Raises UserError with the command to run if there is no such file.
   """
-  path = Path(path or default_path())
+  path = path or default_path()
+  if not path:
+    raise UserError("there is no home folder here: set IMGTX_CACHE to a folder for weights")
+  path = Path(path)
   remedy = f"python -m imgtx_jax.convert inception {FILE}"
   if not path.is_file():
     raise UserError(

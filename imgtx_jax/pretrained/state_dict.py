@@ -8,6 +8,7 @@ import functools
 import pickle
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,14 @@ import numpy as np
 import safetensors
 
 from imgtx_jax.errors import UserError, first_line
+
+# Under which keys training tools keep a state dict, and what they put before its names.
+WRAPPERS = (
+  *("module", "_orig_mod", "model", "ema", "state_dict", "model_state_dict"),
+  *("ema_model", "model_ema", "params_ema", "params", "net", "network"),
+)
+_DEEPEST = 4  # dicts in each other
+_READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
 class Weight(NamedTuple):
@@ -34,40 +43,75 @@ def in_memory(arrays):
   }
 
 
-def read_file(path, wrappers):
+def read_file(path, wrappers, say=None):
   """Returns {name: Weight} of a file.
+
+  What training tools wrap a state dict in is taken off: dicts that hold it under a key, and keys
+  that all begin with "module.", "_orig_mod." and the like. Of several state dicts in one file, such
+  as the weights and their average, the one that `wrappers` names first is taken.
 
   Args:
     path: of a .safetensors file or a PyTorch checkpoint.
-    wrappers: keys under which a PyTorch checkpoint may hold the state dict; the first present is
-      taken. If none is present, the whole file must be a state dict.
+    wrappers: keys under which a file may hold the state dict, the best first; WRAPPERS come after.
+    say: takes a line on what was taken out of which wrappers, if there were any.
 
   Raises:
     UserError: one line, without the path, if the file cannot be read.
   """
   if not Path(path).is_file():
     raise UserError("there is no such file; give a .pt or .safetensors file")
-  if Path(path).suffix == ".safetensors":
-    return _read_safetensors(path)
-  return _read_torch(path, wrappers)
+  wrappers = tuple(dict.fromkeys((*wrappers, *WRAPPERS)))
+  read = _read_safetensors if Path(path).suffix == ".safetensors" else _read_torch
+  weights, taken = read(path, wrappers)
+  weights, stripped = strip(weights, wrappers)
+  if say and taken + stripped:
+    say(f"taken: {' → '.join(taken + stripped)} ({len(weights)} arrays)")
+  return weights
 
 
-def _read_safetensors(path):
+def strip(weights, wrappers):
+  """Returns ({name: Weight} without the prefixes that wrappers put before the names, [the prefixes,
+  as "module.*"])."""
+  stripped = []
+  while True:
+    first = Counter(str(name).partition(".")[0] for name in weights if "." in str(name))
+    found = [word for word in wrappers if first[word]]
+    # A few entries beside them, such as the number of updates, are none of the weights.
+    if not found or sum(first[word] for word in found) < 0.9 * len(weights):
+      return weights, stripped
+    start = f"{found[0]}."
+    weights = {n.removeprefix(start): w for n, w in weights.items() if n.startswith(start)}
+    stripped.append(f"{start}*")
+
+
+def _finite(name, array):
+  """Returns the array; raises UserError if it holds NaN or infinity."""
+  if not np.isfinite(array).all():
+    raise UserError(f"{name} holds NaN or infinity: the weights are of a run that diverged")
+  return array
+
+
+def _read_safetensors(path, wrappers):
+  """Returns ({name: Weight}, []) of a .safetensors file, whose names are never nested."""
+  del wrappers
   try:
     file = safetensors.safe_open(path, framework="np")
   except (safetensors.SafetensorError, OSError) as error:
     raise UserError(f"no whole safetensors file ({first_line(error)}); fetch it again") from error
 
   def read(name):
-    return np.asarray(file.get_tensor(name), np.float32)
+    return _finite(name, np.asarray(file.get_tensor(name), np.float32))
 
-  return {
-    name: Weight(tuple(file.get_slice(name).get_shape()), functools.partial(read, name))
-    for name in file.keys()
-  }
+  weights = {}
+  for name in file.keys():
+    if (kind := file.get_slice(name).get_dtype()) not in _READABLE:
+      raise UserError(f"{name} is stored as {kind}: convert it to float32 or bfloat16 first")
+    weights[name] = Weight(tuple(file.get_slice(name).get_shape()), functools.partial(read, name))
+  return weights, []
 
 
 def _read_torch(path, wrappers):
+  """Returns ({name: Weight}, [the keys that held them]) of a PyTorch checkpoint."""
   try:
     import torch  # an optional dependency that only this format needs
   except ImportError as error:
@@ -93,23 +137,30 @@ def _read_torch(path, wrappers):
     is_advice = isinstance(error, pickle.UnpicklingError)
     reason = "not a pickle" if is_advice else first_line(error)
     raise UserError(f"no whole PyTorch file ({reason}); fetch it again") from error
-  state = _unwrap(content, wrappers)
+  state, taken = _unwrap(content, wrappers)
   alien = sorted(str(k) for k, v in state.items() if not isinstance(v, torch.Tensor))
   if alien:
     raise UserError(
       f"no state dict: {', '.join(alien[:3])} is no array there, and none of "
       f"{', '.join(wrappers)} holds one"
     )
+  state = {str(name): x for name, x in state.items()}
+
   # .float() only on reading: nothing of a mapped file is in memory yet.
-  return {
-    name: Weight(tuple(x.shape), functools.partial(lambda x: x.detach().float().numpy(), x))
-    for name, x in state.items()
-  }
+  def read(name):
+    return _finite(name, state[name].detach().float().numpy())
+
+  weights = {n: Weight(tuple(x.shape), functools.partial(read, n)) for n, x in state.items()}
+  return weights, taken
 
 
 def _unwrap(content, wrappers):
-  """Returns the state dict of a checkpoint's content; see read_file."""
-  if not isinstance(content, dict):
-    raise UserError(f"no state dict but a {type(content).__name__}")
-  found = [content[name] for name in wrappers if isinstance(content.get(name), dict)]
-  return found[0] if found else content
+  """Returns (the state dict of a checkpoint's content, [the keys that held it]); see read_file."""
+  taken = []
+  while isinstance(content, dict):
+    found = [key for key in wrappers if isinstance(content.get(key), dict)]
+    if not found or len(taken) == _DEEPEST:
+      return content, taken
+    content = content[found[0]]
+    taken.append(found[0])
+  raise UserError(f"no state dict but a {type(content).__name__}")

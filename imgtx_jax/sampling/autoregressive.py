@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from imgtx_jax.models.transformer import unstack_layers
 
+# Temperatures below this take the likeliest code: logits over them would leave float32's range.
+GREEDY_BELOW = 1e-20
 GUIDANCE = ("constant", "interval", "linear", "power-cosine")
 
 
@@ -20,7 +22,8 @@ class Decoding:
     interval       s for cfg_start ≤ t/N < cfg_stop, else 1 (arXiv:2404.07724)
     linear         from 1 at the first code to s at the last
     power-cosine   1 + (s − 1)(1 − cos(π (t/(N − 1))^cfg_power)) / 2 (arXiv:2411.00776)
-  Then come temperature (0 takes the likeliest code), top_k (0: all) and top_p (1: all).
+  Then come temperature (0, or one below GREEDY_BELOW, takes the likeliest code), top_k (0: all)
+  and top_p (1: all).
   """
 
   cfg_scale: float = 1.0
@@ -60,7 +63,7 @@ def guidance_scale(options, position, total):
 
 def filter_logits(logits, options):
   """Divides logits [B, V] by the temperature and sets those outside top-k and top-p to −inf."""
-  if options.temperature > 0:
+  if options.temperature >= GREEDY_BELOW:
     logits = logits / options.temperature
   if options.top_k and options.top_k < logits.shape[-1]:
     threshold = jax.lax.top_k(logits, options.top_k)[0][:, -1:]
@@ -73,6 +76,15 @@ def filter_logits(logits, options):
     threshold = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
     logits = jnp.where(logits < threshold, -jnp.inf, logits)
   return logits
+
+
+def draw_codes(logits, keys, position, options):
+  """Returns codes int32 [B] at one position out of logits [B, V], each by its own key [B]."""
+  logits = filter_logits(logits, options)
+  if options.temperature < GREEDY_BELOW:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  draws = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+  return jax.vmap(jax.random.categorical)(draws, logits).astype(jnp.int32)
 
 
 def sample_codes(gpt, params, labels, keys, *, steps, options, given=None):
@@ -113,13 +125,7 @@ def sample_codes(gpt, params, labels, keys, *, steps, options, given=None):
     if guided:
       conditional, free = logits[:batch], logits[batch:]
       logits = free + guidance_scale(options, position, total) * (conditional - free)
-    logits = filter_logits(logits, options)
-    if options.temperature > 0:
-      draws = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
-      codes = jax.vmap(jax.random.categorical)(draws, logits)
-    else:
-      codes = jnp.argmax(logits, axis=-1)
-    codes = codes.astype(jnp.int32)
+    codes = draw_codes(logits, keys, position, options)
     if given is not None:
       codes = jnp.where(position < known, given[:, position], codes)
     return (codes, caches), (codes, states[:batch, 0])

@@ -109,7 +109,7 @@ class Sampler:
   def __init__(self, stage, results, options, *, prefix, seed=0, batch_size=64):
     self.stage, self.results = stage, results
     self.batch_size = batch_size
-    root = rng.stream(jax.random.key(seed), "sample", 0)
+    root = rng.stream(rng.root_key(seed), "sample", 0)
 
     def run(params, batch):
       keys = rng.example_keys(root, batch["index"])

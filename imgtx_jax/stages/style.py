@@ -50,7 +50,7 @@ class StyleStage(base.Stage):
   def companions(self):
     options = self.options.data
     training, held_out = (
-      sources.open_source(options.source, split=split, path=options.path)
+      sources.open_source(options.source, split=split, path=options.path, key="config.style.data")
       for split in ("train", "validation")
     )
     crops = (options.crop, options.min_scale, options.max_scale)

@@ -54,11 +54,14 @@ class Options(NamedTuple):
   masks: tuple = ()
 
 
-def find(path):
-  """The Files in a folder and below it, in the order of their paths, or the one file."""
+def find(path, notes):
+  """The Files in a folder and below it, in the order of their paths, or the one file. Lines on what
+  is left out are added to the list `notes`."""
   if not Path(path).is_dir():
     return [File(str(path), Path(path).stem)]
-  files = sources.open_files(path).files
+  source = sources.open_files(path)
+  files = source.files
+  notes += source.notes
   stems = [str(Path(file).with_suffix("")) for file in files]
   counts = Counter(stems)
   # a.jpg and a.png keep their suffixes: else one would overwrite the output of the other.

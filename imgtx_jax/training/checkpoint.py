@@ -45,7 +45,7 @@ class Checkpoints:
   """
 
   def __init__(self, directory, *, keep=2, keep_every=0):
-    self.directory = epath.Path(directory).expanduser().absolute()
+    self.directory = epath.Path(directory).absolute()
     self._keep = [policies.LatestN(keep)]
     if keep_every:
       self._keep.append(policies.EveryNSteps(keep_every))
@@ -196,7 +196,7 @@ def load(directory, *, step=None):
   For later stages and commands: the fields of TrainState that are left; lists become dicts of
   "0", "1", ... With `step` only that one will do.
   """
-  directory = epath.Path(directory).expanduser().absolute()
+  directory = epath.Path(directory).absolute()
 
   def read(path):
     record = _read_record(path)

@@ -1,11 +1,13 @@
 """The work directory of an experiment: its config, its classes, and its stages' folders.
 
-config.json  classes.json  report.html  report.json
+config.json  classes.json  data.json  report.html  report.json
 {round}-{stage}/   checkpoints/  pictures/  metrics.jsonl  summary.json (once the stage is done)
 """
 
 import contextlib
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +16,11 @@ import numpy as np
 
 import imgtx_jax
 from imgtx_jax.config import defaults as configs
+from imgtx_jax.config import validation
 from imgtx_jax.distributed import processes
-from imgtx_jax.errors import UserError
+from imgtx_jax.errors import UserError, first_line
 from imgtx_jax.io.atomic import write_atomically
-from imgtx_jax.training import checkpoint
+from imgtx_jax.training import checkpoint, data_record
 from imgtx_jax.training.train_state import TrainState
 
 FORMAT = 2  # of config.json; 1 had no version in it
@@ -64,64 +67,133 @@ def stage_runs(config):
   return tasks
 
 
-def claim(config, workdir, class_names):
-  """Writes config.json and classes.json into a work directory; in a used one the config must be
-  the same.
+def claim(config, workdir, class_names, data=None):
+  """Writes config.json, classes.json and data.json into a work directory; in a used one the config,
+  the classes and the images must be the same, and nothing is written where they are not.
 
   FREE_KEYS may differ. A key that was added to the package since counts as its default.
 
+  Args:
+    config: the experiment's.
+    workdir: the work directory.
+    class_names: of the data, in order.
+    data: what data_record.describe returns; None where there are no images.
+
   Raises:
-    UserError: if the directory belongs to another config, or to another version's format.
+    UserError: if the directory belongs to another config, other classes, other images, or to
+      another version's format.
   """
-  workdir = Path(workdir)
-  flat = json.loads(json.dumps(configs.flatten(config)))
+  workdir, names = Path(workdir), list(class_names)
   path = workdir / "config.json"
-  if path.exists():
-    defaults = json.loads(json.dumps(configs.flatten(configs.default())))
-    found = defaults | _read_flat(workdir)
-    for key in sorted(set(flat) | set(found)):
-      ours, theirs = flat.get(key, "absent"), found.get(key, "absent")
-      if ours != theirs and key not in FREE_KEYS and key.rpartition(".")[2] not in configs.RUNNING:
-        raise UserError(
-          f"{workdir} belongs to another config: {key} is {theirs!r} there and {ours!r} here; "
-          "use another --workdir, or set it back"
-        )
+  flat = _plain(config)
+  _check_config(workdir, flat)
+  trained = _read_names(workdir) if (workdir / "classes.json").exists() else None
+  if trained is not None:
+    data_record.check_classes(workdir, trained, names)
+  record = (data or data_record.describe({})) | {"config": _digest(flat, names)}
+  if trained in (None, names):
+    record, notes = data_record.compare(workdir, record, names)
+    for line in notes:
+      print(line, flush=True)
   processes.wait_for_all("the old config is read")
   if processes.is_first():
     version = {_VERSION: {"version": imgtx_jax.__version__, "format": FORMAT}}
-    write_atomically(path, json.dumps(version | flat, indent=1, ensure_ascii=False).encode())
-    names = json.dumps(list(class_names), indent=0, ensure_ascii=False)
-    write_atomically(workdir / "classes.json", names.encode())
+    _write_json(path, version | flat, indent=1)
+    if trained != names:
+      _write_json(workdir / "classes.json", names, indent=0)
+    if record:
+      _write_json(workdir / data_record.FILE, record)
   processes.wait_for_all("the config is written")
   if not path.exists():
     raise UserError(f"{path} of the first process is not here: name a --workdir that all share")
 
 
-def read(workdir):
-  """Returns (config, class names) of a work directory; UserError if nothing was trained there."""
-  workdir = Path(workdir)
+def _plain(config):
+  """Returns the config as config.json has it: {dotted key: JSON value}."""
+  return json.loads(json.dumps(configs.flatten(config)))
+
+
+def _digest(flat, class_names):
+  """Returns the SHA-256 of what may not change once a work directory is begun: the classes, and the
+  keys of a plain config that decide networks and training, where they differ from their defaults.
+  """
+  defaults = _plain(configs.default())
+  decides = {
+    key: value
+    for key, value in flat.items()
+    if not (_is_free(key) or key in configs.PATH_KEYS or key in ("rounds", "stages"))
+    and not key.startswith("sample.")
+    and value != defaults.get(key)
+  }
+  text = json.dumps([decides, list(class_names)], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_free(key):
+  return key in FREE_KEYS or key.rpartition(".")[2] in configs.RUNNING
+
+
+def _check_config(workdir, flat):
+  """Raises UserError where a work directory belongs to another plain config."""
   if not (workdir / "config.json").exists():
+    return
+  found = _plain(configs.default()) | _read_flat(workdir)
+  for key in sorted(set(flat) | set(found)):
+    ours, theirs = flat.get(key, "absent"), found.get(key, "absent")
+    if key in configs.PATH_KEYS and theirs and os.path.abspath(str(theirs)) == ours:
+      continue  # an older version stored paths as they were given
+    if ours != theirs and not _is_free(key):
+      raise UserError(
+        f"{workdir} belongs to another config: {key} is {theirs!r} there and {ours!r} here; "
+        "use another --workdir, or set it back"
+      )
+
+
+def _write_json(path, values, indent=None):
+  write_atomically(path, json.dumps(values, indent=indent, ensure_ascii=False).encode())
+
+
+def _read_json(path, kind, remedy="copy it back from where the run was, or train anew"):
+  """Returns the JSON value of a file, of the type `kind`; raises UserError where it is gone or
+  damaged."""
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except OSError as error:
+    raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{path} is damaged ({first_line(error)}): {remedy}") from error
+  if not isinstance(found, kind):
+    raise UserError(f"{path} is damaged (it holds no {kind.__name__}): {remedy}")
+  return found
+
+
+def read(workdir):
+  """Returns (config, class names) of a work directory; raises UserError if nothing was trained
+  there, or if what it says of the run is damaged."""
+  workdir = Path(workdir)
+  path = workdir / "config.json"
+  if not path.exists():
     raise UserError(
       f"{workdir} holds no config.json, so nothing was trained there; train first: "
       f"python -m imgtx_jax.main --config configs/quickstart.py --workdir {workdir}"
     )
-  config = configs.default()
-  flat = _read_flat(workdir)
-  unknown = sorted(set(flat) - set(configs.flatten(config)))
-  if unknown:
-    raise UserError(
-      f"{workdir}/config.json has {unknown[0]}, which this version of imgtx_jax does not know; use "
-      "the version that trained it"
-    )
-  flat = {key: tuple(v) if isinstance(v, list) else v for key, v in flat.items()}
-  config.update_from_flattened_dict(flat)
-  return config.lock(), json.loads((workdir / "classes.json").read_text())
+  flat, names = _read_flat(workdir), _read_names(workdir)
+  config = _parse(path, flat)
+  _check_unchanged(workdir, flat, names)
+  try:
+    validation.check(config, devices=1)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
+  return config.lock(), names
 
 
 def _read_flat(workdir):
   """Returns {dotted key: value} of config.json; UserError if it has another version's format."""
-  flat = json.loads((workdir / "config.json").read_text())
+  path = workdir / "config.json"
+  flat = _read_json(path, dict)
   written = flat.pop(_VERSION, {"version": "0.1.0", "format": 1})
+  if not isinstance(written, dict) or written.keys() != {"version", "format"}:
+    raise UserError(f"{path} is damaged ({_VERSION} is {written!r}): train anew")
   if written["format"] != FORMAT:
     raise UserError(
       f"{workdir} was written by imgtx_jax {written['version']}, whose configs this version, "
@@ -131,9 +203,60 @@ def _read_flat(workdir):
   return flat
 
 
+def _read_names(workdir):
+  """Returns the class names of a work directory."""
+  path, remedy = workdir / "classes.json", "delete it, and the training command writes it again"
+  names = _read_json(path, list, remedy)
+  if not names or not all(isinstance(name, str) for name in names):
+    raise UserError(f"{path} is damaged (it is no list of names): {remedy}")
+  return names
+
+
+def _parse(path, flat):
+  """Returns the config of a plain one that was read from `path`."""
+  config = configs.default()
+  known = configs.flatten(config)
+  if unknown := sorted(set(flat) - set(known)):
+    raise UserError(
+      f"{path} has {unknown[0]}, which this version of imgtx_jax does not know; use the version "
+      "that trained it"
+    )
+  for key, value in flat.items():
+    if not _fits(value, known[key]):
+      raise UserError(
+        f"{path} is damaged: {key} is {value!r}, and should be as {known[key]!r}; set it back"
+      )
+  config.update_from_flattened_dict(
+    {key: tuple(v) if isinstance(v, list) else v for key, v in flat.items()}
+  )
+  return config
+
+
+def _fits(value, like):
+  """Returns whether a JSON value has the type of a config's default, as JSON has it."""
+  if isinstance(like, list):
+    return isinstance(value, list) and all(_fits(v, like[0] if like else "") for v in value)
+  if isinstance(like, bool) or isinstance(value, bool):
+    return isinstance(like, bool) and isinstance(value, bool)
+  return (
+    isinstance(value, int | float) if isinstance(like, float) else isinstance(value, type(like))
+  )
+
+
+def _check_unchanged(workdir, flat, names):
+  """Raises UserError where config.json or classes.json are not what the run was begun with."""
+  begun = data_record.config_digest(workdir)
+  if begun and begun != _digest(flat, names):
+    raise UserError(
+      f"{workdir}: config.json or classes.json were changed after the run was begun, and its "
+      f"weights may not fit them; set them back, or delete {workdir / data_record.FILE} to use them"
+    )
+
+
 def is_finished(workdir, task):
   """Returns whether a StageRun has written its summary."""
-  return (Path(workdir) / task.name / "summary.json").exists()
+  folder = Path(workdir) / task.name
+  return (folder / "summary.json").exists() and _read_summary(folder) is not None
 
 
 def write_finished(workdir, stage, ema, variables, origin):
@@ -159,6 +282,18 @@ def write_finished(workdir, stage, ema, variables, origin):
     "figures": {"parameters": sum(x.size for x in jax.tree.leaves(ema))},
   }
   write_summary(folder, summary | origin)
+
+
+def _read_summary(folder):
+  """Returns a finished stage's summary; raises UserError for a damaged one."""
+  path, remedy = folder / "summary.json", "delete it, and the training command makes it again"
+  summary = _read_json(path, dict, remedy)
+  best, wanted = summary.get("best"), {"step": 0, "metric": "", "value": 0.0}
+  if best and not (
+    isinstance(best, dict) and all(_fits(best.get(k), v) for k, v in wanted.items())
+  ):
+    raise UserError(f"{path} is damaged (its best is {best!r}): {remedy}")
+  return summary
 
 
 def write_summary(folder, summary):
@@ -191,7 +326,7 @@ def results(workdir, tasks, start_from="last", chosen=()) -> dict[str, Any]:
 def _result(workdir, task, asked, start_from):
   """Returns the checkpoint of one StageRun; prints which one it is where there is a choice."""
   folder = Path(workdir) / task.name
-  summary = json.loads((folder / "summary.json").read_text())
+  summary = _read_summary(folder)
   best = summary.get("best")
   if asked == "best" and not best:
     raise UserError(
@@ -199,7 +334,7 @@ def _result(workdir, task, asked, start_from):
       "--config.best_metric=NAME, or leave the flag out for the last"
     )
   which = (asked or start_from) if best else "last"
-  if best and best["step"] != summary["steps"] and jax.process_index() == 0:
+  if best and best["step"] != summary.get("steps") and jax.process_index() == 0:
     kept = f"step {best['step']}, {best['metric']} {best['value']:.5g}"
     used = "the best checkpoint" if which == "best" else "the last checkpoint, not the best"
     print(f"{task.name}: {used} ({kept})", flush=True)

@@ -227,7 +227,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing(files, tmp_path, monkeypatc
   monkeypatch.undo()
   run(*files, tmp_path / "work")
   assert sorted(p.name for p in (tmp_path / "work").iterdir()) == [
-    *("1-pretrain", "1-tokenizer", "classes.json", "config.json")
+    *("1-pretrain", "1-tokenizer", "classes.json", "config.json", "data.json")
   ]
 
 

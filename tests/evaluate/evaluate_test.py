@@ -121,7 +121,7 @@ def test_labels_in_turn_or_as_in_the_data(trained):
   labels, rule = inputs.draw_labels(model, 20, "balanced", 0)
   assert labels.tolist() == [i % 9 for i in range(20)] and rule.startswith("balanced")
   labels, rule = inputs.draw_labels(model, 500, "", 0)
-  data = inputs.data_labels(model.config, True)
+  data = inputs.data_labels(model, True)
   shares = np.bincount(labels, minlength=9) / 500 - np.bincount(data, minlength=9) / len(data)
   assert rule.startswith("data") and np.abs(shares).max() <= 1.01 / 500
   assert not np.array_equal(labels, np.sort(labels))

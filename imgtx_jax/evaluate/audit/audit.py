@@ -22,8 +22,10 @@ from imgtx_jax.metrics import small_sample
 from imgtx_jax.reporting import report
 from imgtx_jax.sampling.options import as_values
 from imgtx_jax.sampling.sampler import Sampler, check_prefix, load_judging_stage
+from imgtx_jax.training import data_record
 
 HELD_OUT = 1000  # held-out images, or as many as samples where that is more
+_SPLITS = ("train", "validation")
 
 
 def run_audit(
@@ -65,7 +67,9 @@ def run_audit(
   network, reason = _feature_network(network, config)
   examiner = sample_groups.Examiner(stage, results, network, batch_size)
   sampler = Sampler(stage, results, options, prefix=prefix, seed=seed, batch_size=batch_size)
-  sets, data_counts = _gather(examiner, sampler, config, len(class_names), num)
+  pair = [open_source(config.data.source, split=s, path=config.data.path) for s in _SPLITS]
+  data_record.check_classes(directory, class_names, pair[0].class_names)
+  sets, data_counts = _gather(examiner, sampler, config, len(class_names), num, pair)
   audit = {
     "protocol": _protocol(directory, sets, network, reason, options)
     | {"checkpoint": checkpoint, "step": int(results[stage.name]["step"])}
@@ -107,13 +111,11 @@ def _feature_network(network, config):
   return network, ""
 
 
-def _gather(examiner, sampler, config, classes, num):
+def _gather(examiner, sampler, config, classes, num, pair):
   """The ImageSets samples, unconditional, training and held_out; and the training images of each
-  class [K] (an estimate of their shares where the source cannot count them)."""
-  data = config.data
-
-  def source(split):
-    return open_source(data.source, split=split, path=data.path)
+  class [K] (an estimate of their shares where the source cannot count them). pair: the sources of
+  training and held-out images."""
+  data, (training, held_out) = config.data, pair
 
   def examine(name, chunks):
     began = time.monotonic()
@@ -123,7 +125,6 @@ def _gather(examiner, sampler, config, classes, num):
 
   labels = (np.arange(num) % classes).astype(np.int32)
   none = np.full(num, classes, np.int32)
-  training, held_out = source("train"), source("validation")
   # Halves of the real images stand against the samples: twice as many are of use.
   indices, counts = sample_groups.spread_over_classes(training, 2 * -(-num // classes), classes)
   held = sample_groups.spread(held_out, max(num, HELD_OUT))

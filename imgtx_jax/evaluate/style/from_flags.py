@@ -22,6 +22,8 @@ def run(flags, asked, folder):
     if not flags.workdir:
       raise UserError(f"--sweep={flags.sweep} is of a trained model; give its --workdir")
   pairs = style_pairs.Pairs(flags.content, flags.style, size=size, limit=flags.num)
+  for note in (*pairs.contents.notes, *pairs.styles.notes):
+    print(f"note: {note}", flush=True)
   methods = style_methods.open_methods(
     pairs,
     directory=flags.workdir,

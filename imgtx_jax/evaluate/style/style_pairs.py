@@ -22,7 +22,7 @@ class Folder:
     source = sources.open_files(path)
     self.files = [os.path.join(path, file) for file in source.files]
     self.names = [Path(file).stem for file in self.files]
-    self.fingerprint = image_sets.folder_fingerprint(source)
+    self.fingerprint, self.notes = image_sets.folder_fingerprint(source), source.notes
     if doubled := sorted({name for name in self.names if self.names.count(name) > 1}):
       raise UserError(
         f"{flag}={path} has two images called {doubled[0]!r}, and outputs go by these names: "
