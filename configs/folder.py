@@ -24,9 +24,7 @@ def get_config(size="64"):
   config.discriminator.overlap = config.patch // 2
   config.quantizer.codebook_size = 1024
   config.gpt.order = "spread"
-  config.gpt.target_position = True
-  for network in ("encoder", "generator", "gpt", "discriminator"):
-    config[network].remat = "full"
+  config.remat = "full"
   for stage, steps in (("tokenizer", 5000), ("pretrain", 5000), ("finetune", 3000)):
     config[stage].steps = steps
     config[stage].batch_size = 32

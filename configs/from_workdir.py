@@ -23,7 +23,7 @@ def get_config(directory=""):
   directory = os.path.abspath(os.path.expanduser(directory))
   config = workdir.read(directory)[0].copy_and_resolve_references()
   with config.unlocked():
-    config.finetune_from = directory
+    config.init_from = directory
     config.stages = ("tokenizer", "pretrain", "finetune")
     config.rounds = 1
     config.data.source = "folder"
@@ -31,5 +31,5 @@ def get_config(directory=""):
     config.data.crop = "random"
     config.data.flip = True
     if config.tokenizer_kind == "vqgan":  # no decoder to start the generator from
-      config.finetune.reconstruct_warmup_steps = config.finetune.steps // 4
+      config.finetune.adversarial_start_steps = config.finetune.steps // 4
   return config.lock()

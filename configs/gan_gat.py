@@ -29,12 +29,11 @@ def get_config(variant="imagenet256"):
   config = defaults.default()
   config.stages = ("gan",)
   config.generator.qk_norm = True
-  options = config.gan
-  options.adversary.augment = ("color", "translation", "cutout")
-  options.adversary.levels = True
-  for player in (options.optimizer, options.adversary.optimizer):
-    player.learning_rate = 2e-4
-    player.width_base = 768
+  config.adversary.augment = ("color", "translation", "cutout")
+  config.adversary.see_taps = True
+  # 2e-4 · 768 / width at width 768. For small it would be 1.2e-3: too much for so small a batch.
+  for player in (config.gan, config.adversary):
+    player.optimizer.learning_rate = 2e-4
   (_imagenet256 if variant == "imagenet256" else _small)(config)
   return config.lock()
 
@@ -48,18 +47,17 @@ def _imagenet256(config):
   config.generator.taps = (4, 8)
   config.discriminator.overlap = 0
   config.quantizer.code_dim = 64
+  config.remat = "dots"
   for network in ("generator", "discriminator"):
-    config[network].update(dict(width=768, layers=12, heads=12, remat="dots"))
+    config[network].update(dict(width=768, depth=12, num_heads=12))
   config.gan.update(dict(batch_size=512, steps=60 * defaults.IMAGENET_IMAGES // 512))
-  config.gan.modulation_dim = 768
+  config.generator.modulation_dim = 768
   config.log_steps = 100
   config.evaluate_steps = config.picture_steps = 5000
   config.checkpoint_steps = 2500
 
 
 def _small(config):
-  config.discriminator.update(dict(layers=3, patch=8, overlap=4))
-  config.generator.remat = config.discriminator.remat = "full"
+  config.discriminator.update(dict(depth=3, patch=8, overlap=4))
+  config.remat = "full"
   config.gan.update(dict(batch_size=32, steps=1000))
-  # A rate scaled by 768 / 128 would be 1.2e-3: too much for so small a batch.
-  config.gan.optimizer.width_base = config.gan.adversary.optimizer.width_base = 0

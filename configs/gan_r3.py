@@ -27,14 +27,13 @@ def get_config(variant="imagenet64"):
   config = defaults.default()
   config.stages = ("gan",)
   config.generator.taps = ()
-  options = config.gan
-  options.adversary.penalty = "exact"
-  options.adversary.penalty_share = 1.0
-  options.adversary.update(
-    dict(penalty_weight=0.5, penalty_weight_end=0.05, penalty_anneal_share=0.2)
+  config.adversary.update(dict(penalty="exact", penalty_fraction=1.0))
+  config.adversary.update(
+    dict(penalty_weight=0.5, penalty_weight_end=0.05, penalty_anneal_fraction=0.2)
   )
-  for player in (options.optimizer, options.adversary.optimizer):
-    player.update(dict(learning_rate=2e-4, schedule="cosine", final_share=0.25))
+  config.optimizer.end_lr_ratio = 0.25
+  for player in (config.gan, config.adversary):
+    player.optimizer.update(dict(learning_rate=2e-4, schedule="cosine"))
   (_imagenet64 if variant == "imagenet64" else _small)(config)
   return config.lock()
 
@@ -45,17 +44,18 @@ def _imagenet64(config):
   config.data.flip = True
   config.data.threads = 16
   config.quantizer.code_dim = 64
+  config.remat = "dots"
   for network in ("generator", "discriminator"):
-    config[network].update(dict(width=512, layers=8, heads=8, remat="dots"))
+    config[network].update(dict(width=512, depth=8, num_heads=8))
   config.gan.update(dict(batch_size=256, steps=60 * defaults.IMAGENET_IMAGES // 256))
-  config.gan.modulation_dim = 512
-  config.gan.adversary.augment = ()
+  config.generator.modulation_dim = 512
+  config.adversary.augment = ()
   config.log_steps = 100
   config.evaluate_steps = config.picture_steps = 5000
   config.checkpoint_steps = 2500
 
 
 def _small(config):
-  config.discriminator.update(dict(layers=3, patch=8, overlap=4))
-  config.generator.remat = config.discriminator.remat = "full"
+  config.discriminator.update(dict(depth=3, patch=8, overlap=4))
+  config.remat = "full"
   config.gan.update(dict(batch_size=32, steps=1000))

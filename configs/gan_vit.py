@@ -31,11 +31,8 @@ def get_config(variant="cifar10"):
   config.discriminator.update(
     dict(attention="l2", spectral_norm=True, qk_norm=False, layer_scale=0.0, overlap=2)
   )
-  options = config.gan
-  options.adversary.loss = "nonsaturating"
-  options.adversary.penalty = "exact"
-  options.adversary.augment = ("color", "translation", "cutout")
-  options.adversary.consistency_weight = 10.0
+  config.adversary.update(dict(loss="nonsaturating", penalty="exact", consistency_weight=10.0))
+  config.adversary.augment = ("color", "translation", "cutout")
   (_cifar10 if variant == "cifar10" else _small)(config)
   return config.lock()
 
@@ -45,16 +42,16 @@ def _cifar10(config):
   config.data.flip = True
   config.quantizer.code_dim = 64
   for network in ("generator", "discriminator"):
-    config[network].update(dict(width=384, layers=4, heads=6))
+    config[network].update(dict(width=384, depth=4, num_heads=6))
   config.gan.update(dict(batch_size=128, steps=320_000))
-  config.gan.modulation_dim = 384
-  config.gan.adversary.penalty_weight = 5.0
+  config.generator.modulation_dim = 384
+  config.adversary.penalty_weight = 5.0
   config.log_steps = 100
   config.evaluate_steps = config.picture_steps = 5000
   config.checkpoint_steps = 2500
 
 
 def _small(config):
-  for network in ("generator", "discriminator"):
-    config[network].update(dict(layers=3, remat="full"))
+  config.generator.depth = config.discriminator.depth = 3
+  config.remat = "full"
   config.gan.update(dict(batch_size=32, steps=1000))

@@ -19,7 +19,7 @@ configs/from_workdir.py starts from it. xl and larger split their state over dev
 Hours and figures of our own: not run.
 """
 
-from imgtx_jax.config import defaults as configs
+from imgtx_jax.config import defaults
 from imgtx_jax.convert import llamagen
 from imgtx_jax.errors import one_of
 
@@ -45,8 +45,7 @@ def get_config(variant="b"):
   if fsdp > 1:
     config.parallel.mode = "jit"
     config.parallel.fsdp = fsdp
-  for network in ("generator", "gpt", "discriminator"):
-    config[network].remat = "dots"
+  config.remat = "dots"
   _tokenizer(config.tokenizer)
   _pretrain(config.pretrain, batch, rate)
   _finetune(config.finetune, batch)
@@ -58,7 +57,7 @@ def get_config(variant="b"):
 
 
 def _epochs(count, batch):
-  return count * configs.IMAGENET_IMAGES // batch
+  return count * defaults.IMAGENET_IMAGES // batch
 
 
 def _tokenizer(options):
@@ -85,7 +84,7 @@ def _pretrain(options, batch, rate):
 def _finetune(options, batch):
   options.batch_size = batch
   options.steps = _epochs(20, batch)
-  options.reconstruct_warmup_steps = _epochs(2, batch)  # the convolutional decoder gives no start
+  options.adversarial_start_steps = _epochs(2, batch)  # the convolutional decoder gives no start
   options.bank_rows = 2  # a refill draws 2,000 images
   options.refresh_steps = 5000
   options.lpips_weight = 1.0

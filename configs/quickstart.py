@@ -11,11 +11,9 @@ def get_config():
   """The quickstart; configs/quickstart.py is also the smallest whole experiment to copy."""
   config = defaults.default()
   # Compute dtype, batch sizes and steps are chosen for two CPU cores.
-  config.gpt.update(dict(width=128, layers=4, heads=4))
+  config.gpt.update(dict(width=128, depth=4, num_heads=4))
   config.gpt.order = "spread"
-  config.gpt.target_position = True
-  for network in ("encoder", "generator", "gpt", "discriminator"):
-    config[network].remat = "full"  # on a CPU also faster: scanned layers store less
+  config.remat = "full"  # on a CPU also faster: scanned layers store less
 
   # Flat areas and edges are what one looks at in drawings: no dots, no patch borders.
   config.tokenizer.gradient_weight = config.finetune.gradient_weight = 1.0
@@ -27,16 +25,17 @@ def get_config():
   config.pretrain.optimizer.learning_rate = 2e-3
   config.pretrain.ema_decay = 0.99
   # Larger patches than the generator's: cheaper, and no grid of its own that coincides with it.
-  config.discriminator.update(dict(layers=3, patch=8, overlap=4))
+  config.discriminator.update(dict(depth=3, patch=8, overlap=4))
   config.finetune.steps = 400
   config.finetune.batch_size = 32
-  config.finetune.prefix_none_share = 0.3
-  config.finetune.prefix_full_share = 0.4
+  config.finetune.prefix_none_prob = 0.3
+  config.finetune.prefix_full_prob = 0.4
   # What few codes leave open is learned from the images too, each by the noise that suits it best:
   # from any noise it would be the mean image of a class. It counts to the end: over half of the
   # steps alone, k = 0 gets worse again.
   config.finetune.reconstruct_all_steps = 400
-  config.finetune.update(dict(noise_candidates=8, noise_dim=16))
+  config.finetune.noise_candidates = 8
+  config.generator.noise_dim = 16
   config.finetune.adversarial_weight = 0.1
   config.finetune.class_weight = 0.05
   config.finetune.optimizer.learning_rate = 1e-3
@@ -44,11 +43,11 @@ def get_config():
   config.finetune.optimizer.schedule = "cosine"
   config.finetune.optimizer.warmup_steps = 20
   config.finetune.gpt_optimizer.learning_rate = 5e-5
-  config.finetune.adversary.optimizer.learning_rate = 1e-3
-  config.finetune.adversary.penalty_weight = 0.05
-  config.finetune.adversary.optimizer.schedule = "cosine"
-  config.finetune.adversary.optimizer.warmup_steps = 20
-  config.finetune.adversary.augment = ("translation",)
+  config.adversary.optimizer.learning_rate = 1e-3
+  config.adversary.penalty_weight = 0.05
+  config.adversary.optimizer.schedule = "cosine"
+  config.adversary.optimizer.warmup_steps = 20
+  config.adversary.augment = ("translation",)
   config.finetune.ema_decay = 0.99
   config.finetune.refresh_steps = 100
   config.evaluate_steps = 200

@@ -24,21 +24,21 @@ def get_config(folders=""):
   # Of images of 256 pixels, crops from their own scale up: textures as a stylized image has them.
   config.data.update(dict(min_scale=0.14, max_scale=0.4))
   config.data.flip = True
-  config.style.data.update(dict(path=styles, min_scale=0.14, max_scale=0.4))
+  config.style.data.path = styles  # cropped alike
 
   # Patches of 8 pixels and windows of 4 patches: 512×512 pixels are 4,096 tokens, and should take
   # half a second on two cores.
   config.patch = 8
-  config.encoder.update(dict(width=192, layers=1, heads=3, window=4))
-  config.generator.update(dict(width=192, layers=5, heads=3, window=4, taps=()))
+  config.window = 4
+  config.encoder.update(dict(width=192, depth=1, num_heads=3))
+  config.generator.update(dict(width=192, depth=5, num_heads=3, taps=()))
   config.generator.update(dict(head_channels=8, head_overlap=True))
-  config.style_encoder.update(dict(width=192, layers=2, heads=3, window=4))
-  for network in ("encoder", "generator", "style_encoder"):
-    config[network].remat = "full"
-  config.discriminator.update(dict(patch=16, overlap=8, layers=3))
+  config.style_encoder.update(dict(width=192, depth=2, num_heads=3))
+  config.remat = "full"
+  config.discriminator.update(dict(patch=16, overlap=8, depth=3))
   # Latents that hold nearly all of a patch: the stylizer takes them before quantisation.
   config.quantizer.update(dict(code_dim=64, codebook_size=1024))
-  config.tokenizer.continuous_share = 0.9
+  config.tokenizer.continuous_prob = 0.9
   config.tokenizer.gradient_weight = 1.0
   config.tokenizer.update(dict(steps=1200, batch_size=4))
   config.tokenizer.optimizer.learning_rate = 1.5e-3

@@ -27,17 +27,15 @@ def get_config(variant="small"):
   config.data.flip = True
   config.quantizer.codebook_size = 1024
   config.gpt.order = "spread"
-  config.gpt.target_position = True
   (_small if variant == "small" else _base)(config)
   return config.lock()
 
 
 def _small(config):
   config.patch = 8
-  config.encoder.layers = 3
-  config.gpt.update(dict(width=160, layers=4, heads=5))
-  for network in ("encoder", "generator", "gpt", "discriminator"):
-    config[network].remat = "full"
+  config.encoder.depth = 3
+  config.gpt.update(dict(width=160, depth=4, num_heads=5))
+  config.remat = "full"
   for stage, steps in (("tokenizer", 400), ("pretrain", 400), ("finetune", 150)):
     config[stage].steps = steps
     config[stage].batch_size = 32
@@ -46,16 +44,16 @@ def _small(config):
   # Edges and flat areas count, and unlikely codes leave seams: as in the quickstart.
   config.tokenizer.gradient_weight = config.finetune.gradient_weight = 1.0
   config.sample.temperature = config.sample.top_p = 0.9
-  config.discriminator.update(dict(layers=3, patch=16, overlap=8))
-  config.finetune.prefix_none_share = 0.2
-  config.finetune.prefix_full_share = 0.65
+  config.discriminator.update(dict(depth=3, patch=16, overlap=8))
+  config.finetune.prefix_none_prob = 0.2
+  config.finetune.prefix_full_prob = 0.65
   config.finetune.reconstruction_weight = 20.0
   config.finetune.optimizer.learning_rate = 5e-5
   config.finetune.optimizer.warmup_steps = 20
-  config.finetune.optimizer.freeze = "generator/(tap_)?head"
-  config.finetune.adversary.penalty_weight = 0.5
-  config.finetune.adversary.optimizer.warmup_steps = 20
-  config.finetune.adversary.augment = ("translation",)
+  config.finetune.freeze = "generator/(tap_)?head"
+  config.adversary.penalty_weight = 0.5
+  config.adversary.optimizer.warmup_steps = 20
+  config.adversary.augment = ("translation",)
   config.finetune.ema_decay = 0.99
   config.finetune.bank_rows = 2
 
@@ -63,10 +61,10 @@ def _small(config):
 def _base(config):
   config.patch = 4
   config.discriminator.patch = 4
-  config.encoder.update(dict(width=384, layers=5, heads=6))
-  config.generator.update(dict(width=384, layers=8, heads=6, taps=(4,)))
-  config.discriminator.update(dict(width=384, layers=8, heads=6))
-  config.gpt.update(dict(width=512, layers=12, heads=8))
+  config.encoder.update(dict(width=384, depth=5, num_heads=6))
+  config.generator.update(dict(width=384, depth=8, num_heads=6, taps=(4,)))
+  config.discriminator.update(dict(width=384, depth=8, num_heads=6))
+  config.gpt.update(dict(width=512, depth=12, num_heads=8))
   for stage, steps in (("tokenizer", 20000), ("pretrain", 40000), ("finetune", 20000)):
     config[stage].steps = steps
     config[stage].batch_size = 256

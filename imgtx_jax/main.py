@@ -47,7 +47,7 @@ def run(config, directory, only=""):
   for name, pair in pairs.items():
     print("\n".join(sources.describe(name, *pair)), flush=True)
   workdir.claim(config, directory, training.class_names, data_record.describe(pairs))
-  if config.finetune_from:
+  if config.init_from:
     warm_start.adopt(config, directory, training.class_names)
   devices = sharding.make_parallel(
     config.parallel.mode, fsdp=config.parallel.fsdp, rules=configs.sharding_rules(config)
@@ -74,7 +74,7 @@ def run_task(task, config, directory, training, held_out, devices, keeper):
         f"run the same command without --stage, or with --stage={needed} first"
       )
   before = [t for t in before if workdir.is_finished(directory, t)]
-  results = workdir.results(directory, before, config.start_from)
+  results = workdir.results(directory, before, config.stage_checkpoint)
   inputs = stage.inputs(results)
   trainer = loop.Trainer(
     stage,

@@ -26,7 +26,7 @@ PACKAGE = "imgtx_jax"
 # A module imports modules of lower layers and of its own room. A name is a room or a module; the
 # longest that fits decides.
 LAYERS = (
-  ("errors", "rng"),
+  ("errors", "rng", "option_fields"),
   ("io", "distributed"),
   ("models",),
   ("training.optimizer", "training.train_state", "training.gradient_accumulation"),
@@ -386,7 +386,7 @@ def no_compilation_cache():
 def compile_seconds(config, layers):
   """Processor time to trace and compile a tokenizer step; encoder and decoder share the layers."""
   for name in ("encoder", "generator"):
-    config[name].layers = layers // 2
+    config[name].depth = layers // 2
   stage = stages.build("tokenizer", config, 10)
   key = jax.eval_shape(lambda: jax.random.key(0))
   size = config.data.image_size

@@ -63,26 +63,20 @@ def make_tiny_config():
   config = configs.default()
   config.data.image_size = 16
   for name in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
-    config[name].update(dict(width=32, heads=2, layers=2, hidden=64))
-  config.generator.taps = (1,)
-  config.generator.head_channels = 8
+    config[name].update(dict(width=32, num_heads=2, depth=2, mlp_dim=64))
+  config.generator.update(dict(taps=(1,), head_channels=8, noise_dim=8, modulation_dim=16))
+  config.style_encoder.num_tokens = 4
   config.quantizer.codebook_size = 32
   config.gpt.order = "spread"
-  config.gpt.target_position = True
-  for stage in ("finetune", "gan"):
-    config[stage].noise_dim = 8
-    config[stage].modulation_dim = 16
   config.finetune.bank_rows = 2
   config.finetune.noise_candidates = 2
   config.finetune.refresh_steps = 3
-  config.style.update(dict(tokens=4, modulation_dim=16, shift=0))  # VGG16 needs all of 16 pixels
+  config.style.shift = 0  # VGG16 needs all of 16 pixels
   for stage in ("tokenizer", "pretrain", "finetune", "gan", "style"):
     config[stage].steps = 6
     config[stage].batch_size = 16
     config[stage].optimizer.warmup_steps = 0
-  config.finetune.gpt_optimizer.warmup_steps = 0
-  for stage in ("tokenizer", "finetune", "gan", "style"):
-    config[stage].adversary.optimizer.warmup_steps = 0
+  config.finetune.gpt_optimizer.warmup_steps = config.adversary.optimizer.warmup_steps = 0
   config.log_steps = 2
   config.evaluate_steps = 4
   config.picture_steps = 6

@@ -36,14 +36,11 @@ def make_config():
   spec.loader.exec_module(module)
   config = module.get_config().unlock()
   for network in ("encoder", "generator", "gpt", "discriminator"):
-    config[network].layers = 1
+    config[network].depth = 1
   config.data.flip = True
   config.quantizer.entropy = 0.01
   config.finetune.noise_candidates = 2
-  config.style.optimizer.epsilon = 1e-3
-  for stage in ("finetune", "gan"):
-    # Compiles in half the time; the larger its step, the less of float32's digits it loses.
-    config[stage].adversary.update(dict(penalty="difference", penalty_sigma=0.3))
+  config.adversary.penalty_sigma = 0.3  # the larger, the less of float32's digits it loses
   return config
 
 

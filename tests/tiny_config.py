@@ -19,9 +19,5 @@ def get_config(stages="tokenizer"):
   config.parallel.mode = "jit"
   config.generator.taps = ()
   # Adam divides by the gradient's size: a large epsilon keeps it from blowing up the last digits.
-  for stage in ("tokenizer", "pretrain", "finetune", "gan"):
-    config[stage].optimizer.epsilon = 1e-3
-    if "adversary" in config[stage]:
-      config[stage].adversary.optimizer.epsilon = 1e-3
-  config.finetune.gpt_optimizer.epsilon = 1e-3
+  config.optimizer.epsilon = 1e-3
   return config.lock()

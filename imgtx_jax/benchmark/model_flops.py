@@ -11,7 +11,6 @@ import functools
 import math
 
 import jax
-from ml_collections import ConfigDict
 
 from imgtx_jax.benchmark import common
 from imgtx_jax.stages import build
@@ -25,9 +24,7 @@ def count_step(config, name, classes, state, inputs=None):
   """
   plain = config.copy_and_resolve_references()
   with plain.unlocked():
-    for network in plain.values():
-      if isinstance(network, ConfigDict) and "remat" in network:
-        network.update(remat="none", implementation="xla")
+    plain.update(remat="none", attention_kernel="xla")
   stage = build(name, plain, classes)
   step = functools.partial(stage.step, axis=None)
   return count(step, state, common.batch_shapes(config, stage, inputs), jax.random.key(0))

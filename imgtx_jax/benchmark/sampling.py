@@ -35,7 +35,7 @@ from imgtx_jax.models.transformer import unstack_layers
 from imgtx_jax.sampling import autoregressive
 from imgtx_jax.sampling.sampler import Sampler
 from imgtx_jax.stages import STAGES, build, builders
-from imgtx_jax.stages.base import decoding, sampling
+from imgtx_jax.stages.base import sampling
 
 READ_BYTES = 2**29  # of the array whose reading is timed: far more than any cache holds
 
@@ -55,7 +55,7 @@ def measure_codes(config, classes, batch, runs):
   gpt = builders.make_gpt(config, classes)
   params = random_params(gpt, batch, configs.compute_dtype(config))
   total = configs.num_codes(config)
-  options = decoding(config)
+  options = sampling(config)
 
   def draw(params, batch):
     return autoregressive.sample_codes(

@@ -1,8 +1,9 @@
-"""Every configuration key with its one default.
+"""Every config key with its one default.
 
-A config file defines get_config(arg) and starts from default(). Keys that a config does not name
-keep the value they have here. Durations end in _steps; 0 switches an option off unless it says
-otherwise. Most keys are in groups.py; what a user may set is checked by validation.py.
+A config file defines get_config(arg) and starts from default(). Keys that it does not name keep
+the value they have here. Durations end in _steps, probabilities in _prob, fractions in _fraction;
+0 switches an option off unless it says otherwise. groups.py has the blocks; validation.py checks
+what a user may set.
 """
 
 import math
@@ -16,55 +17,83 @@ from imgtx_jax.errors import UserError
 
 IMAGENET_IMAGES = 1_281_167  # of its training split, for steps out of epochs
 STAGES = ("tokenizer", "pretrain", "finetune", "gan", "style")
-# What changes how a network runs, not what it computes.
-RUNNING = ("remat", "unroll", "implementation")
 # Keys that name a file or a folder; cli/paths.py makes them absolute.
-PATH_KEYS = ("data.path", "style.data.path", "pretrain.code_cache", "finetune_from")
+PATH_KEYS = ("data.path", "style.data.path", "pretrain.code_cache", "init_from")
 MEMORIES = ("states", "class", "none", "untrained")
 
 
 def default():
-  """The full configuration, unlocked."""
+  """The full config, unlocked."""
   c = ml_collections.ConfigDict()
   c.seed = 0
-  c.stages = ("tokenizer", "pretrain", "finetune")  # or ("gan",), without pre-training
-  c.rounds = 1
-  # A work directory whose tokenizer and GPT this one starts from; its networks must be the same.
-  c.finetune_from = ""
-  # Compute dtype: "float32", "bfloat16", or "auto" (bfloat16 on accelerators).
-  c.dtype = "auto"
-  # After a collapse (numbers that are not finite, or a stage's own signs of it in guard_lines lines
-  # of the log in a row): "stop" stops and keeps the last good checkpoint, "retry" goes on from it,
+  c.stages = ("tokenizer", "pretrain", "finetune")  # in this order; or ("gan",), without the others
+  c.rounds = 1  # of pretrain and finetune
+  c.init_from = ""  # a work directory of the same networks, whose tokenizer and GPT are taken over
+  c.stage_checkpoint = "last"  # of an earlier stage, to start from; or "best", where it has one
+  # After a collapse (numbers that are not finite, or a stage's own signs of it in three lines of
+  # the log in a row): "stop" stops and keeps the last good checkpoint, "retry" goes on from it,
   # once, at half the learning rates; "off" sees no signs, and stops where numbers are not finite.
   c.guard = "stop"
-  c.guard_lines = 3
 
+  # How networks run, not what they compute.
+  c.dtype = "auto"  # of activations: "float32", "bfloat16", or bfloat16 on accelerators only
+  c.remat = "none"  # activations computed again for the gradient: "full" (all), "dots" or "none"
+  c.attention_kernel = "xla"  # or "cudnn", on NVIDIA GPUs in bfloat16
+  c.unroll = 1  # layers in one turn of the scan: more run faster and take longer to compile
   c.parallel = ml_collections.ConfigDict()
   c.parallel.mode = "pmap"  # or "jit", over a mesh data × fsdp
-  c.parallel.fsdp = 1
+  c.parallel.fsdp = 1  # devices that share one copy of the state
   # Which axis of which arrays fsdp splits, where their size should not decide: "REGEX=AXIS" or
   # "REGEX=none", searched in paths such as params/gpt/transformer/layers/block/mlp/w13/kernel
-  # (whose axis 0 are the layers); the first match counts, and pmap splits nothing.
+  # (whose axis 0 are the layers); the first match counts.
   c.parallel.rules = ()
 
   c.data = groups.data()
 
-  c.patch = 4  # pixels a code, for the tokenizer and the generator
-  c.tokenizer_kind = "transformer"  # encoder and generator; or "vqgan", the convolutional one
+  # The networks.
+  c.tokenizer_kind = "transformer"  # of encoder and generator; or "vqgan", convolutional
+  c.patch = 4  # pixels a side that one code stands for
+  c.window = 0  # tokens a side of windowed attention in encoder, generator, style encoder; even
   c.vqgan = groups.vqgan()
-  c.encoder = groups.trunk(128, 2, 4)
+  c.encoder = groups.network(128, 2, 4)
   c.quantizer = groups.quantizer()
-  c.generator = groups.trunk(128, 4, 4)
-  c.generator.taps = (2,)
-  c.generator.head_channels = 16
-  c.generator.head_overlap = False  # a token draws beyond its patch, under a window
-  c.gpt = groups.gpt()
-  c.discriminator = groups.trunk(128, 4, 4, qk_norm=True, layer_scale=0.1)
-  c.discriminator.patch = 4
-  c.discriminator.overlap = 2
+  c.generator = groups.network(
+    128,
+    4,
+    4,
+    qk_norm=False,  # whether queries and keys are normalised
+    taps=(2,),  # layers after which it renders a conditioned image
+    head_channels=16,  # of the convolutions over the rendered patches
+    head_overlap=False,  # whether a token draws beyond its patch, fading out
+    noise_dim=64,  # numbers of the noise that it is given in finetune and gan
+    modulation_dim=128,  # of what modulates its layers: noise and class, or the style
+  )
+  c.gpt = groups.network(
+    192,
+    6,
+    6,
+    order="raster",  # of codes; or "spread", from coarse to fine
+    dropout=0.1,  # of the tokens and of the two branches of a layer
+    drop_path=0.0,  # of the deepest layer; the others in proportion to their depth
+  )
+  c.discriminator = groups.network(
+    128,
+    4,
+    4,
+    patch=4,  # pixels a side of a token
+    overlap=2,  # pixels by which patches reach into their neighbours, each way
+    qk_norm=True,
+    layer_scale=0.1,  # first value of the branches' learned scales; 0: none
+    attention="dot",  # or "l2", by distance (ViTGAN, arXiv:2107.04589)
+    spectral_norm=False,  # whether matrices keep their first spectral norm
+  )
+  c.style_encoder = groups.network(128, 2, 4, num_tokens=64)  # of a style
+  # Probability that the class is left out, for guidance: in pretrain, finetune and gan.
+  c.class_dropout = 0.1
 
-  c.style_encoder = groups.trunk(128, 2, 4)
-
+  # Training.
+  c.optimizer = groups.optimizer()
+  c.adversary = groups.adversary()
   c.tokenizer = groups.tokenizer()
   c.pretrain = groups.pretrain()
   c.finetune = groups.finetune()
@@ -72,26 +101,30 @@ def default():
   c.style = groups.style()
   c.sample = groups.sample()
 
-  # Distances of a stage's own images from held-out ones while it trains, on VGG16's features, of so
-  # many images (few: see stages/distance.py); 0: none. Needs the extra "perceptual".
-  c.metrics = ml_collections.ConfigDict()
-  c.metrics.fd_images = 0
+  # What is logged, measured and kept.
+  c.log_steps = 20  # from one line of metrics to the next
+  c.evaluate_steps = 200  # from one evaluation on held-out images to the next
+  c.evaluate_images = 512  # of an evaluation while training; the one at the end takes all
+  # Held-out images that a stage's own are compared with while it trains, on VGG16's features (see
+  # stages/online_fd.py); 0: none. Needs the extra "perceptual".
+  c.fd_images = 0
+  c.picture_steps = 200  # from one grid of pictures to the next
+  c.pictures = 32  # of a grid
+  c.checkpoint_steps = 100  # from one checkpoint to the next
+  c.keep_checkpoints = 2  # the newest
+  c.keep_every_steps = 0  # and those of every so many steps
   # The checkpoint with the best of these held-out figures is kept too: names between commas, such
   # as "samples/k64_fd_vgg16, validation/psnr", of which a stage goes by the first that it has.
   c.best_metric = ""
   c.best_mode = "auto"  # by the figure's name; or "min" or "max"
-  # Which checkpoint a stage takes of those before it: "last", or "best" where one has it.
-  c.start_from = "last"
-
-  c.log_steps = 20
-  c.evaluate_steps = 200
-  c.evaluate_images = 512
-  c.picture_steps = 200
-  c.pictures = 32
-  c.checkpoint_steps = 100
-  c.keep_checkpoints = 2  # the newest
-  c.keep_every_steps = 0  # and those of every so many steps; 0: none
   return c
+
+
+def predicts_places(config):
+  """Whether the GPT's states are told which code they predict: outside raster order, and where
+  pre-training permutes the order."""
+  permuted = config.pretrain.permute_steps + config.pretrain.permute_anneal_steps > 0
+  return config.gpt.order != "raster" or permuted
 
 
 def last_layers(trained):
@@ -101,7 +134,7 @@ def last_layers(trained):
 
 
 def sharding_rules(config):
-  """config.parallel.rules as parallel.make_parallel takes them: (regex, axis or None) pairs."""
+  """config.parallel.rules as (regex, axis or None) pairs."""
   rules = []
   for text in config.parallel.rules:
     pattern, _, axis = text.rpartition("=")

@@ -7,26 +7,13 @@ import jax
 from imgtx_jax import rng
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.errors import UserError, one_of
-from imgtx_jax.losses import adversarial
+from imgtx_jax.losses.adversarial import AUGMENTATIONS, LOSSES, PENALTIES, AdversarialOptions
 from imgtx_jax.models import attention, transformer
 from imgtx_jax.models.vqgan import GROUPS
-from imgtx_jax.sampling import autoregressive
-from imgtx_jax.sampling import options as sampling_options
+from imgtx_jax.option_fields import ranges
+from imgtx_jax.sampling.options import GUIDANCE, SamplingOptions
 from imgtx_jax.training import optimizer
 
-# Options of every adversary: the least and the most.
-_ADVERSARY = {
-  "class_weight": (0, None),
-  "updates": (1, None),
-  "penalty_every": (1, None),
-  "penalty_share": (1e-6, 1),
-  "penalty_weight_end": (0, None),
-  "penalty_anneal_share": (0, 1),
-  "consistency_weight": (0, None),
-  "level_sigma": (0, None),
-  "collapse_margin": (0, None),
-  "collapse_variety": (0, None),
-}
 _VGG16_SIDE = 16  # pixels, at least
 
 
@@ -37,22 +24,25 @@ def check(config, devices=None):
   for stage in config.stages:
     one_of("config.stages", stage, configs.STAGES)
   one_of("config.dtype", config.dtype, ("auto", "float32", "bfloat16"))
+  one_of("config.remat", config.remat, tuple(transformer.REMAT_POLICIES))
+  one_of("config.attention_kernel", config.attention_kernel, ("xla", "cudnn"))
   one_of("config.parallel.mode", config.parallel.mode, ("pmap", "jit"))
   configs.sharding_rules(config)
   one_of("config.data.crop", config.data.crop, ("center", "random"))
   one_of("config.tokenizer_kind", config.tokenizer_kind, ("transformer", "vqgan"))
-  one_of("config.quantizer.kind", config.quantizer.kind, ("vq", "fsq"))
   one_of("config.pretrain.cache_crops", config.pretrain.cache_crops, ("ten", "center"))
-  one_of("config.sample.guidance", config.sample.guidance, autoregressive.GUIDANCE)
+  one_of("config.sample.guidance", config.sample.guidance, GUIDANCE)
   one_of("config.guard", config.guard, ("retry", "stop", "off"))
   one_of("config.best_mode", config.best_mode, ("auto", "min", "max"))
-  one_of("config.start_from", config.start_from, ("last", "best"))
+  one_of("config.stage_checkpoint", config.stage_checkpoint, ("last", "best"))
   one_of("config.gpt.order", config.gpt.order, ("raster", "spread"))
   one_of("config.finetune.memory", config.finetune.memory, configs.MEMORIES)
   if not config.stages:
     raise UserError(f"config.stages is empty; name at least one of {', '.join(configs.STAGES)}")
-  if config.rounds < 1:
-    raise UserError(f"config.rounds={config.rounds} is under 1; set it to 1 or more")
+  if config.window < 0 or config.window % 2:
+    raise UserError(
+      f"config.window={config.window} is no even number of tokens; choose 8, or 0 for no windows"
+    )
   for key, patch in (("patch", config.patch), ("discriminator.patch", config.discriminator.patch)):
     if patch < 1 or config.data.image_size % patch:
       raise UserError(
@@ -68,11 +58,11 @@ def check(config, devices=None):
     )
   taps = config.generator.taps
   if list(taps) != sorted(set(taps)) or (
-    taps and not 0 < min(taps) <= max(taps) < config.generator.layers
+    taps and not 0 < min(taps) <= max(taps) < config.generator.depth
   ):
     raise UserError(
-      f"config.generator.taps={tuple(taps)} must ascend between 1 and layers − 1 = "
-      f"{config.generator.layers - 1}"
+      f"config.generator.taps={tuple(taps)} must ascend between 1 and depth − 1 = "
+      f"{config.generator.depth - 1}"
     )
   if config.tokenizer_kind == "vqgan":
     _check_vqgan(config)
@@ -91,39 +81,14 @@ def _check_numbers(config):
 
 def _check_network(key, options):
   """Raises UserError for the first value of a Transformer, config.KEY, that cannot work."""
-  one_of(f"config.{key}.remat", options.remat, tuple(transformer.REMAT_POLICIES))
-  one_of(f"config.{key}.implementation", options.implementation, ("xla", "cudnn"))
-  one_of(f"config.{key}.attention", options.attention, attention.KINDS)
-  if options.attention == "l2" and options.implementation != "xla":
-    raise UserError(
-      f"config.{key}.implementation={options.implementation!r} has no attention by distance; "
-      f"set it to 'xla', or config.{key}.attention to 'dot'"
-    )
-  for count in ("layers", "unroll"):
-    if options[count] < 1:
-      value = options[count]
-      raise UserError(f"config.{key}.{count}={value} is under 1; set it to 1 or more")
-  _check_window(key, options)
-  width, heads = options.width, options.heads
+  one_of(f"config.{key}.attention", options.get("attention", "dot"), attention.KINDS)
+  if options.depth < 1:
+    raise UserError(f"config.{key}.depth={options.depth} is under 1; set it to 1 or more")
+  width, heads = options.width, options.num_heads
   if heads < 1 or width % (4 * heads):
     raise UserError(
-      f"config.{key}.width={width} is not a multiple of 4·heads={4 * heads}, as two-dimensional "
-      f"RoPE needs; change config.{key}.width or config.{key}.heads"
-    )
-
-
-def _check_window(key, options):
-  window = options.window
-  if window and key in ("gpt", "discriminator"):
-    raise UserError(f"config.{key}.window={window}: the {key} sees all tokens; set it to 0")
-  if window < 0 or window % 2:
-    raise UserError(
-      f"config.{key}.window={window} is no even number of tokens; choose 8, or 0 for no windows"
-    )
-  if window and options.attention != "dot":
-    raise UserError(
-      f"config.{key}.window={window} has no attention {options.attention!r}; set "
-      f"config.{key}.attention to 'dot', or the window to 0"
+      f"config.{key}.width={width} is not a multiple of 4·num_heads={4 * heads}, as "
+      f"two-dimensional RoPE needs; change config.{key}.width or config.{key}.num_heads"
     )
 
 
@@ -140,8 +105,6 @@ def _check_style(config):
       f"config.style.shift={config.style.shift} leaves {left} of config.data.image_size="
       f"{config.data.image_size} pixels, and VGG16 needs {_VGG16_SIDE}; make it smaller"
     )
-  one_of("config.style.data.crop", config.style.data.crop, ("center", "random"))
-  _check_scales("style.data", config.style.data)
   if config.style.data.source in ("images", "folder") and not config.style.data.path:
     raise UserError(
       "config.style.data.path is empty; name the folder of the style images, or several with "
@@ -149,11 +112,11 @@ def _check_style(config):
     )
 
 
-def _check_scales(name, data):
+def _check_scales(data):
   if not 0 < data.min_scale <= data.max_scale <= 1:
     raise UserError(
-      f"config.{name}.min_scale={data.min_scale:g} and config.{name}.max_scale="
-      f"{data.max_scale:g} must be above 0, at most 1, and in that order"
+      f"config.data.min_scale={data.min_scale:g} and config.data.max_scale={data.max_scale:g} must "
+      "be above 0, at most 1, and in that order"
     )
 
 
@@ -168,42 +131,42 @@ def _check_stages(config, devices):
         f"config.{stage}.batch_size={options.batch_size} is not divisible by the {devices} "
         f"devices; choose a multiple of {devices}"
       )
-    parts = options.get("accumulate", 1)
+    parts = options.get("grad_accum_steps", 1)
     if parts < 1 or options.batch_size % (devices * parts):
       raise UserError(
-        f"config.{stage}.accumulate={parts} does not divide config.{stage}.batch_size="
+        f"config.{stage}.grad_accum_steps={parts} does not divide config.{stage}.batch_size="
         f"{options.batch_size} on {devices} devices; choose a divisor of "
         f"{options.batch_size // devices}"
       )
     for key in [k for k in options if k.endswith("optimizer")]:
       one_of(f"config.{stage}.{key}.schedule", options[key].schedule, optimizer.SCHEDULES)
-    if "adversary" in options:
-      _check_adversary(f"config.{stage}.adversary", options.adversary, config.generator.taps)
   if "style" in config.stages:
     _check_style(config)
-  _check_scales("data", config.data)
+  _check_scales(config.data)
+  _check_adversary(config.adversary, config.generator.taps)
+  one_of("config.tokenizer.adversary.loss", config.tokenizer.adversary.loss, tuple(LOSSES))
   _check_ranges(config)
   _check_measuring(config)
   _check_training_of_gpt(config)
 
 
-def _check_adversary(key, options, taps):
-  """Raises UserError for the first value of an adversary, at key, that cannot work."""
+def _check_adversary(options, taps):
+  """Raises UserError for the first value of config.adversary that cannot work."""
   schedule = options.optimizer.schedule
-  one_of(f"{key}.optimizer.schedule", schedule, optimizer.SCHEDULES)
-  one_of(f"{key}.loss", options.loss, tuple(adversarial.LOSSES))
-  one_of(f"{key}.penalty", options.penalty, ("exact", "difference"))
+  one_of("config.adversary.optimizer.schedule", schedule, optimizer.SCHEDULES)
+  one_of("config.adversary.loss", options.loss, tuple(LOSSES))
+  one_of("config.adversary.penalty", options.penalty, PENALTIES)
   for kind in options.augment:
-    one_of(f"{key}.augment", kind, ("color", "translation", "cutout"))
+    one_of("config.adversary.augment", kind, AUGMENTATIONS)
   if options.consistency_weight and not options.augment:
     raise UserError(
-      f"{key}.consistency_weight={options.consistency_weight:g} "
-      "compares images with and without augmentation, and adversary.augment is empty; name "
-      "one there, or set the weight to 0"
+      f"config.adversary.consistency_weight={options.consistency_weight:g} compares images with "
+      "and without augmentation, and config.adversary.augment is empty; name one there, or set "
+      "the weight to 0"
     )
-  if options.levels and not taps:
+  if options.see_taps and not taps:
     raise UserError(
-      f"{key}.levels=True shows the discriminator conditioned images, and "
+      "config.adversary.see_taps=True shows the discriminator conditioned images, and "
       "config.generator.taps=() makes none; name a depth there, or set it to False"
     )
 
@@ -212,81 +175,75 @@ def _check_training_of_gpt(config):
   """Raises UserError for the first value of pretrain and finetune that do not fit together."""
   trained = config.finetune.gpt_trained
   if trained not in ("all", "adapter", "none") and not (
-    1 <= configs.last_layers(trained) <= config.gpt.layers
+    1 <= configs.last_layers(trained) <= config.gpt.depth
   ):
     raise UserError(
       f"config.finetune.gpt_trained={trained!r} is not one of: all, adapter, none, or last:L with "
-      f"L from 1 to the {config.gpt.layers} layers of the GPT"
+      f"L from 1 to the {config.gpt.depth} layers of the GPT"
     )
-  permuted = config.pretrain.permute_steps + config.pretrain.permute_anneal_steps
-  if permuted and not config.gpt.target_position:
+  total = config.finetune.prefix_none_prob + config.finetune.prefix_full_prob
+  if not 0 <= total <= 1:
     raise UserError(
-      f"config.pretrain.permute_steps + permute_anneal_steps = {permuted} needs "
-      "config.gpt.target_position, or no state knows which code it predicts; set it to True"
-    )
-  shares = config.finetune.prefix_none_share + config.finetune.prefix_full_share
-  if not 0 <= shares <= 1:
-    raise UserError(
-      f"config.finetune.prefix_none_share + prefix_full_share = {shares:g} is outside 0 … 1; "
-      "lower one of them"
+      f"config.finetune.prefix_none_prob + prefix_full_prob = {total:g} is outside 0 … 1; lower "
+      "one of them"
     )
 
 
 def _check_ranges(config):
-  ranges = {
-    "finetune.bank_rows": (1, None),
-    "finetune.bank_share": (0, 1),
-    "finetune.noise_candidates": (1, None),
-    "finetune.null_label_share": (0, 1),
-    "finetune.reconstruct_all_steps": (0, None),
-    "finetune.reconstruct_warmup_steps": (0, None),
-    "gan.null_label_share": (0, 1),
-    "guard_lines": (1, None),
-    "tokenizer.continuous_share": (0, 1),
-    "style.tokens": (1, None),
-    "style.channels": (1, None),
-    "style.modulation_dim": (1, None),
-    "style.jitter_share": (0, 1),
-    "style.partial_share": (0, 1),
-    "style.shift": (0, None),
-    "gpt.class_dropout": (0, 1),
-    "gpt.token_dropout": (0, 0.99),
-    "gpt.residual_dropout": (0, 0.99),
-    "gpt.ffn_dropout": (0, 0.99),
+  limits = {
+    "rounds": (1, None),
+    "unroll": (1, None),
+    "class_dropout": (0, 1),
+    "gpt.dropout": (0, 0.99),
     "gpt.drop_path": (0, 0.99),
+    "generator.noise_dim": (1, None),
+    "generator.modulation_dim": (1, None),
+    "style_encoder.num_tokens": (1, None),
+    "optimizer.end_lr_ratio": (0, 1),
+    "tokenizer.continuous_prob": (0, 1),
+    "pretrain.permute_steps": (0, None),
+    "pretrain.permute_anneal_steps": (0, None),
+    "finetune.adversarial_start_steps": (0, None),
+    "finetune.bank_prob": (0, 1),
+    "finetune.bank_rows": (1, None),
+    "finetune.noise_candidates": (1, None),
+    "finetune.reconstruct_all_steps": (0, None),
+    "gan.class_weight": (0, None),
+    "style.head_channels": (1, None),
+    "style.jitter_prob": (0, 1),
+    "style.partial_prob": (0, 1),
+    "style.shift": (0, None),
     "pictures": (1, None),
-    "metrics.fd_images": (0, 10_000),  # their features are all in memory
+    "fd_images": (0, 10_000),  # their features are all in memory
     "evaluate_images": (1, None),
     "keep_checkpoints": (1, None),
     "keep_every_steps": (0, None),
   }
-  ranges |= {f"sample.{key}": limits[:2] for key, limits in sampling_options.RANGES.items()}
-  for stage in ("tokenizer", "finetune", "gan", "style"):
-    ranges |= {f"{stage}.adversary.{key}": limits for key, limits in _ADVERSARY.items()}
+  limits |= ranges(SamplingOptions, "sample.") | ranges(AdversarialOptions, "adversary.")
   flat = configs.flatten(config)
-  for key, (least, most) in ranges.items():
+  for key, (least, most) in limits.items():
     if flat[key] < least or (most is not None and flat[key] > most):
       limit = f"{least:g} or more" if most is None else f"{least:g} … {most:g}"
       raise UserError(f"config.{key}={flat[key]:g} is out of range; choose {limit}")
-  for key, least in (("quantizer.levels", 2), ("pretrain.cache_scales", 1)):
-    if min(flat[key], default=0) < least:
-      raise UserError(f"config.{key}={tuple(flat[key])} must hold numbers of {least} or more")
+  scales = tuple(config.pretrain.cache_scales)
+  if min(scales, default=0) < 1:
+    raise UserError(f"config.pretrain.cache_scales={scales} must hold numbers of 1 or more")
 
 
 def _check_measuring(config):
   """Raises UserError for the first value of what is measured while training that cannot work."""
-  images, size = config.metrics.fd_images, config.data.image_size
+  images, size = config.fd_images, config.data.image_size
   if images == 1:
-    raise UserError("config.metrics.fd_images=1 has no covariance; set it to 0 (off), or 2 or more")
+    raise UserError("config.fd_images=1 has no covariance; set it to 0 (off), or 2 or more")
   if images and size < _VGG16_SIDE:
     raise UserError(
-      f"config.metrics.fd_images={images} needs images of {_VGG16_SIDE} pixels for VGG16, and "
+      f"config.fd_images={images} needs images of {_VGG16_SIDE} pixels for VGG16, and "
       f"config.data.image_size={size}; set it to 0"
     )
-  if config.start_from == "best" and not config.best_metric:
+  if config.stage_checkpoint == "best" and not config.best_metric:
     raise UserError(
-      "config.start_from='best' needs a figure to choose by, and config.best_metric is empty; name "
-      "one there, such as validation/psnr"
+      "config.stage_checkpoint='best' needs a figure to choose by, and config.best_metric is "
+      "empty; name one there, such as validation/psnr"
     )
 
 

@@ -48,14 +48,14 @@ def convert_inception(file, out):
   print(f"{out}: InceptionV3 for evaluation, from {file} (sha256 {digest})")
 
 
-def convert_llamagen(gpt, tokenizer, out, *, image_size=256, heads=0):
+def convert_llamagen(gpt, tokenizer, out, *, image_size=256, num_heads=0):
   """Writes the work directory `out` from the files `gpt` and `tokenizer`; UserError if one does not
   hold what it should, or `out` something else."""
   outputs.check_folder("--out", out)
   before = imported(out)
   with naming(f"--gpt={gpt}"):
     gpt_weights = _read(f"--gpt={gpt}", gpt, llamagen.GPT_WRAPPERS)
-    gpt_variant = llamagen.find_gpt(gpt_weights, heads)
+    gpt_variant = llamagen.find_gpt(gpt_weights, num_heads)
   with naming(f"--tokenizer={tokenizer}"):
     tokenizer_weights = _read(f"--tokenizer={tokenizer}", tokenizer, llamagen.TOKENIZER_WRAPPERS)
     tokenizer_variant = llamagen.find_tokenizer(tokenizer_weights)
@@ -66,7 +66,7 @@ def convert_llamagen(gpt, tokenizer, out, *, image_size=256, heads=0):
     "gpt": {"file": Path(gpt).name, "sha256": sha256(gpt)},
     "tokenizer": {"file": Path(tokenizer).name, "sha256": sha256(tokenizer)},
     "image_size": image_size,
-    "heads": gpt_variant.heads,
+    "num_heads": gpt_variant.num_heads,
   }
   if before:
     if without_names(before) == without_names(source):
@@ -178,7 +178,7 @@ def new_directory(out):
 
 def main_llamagen(flags):
   """Converts LlamaGen's two files."""
-  options = dict(image_size=flags.image_size, heads=flags.heads)
+  options = dict(image_size=flags.image_size, num_heads=flags.num_heads)
   convert_llamagen(flags.gpt, flags.tokenizer, flags.out, **options)
 
 
@@ -212,7 +212,7 @@ def define_llamagen(flags):
   flags.path("tokenizer", None, "The file of the VQ tokenizer.")
   flags.path("out", None, "The work directory to write, empty or new.")
   flags.integer("image_size", 256, "Pixels that the GPT was trained at: 256 or 384.")
-  flags.integer("heads", 0, "Attention heads of the GPT; 0: those of the published size.")
+  flags.integer("num_heads", 0, "Attention heads of the GPT; 0: those of the published size.")
 
 
 def define_inception(flags):

@@ -19,10 +19,10 @@ from imgtx_jax.models.vqgan import GROUPS
 class GPTVariant(NamedTuple):
   """One size of the GPT; codebook_size is its vocabulary."""
 
-  layers: int
-  heads: int
+  depth: int
+  num_heads: int
   width: int
-  hidden: int
+  mlp_dim: int
   codebook_size: int = 16384
   classes: int = 1000
 
@@ -73,7 +73,7 @@ def imported_config(gpt, tokenizer, image_size=256):
 
   What is not of the imported networks keeps its default, but for what the image size decides (the
   discriminator's patch) and the data that the weights know. Fine-tuning hyperparameters are for the
-  caller to set: its generator starts afresh, which finetune.reconstruct_warmup_steps is for.
+  caller to set: its generator starts afresh, which finetune.adversarial_start_steps is for.
   """
   config = configs.default()
   config.stages = ("tokenizer", "pretrain", "finetune")
@@ -86,12 +86,12 @@ def imported_config(gpt, tokenizer, image_size=256):
     config.vqgan[key] = getattr(tokenizer, key)
   config.quantizer.codebook_size = tokenizer.codebook_size
   config.quantizer.code_dim = tokenizer.code_dim
-  for key in ("layers", "heads", "width", "hidden"):
+  for key in ("depth", "num_heads", "width", "mlp_dim"):
     config.gpt[key] = getattr(gpt, key)
   # A ViT-B renders and another judges: one pass beside the GPT's one a code.
-  config.generator.update(dict(width=768, layers=12, heads=12, taps=(6,), head_channels=32))
-  config.discriminator.update(dict(width=768, layers=12, heads=12))
-  config.finetune.modulation_dim = 768
+  size = dict(width=768, depth=12, num_heads=12)
+  config.generator.update(size | dict(taps=(6,), head_channels=32, modulation_dim=768))
+  config.discriminator.update(size)
   config.sample.cfg_scale = _GUIDANCE.get(name_of(gpt), config.sample.cfg_scale)
   return config
 
@@ -99,26 +99,28 @@ def imported_config(gpt, tokenizer, image_size=256):
 # -- Sizes out of shapes ---------------------------------------------------------------------------
 
 
-def find_gpt(weights, heads=0):
+def find_gpt(weights, num_heads=0):
   """The GPTVariant of {name: Weight}; UserError if there is none.
 
   Shapes do not tell the number of heads: it comes from the published table by the width, or is
-  `heads` if that is not 0.
+  num_heads if that is not 0.
   """
   vocabulary, width = _shape(weights, "tok_embeddings.weight", 2)
-  hidden, _ = _shape(weights, "layers.0.feed_forward.w1.weight", 2)
+  mlp_dim, _ = _shape(weights, "layers.0.feed_forward.w1.weight", 2)
   rows, _ = _shape(weights, "cls_embedding.embedding_table.weight", 2)
-  layers = _count(weights, r"layers\.(\d+)\.")
-  published = {variant.width: variant.heads for variant in GPT_VARIANTS.values()}
-  heads = heads or published.get(width)
-  if not heads:
+  depth = _count(weights, r"layers\.(\d+)\.")
+  published = {variant.width: variant.num_heads for variant in GPT_VARIANTS.values()}
+  num_heads = num_heads or published.get(width)
+  if not num_heads:
     raise UserError(
       f"width {width} is none of the published ones ({', '.join(map(str, published))}), and shapes "
-      "do not tell the number of heads; give it as --heads"
+      "do not tell the number of heads; give it as --num_heads"
     )
-  if heads < 0 or width % (4 * heads):
-    raise UserError(f"width {width} is no multiple of 4 · {heads} heads; give other --heads")
-  return GPTVariant(layers, heads, width, hidden, vocabulary, classes=rows - 1)
+  if num_heads < 0 or width % (4 * num_heads):
+    raise UserError(
+      f"width {width} is no multiple of 4 · {num_heads} heads; give other --num_heads"
+    )
+  return GPTVariant(depth, num_heads, width, mlp_dim, vocabulary, classes=rows - 1)
 
 
 def find_tokenizer(weights):

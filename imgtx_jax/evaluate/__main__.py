@@ -37,6 +37,7 @@ from imgtx_jax.evaluate.audit import audit
 from imgtx_jax.evaluate.metrics_registry import Settings
 from imgtx_jax.evaluate.style import from_flags
 from imgtx_jax.io import local_paths, outputs
+from imgtx_jax.option_fields import ranges
 from imgtx_jax.pretrained import inception_weights
 from imgtx_jax.sampling import options as sampling_options
 from imgtx_jax.sampling.sampler import check_prefix
@@ -216,7 +217,7 @@ def run_sweep(flags, evaluator, found, asked):
   """The evaluation for each value, and the plot."""
   if not draws(found):
     raise UserError(f"--sweep draws samples, and {flags.workdir} has only a tokenizer")
-  options = {name: limits[:2] for name, limits in sampling_options.RANGES.items()}
+  options = ranges(sampling_options.SamplingOptions)
   options["prefix"] = (0, found.model.stage.num_codes)
   name, values = sweep.parse(flags.sweep, options)
   if unfit := [metric for metric in asked if metric not in sweep.METRICS]:

@@ -18,9 +18,9 @@ from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.pretrained import efficientnet_weights, lpips_weights
 from imgtx_jax.training import checksums
 
-# What changes how a network runs or how it is trained, not what it computes.
-_NOT_OF_IMAGES = (*configs.RUNNING, "commitment", "entropy", "revive_below")
-_NETWORKS = ("patch", "tokenizer_kind", "encoder.", "quantizer.", "vqgan.", "generator.", "gpt.")
+_NOT_OF_IMAGES = ("commitment", "entropy")  # how a network is trained, not what it computes
+_TOKENIZER = ("patch", "window", "tokenizer_kind", "encoder.", "quantizer.", "vqgan.")
+_NETWORKS = (*_TOKENIZER, "generator.", "gpt.")
 
 
 def of_network(network, batch_size):

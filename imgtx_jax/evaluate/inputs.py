@@ -11,7 +11,6 @@ from imgtx_jax.data import sources
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluate import extractors, feature_networks, image_sets
 from imgtx_jax.evaluate.reference import Reference
-from imgtx_jax.sampling import options as sampling_options
 from imgtx_jax.sampling.sampler import SAMPLING_STAGES, Sampler, load_stage
 from imgtx_jax.training import data_record, workdir
 
@@ -65,7 +64,7 @@ def widths(network, size=None):
 
 
 def draw_samples(model, options, *, count, prefix, seed, rule, batch_size):
-  """The ImageSet that a Model draws: `count` images at prefix k by options.Sampling options.
+  """The ImageSet that a Model draws: `count` images at prefix k by SamplingOptions.
 
   rule: "balanced" (the classes in turn), "data" (their frequencies in the training data) or "": the
   latter where the labels are known without reading the images.
@@ -83,7 +82,7 @@ def draw_samples(model, options, *, count, prefix, seed, rule, batch_size):
     "networks": feature_networks.hyperparameters(model.config),
     "prefix": prefix,
     "of_codes": model.stage.num_codes,
-    "sampling": sampling_options.as_values(options),
+    "sampling": dataclasses.asdict(options),
     "labels": rule,
     "classes": len(model.class_names),
     "seed": seed,

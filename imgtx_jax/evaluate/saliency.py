@@ -4,6 +4,8 @@ Attention tells which patches feed [cls], gradients which pixels would change th
 proves what the answer rests on.
 """
 
+import dataclasses
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,8 @@ from imgtx_jax.data import transforms
 def exact(discriminator):
   """The Discriminator in plain float32, whatever training ran on: it has every gradient, and
   weights of attention to look at."""
-  trunk = {**discriminator.trunk, "implementation": "xla", "remat": "none"}
-  return discriminator.clone(dtype=jnp.float32, trunk=trunk)
+  block = dataclasses.replace(discriminator.block, attention_kernel="xla", remat="none")
+  return discriminator.clone(dtype=jnp.float32, block=block)
 
 
 def roll_out(weights):

@@ -3,8 +3,15 @@
 The argument `score` is a function from images [B, H, W, C] to logits [B].
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+
+from imgtx_jax.option_fields import option
+
+PENALTIES = ("difference", "exact")
+AUGMENTATIONS = ("color", "translation", "cutout")
 
 
 def relativistic(real, fake):
@@ -28,6 +35,39 @@ def hinge(real, fake):
 
 
 LOSSES = {"relativistic": relativistic, "nonsaturating": nonsaturating, "hinge": hinge}
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialOptions:
+  """How a discriminator is trained: the keys of config.adversary, without its optimizer."""
+
+  loss: str = option("relativistic", "The adversarial loss: a name in LOSSES.")
+  penalty: str = option(
+    "difference", "How R1 and R2 are computed: by finite differences, or exact (twice the memory)."
+  )
+  penalty_weight: float = option(0.1, "Weight of R1 + R2.", least=0)
+  penalty_weight_end: float = option(
+    0.0, "The weight that penalty_weight falls to, by half a cosine.", least=0
+  )
+  penalty_anneal_fraction: float = option(
+    0.0, "Fraction of the steps that this takes; 0: the weight stays.", least=0, most=1
+  )
+  penalty_every: int = option(
+    1, "Steps from one penalty to the next; each then weighs as much more.", least=1
+  )
+  penalty_sigma: float = option(
+    0.01, "Standard deviation of the finite differences' noise, in pixels of -1 to 1.", least=1e-6
+  )
+  penalty_fraction: float = option(
+    0.25, "Fraction of the batch that the penalties are computed on.", least=1e-6, most=1
+  )
+  augment: tuple[str, ...] = option(
+    ("color", "translation"), "Augmentations (DiffAugment) of what it sees, in this order."
+  )
+  consistency_weight: float = option(
+    0.0, "Weight of equal logits with and without augmentation (balanced consistency).", least=0
+  )
+  see_taps: bool = option(False, "Whether it also sees the generator's conditioned images.")
 
 
 def gradient_penalty(score, images):
@@ -101,5 +141,5 @@ def _augment_one(image, key, kinds):
       column = jnp.abs(jnp.arange(width) + 0.5 - b * width) < width / 4
       image = jnp.where((row[:, None] & column)[..., None], 0.0, image)
     else:
-      raise ValueError(f"unknown augmentation {kind!r}: color, translation or cutout")
+      raise ValueError(f"unknown augmentation {kind!r}: one of {', '.join(AUGMENTATIONS)}")
   return image

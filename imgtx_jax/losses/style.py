@@ -80,19 +80,6 @@ def content(output, target, layers=CONTENT_LAYERS):
   return total
 
 
-def identity(output, target):
-  """Returns the mean squared difference of features, summed over layers; [B].
-
-  This is StyTr2's second identity loss; its first is the squared difference of pixels.
-  """
-  return sum(jnp.mean((output[n] - target[n]) ** 2, axis=(1, 2, 3)) for n in STYLE_LAYERS)
-
-
-def total_variation(images):
-  """Returns the mean squared difference [B] of neighbouring pixels of images [B, H, W, 3]."""
-  return sum(jnp.mean(jnp.diff(images, axis=axis) ** 2, axis=(1, 2, 3)) for axis in (1, 2))
-
-
 def _moments(x):
   mean = jnp.mean(x, axis=(1, 2))
   variance = jnp.mean((x - mean[:, None, None]) ** 2, axis=(1, 2))

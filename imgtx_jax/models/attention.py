@@ -36,7 +36,7 @@ class Attention(nn.Module):
     [B, N, D], and the cache with the new tokens, or None.
   """
 
-  heads: int
+  num_heads: int
   cross: bool = False
   kind: str = "dot"
   window: int = 0
@@ -44,13 +44,13 @@ class Attention(nn.Module):
   qk_norm: bool = False
   init_std: float = 0.0
   spectral_norm: bool = False
-  implementation: str = "xla"
+  kernel: str = "xla"
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x, context, cache=None):
     width = x.shape[-1]
-    split = (*x.shape[:2], self.heads, width // self.heads)
+    split = (*x.shape[:2], self.num_heads, width // self.num_heads)
     linear = functools.partial(
       Linear, init_std=self.init_std, spectral_norm=self.spectral_norm, dtype=self.dtype
     )
@@ -69,7 +69,7 @@ class Attention(nn.Module):
       query_rope = key_rope = context.rope
       mask = context.token_mask
     q = q.reshape(split)
-    k, v = (t.reshape(*t.shape[:2], self.heads, split[-1]) for t in (k, v))
+    k, v = (t.reshape(*t.shape[:2], self.num_heads, split[-1]) for t in (k, v))
     if self.qk_norm:
       q = norm("q_norm", self.dtype)(q)
       k = q if tied else norm("k_norm", self.dtype)(k)
@@ -93,7 +93,7 @@ class Attention(nn.Module):
         mask=mask,
         scale=scale,
         is_causal=self.causal,
-        implementation=self.implementation,
+        implementation=self.kernel,
       )
       if self.is_mutable_collection("intermediates"):
         self.sow("intermediates", "attention", _attention_weights(self.kind, q, k, mask))
@@ -110,7 +110,7 @@ class Attention(nn.Module):
     out = jax.nn.dot_product_attention(
       *(window_attention.split(q, shape, self.window), keys, values),
       mask=window_attention.mask(shape, self.window, batch),
-      implementation=self.implementation,
+      implementation=self.kernel,
     )
     return window_attention.join(out, shape, self.window, batch)
 

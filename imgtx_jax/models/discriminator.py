@@ -4,7 +4,6 @@ It has three parts: features (patches → Transformer → [cls]), a discriminati
 projection gives the real/fake logit, and a class layer on the discriminating layer's output.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -32,15 +31,14 @@ class Discriminator(nn.Module):
 
   Label `classes` is the null label. Patches overlap by `overlap` pixels on every side (ViTGAN,
   arXiv:2107.04589). The logit is a linear projection of the discriminating layer's output plus its
-  inner product with a label embedding (arXiv:1802.05637). trunk holds the keyword hyperparameters
-  of Transformer other than layers and dtype.
+  inner product with a label embedding (arXiv:1802.05637).
   """
 
   patch: int
   width: int
-  layers: int
+  depth: int
   classes: int
-  trunk: Mapping[str, Any]
+  block: transformer.BlockConfig
   overlap: int = 0
   dtype: Any = jnp.float32
 
@@ -54,8 +52,8 @@ class Discriminator(nn.Module):
     grid = layers.grid_coords(images.shape[1] // self.patch, images.shape[2] // self.patch)
     # [cls] has the first patch's rotary position; its embedding distinguishes it.
     coords = np.concatenate([np.zeros((1, 2), np.int32), grid])
-    rope = layers.rope_table(coords, self.width // self.trunk["heads"])
-    x, _ = transformer.Transformer(self.layers, dtype=self.dtype, name="transformer", **self.trunk)(
+    rope = layers.rope_table(coords, self.width // self.block.num_heads)
+    x, _ = transformer.Transformer(self.depth, self.block, dtype=self.dtype, name="transformer")(
       x, transformer.Context(rope=rope)
     )
     features = layers.norm("norm", self.dtype)(x[:, 0])  # [B, D]

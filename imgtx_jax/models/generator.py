@@ -11,7 +11,6 @@ The stylizer has another head, EditHead: it predicts a change to an image.
 
 import functools
 import math
-from collections import abc
 from typing import Any
 
 import flax.linen as nn
@@ -92,10 +91,8 @@ def _window_sums(n, window):
 class Generator(nn.Module):
   """Renders an image from a grid of vectors, with an optional memory and modulation.
 
-  taps are layer counts, ascending and below `layers`. After each it renders an intermediate image
-  (the conditioned image), embeds it back and goes on. trunk holds the keyword hyperparameters of
-  Transformer other than layers, memory, modulated and dtype. With retouch_channels > 0 it ends in
-  an EditHead.
+  taps are layer counts, ascending and below depth. After each it renders an intermediate image (the
+  conditioned image), embeds it back and goes on. With retouch_channels > 0 it ends in an EditHead.
 
   Call args:
     grid: [B, N, C], dequantised codes or latents in raster order.
@@ -115,13 +112,11 @@ class Generator(nn.Module):
 
   patch: int
   width: int
-  layers: int
-  trunk: abc.Mapping[str, Any]
+  depth: int
+  block: transformer.BlockConfig
   taps: tuple[int, ...] = ()
   head_channels: int = 16
   head_overlap: bool = False
-  memory: bool = False
-  modulated: bool = False
   retouch_channels: int = 0
   mask_token: bool = False
   dtype: Any = jnp.float32
@@ -140,7 +135,7 @@ class Generator(nn.Module):
     edit_inputs=None,
   ):
     shape = shape or (math.isqrt(grid.shape[1]),) * 2
-    head_dim = self.width // self.trunk["heads"]
+    head_dim = self.width // self.block.num_heads
     context = transformer.Context(
       rope=layers.rope_table(layers.grid_coords(*shape), head_dim),
       memory=memory,
@@ -158,7 +153,7 @@ class Generator(nn.Module):
       PatchHead, self.patch, self.head_channels, self.head_overlap, dtype=self.dtype
     )
     taps = []
-    for i, (start, end) in enumerate(zip((0, *self.taps), (*self.taps, self.layers), strict=True)):
+    for i, (start, end) in enumerate(zip((0, *self.taps), (*self.taps, self.depth), strict=True)):
       if i:
         conditioned = head(name=f"tap_head_{i}")(x, shape)
         vectors = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name=f"tap_embed_{i}")(
@@ -168,12 +163,7 @@ class Generator(nn.Module):
         x = x + vectors * gate.astype(self.dtype)
         taps.append((conditioned, vectors))
       x, _ = transformer.Transformer(
-        end - start,
-        memory=self.memory,
-        modulated=self.modulated,
-        dtype=self.dtype,
-        name=f"segment_{i}",
-        **self.trunk,
+        end - start, self.block, dtype=self.dtype, name=f"segment_{i}"
       )(x, context)
     if self.retouch_channels:
       edit_head = EditHead(self.patch, self.retouch_channels, dtype=self.dtype, name="retouch")
@@ -190,7 +180,7 @@ class Generator(nn.Module):
     """
     count = shape[0] * shape[1]
     token = self.param("mask_token", smooth_tokens(shape), (count, channels))[None]
-    if self.modulated:
+    if self.block.modulated:
       shift = layers.Linear(_WAVES**2 * channels, name="mask_modulation")(modulation)
       shift = shift.reshape(len(shift), _WAVES**2, channels)
       token = token + 0.3 * (2 / _WAVES) * jnp.einsum("nw,bwc->bnc", smooth_basis(shape), shift)

@@ -4,7 +4,7 @@ Its hidden states are the condition vectors: state t depends on the class and th
 predicts the next code. Input codes are in raster order; logits and states are in code order.
 """
 
-from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -55,7 +55,7 @@ class GPT(nn.Module):
   target_position adds a learned embedding of the grid position that each state predicts (RAR,
   arXiv:2411.00776), which the previous code does not determine outside raster order. The class
   token has no grid position: its rotated queries and keys are zero vectors, as in LlamaGen.
-  trunk holds the keyword hyperparameters of Transformer other than those listed here.
+  block.dropout is also that of the input tokens; block.causal and block.init_std do not count.
 
   Call args:
     codes: int [B, N] in raster order. With caches: int [B, 1], the code before `position` in code
@@ -75,15 +75,11 @@ class GPT(nn.Module):
   codebook_size: int
   classes: int
   width: int
-  layers: int
+  depth: int
   shape: tuple[int, int]
-  trunk: Mapping[str, Any]
+  block: transformer.BlockConfig
   order: str = "raster"
   target_position: bool = False
-  token_dropout: float = 0.0
-  residual_dropout: float = 0.0
-  ffn_dropout: float = 0.0
-  drop_path: float = 0.0
   init_std: float = 0.02
   scan: bool = True
   dtype: Any = jnp.float32
@@ -107,19 +103,11 @@ class GPT(nn.Module):
       target = self.param("target_position", init, (count, self.width))  # in raster order
       x = x + target[places if caches is None else places[position]]
     x = x.astype(self.dtype)
-    x = layers.Dropout(self.token_dropout, name="token_dropout")(x, example_index)
+    x = layers.Dropout(self.block.dropout, name="token_dropout")(x, example_index)
     context = transformer.Context(rope=rope, example_index=example_index, position=position)
+    block = dataclasses.replace(self.block, causal=True, init_std=self.init_std)
     x, caches = transformer.Transformer(
-      self.layers,
-      causal=True,
-      residual_dropout=self.residual_dropout,
-      ffn_dropout=self.ffn_dropout,
-      drop_path=self.drop_path,
-      init_std=self.init_std,
-      scan=self.scan,
-      dtype=self.dtype,
-      name="transformer",
-      **self.trunk,
+      self.depth, block, scan=self.scan, dtype=self.dtype, name="transformer"
     )(x, context, caches)
     states = layers.norm("norm", self.dtype)(x)
     logits = layers.Linear(
@@ -143,13 +131,11 @@ class GPT(nn.Module):
 
     Input t is the code at places[t − 1]; input 0, the class token, gets zero cosines and sines.
     """
-    table = layers.rope_table(layers.grid_coords(*self.shape), self.width // self.trunk["heads"])
+    table = layers.rope_table(layers.grid_coords(*self.shape), self.width // self.block.num_heads)
     table = jnp.asarray(table)[:, places]
     return jnp.concatenate([jnp.zeros_like(table[..., :1, :]), table[..., :-1, :]], axis=-2)
 
   def init_cache(self, batch, length):
     """Returns empty caches for decoding `batch` images up to `length` positions."""
-    heads = self.trunk["heads"]
-    return transformer.init_cache(
-      self.layers, length, batch, heads, self.width // heads, self.dtype
-    )
+    heads = self.block.num_heads
+    return transformer.init_cache(self.depth, length, batch, heads, self.width // heads, self.dtype)

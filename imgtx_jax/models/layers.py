@@ -143,7 +143,7 @@ class DropPath(nn.Module):
 class SwiGLU(nn.Module):
   """Computes w2(silu(w1 x) · w3 x) of x [B, N, D]: the gated MLP of arXiv:2002.05202."""
 
-  hidden: int
+  mlp_dim: int
   init_std: float = 0.0
   spectral_norm: bool = False
   dtype: Any = jnp.float32
@@ -153,7 +153,7 @@ class SwiGLU(nn.Module):
     linear = functools.partial(
       Linear, init_std=self.init_std, spectral_norm=self.spectral_norm, dtype=self.dtype
     )
-    gate, value = jnp.split(linear(2 * self.hidden, name="w13")(x), 2, axis=-1)
+    gate, value = jnp.split(linear(2 * self.mlp_dim, name="w13")(x), 2, axis=-1)
     return linear(x.shape[-1], name="w2")(nn.silu(gate) * value)
 
 
@@ -199,7 +199,7 @@ def apply_rope(x, rope):
   return rotated.reshape(x.shape).astype(x.dtype)
 
 
-def default_hidden(width, multiple=32):
+def default_mlp_dim(width, multiple=32):
   """Returns SwiGLU's hidden width: 8/3 of width, rounded up to a multiple (arXiv:2002.05202)."""
   return -(-(8 * width // 3) // multiple) * multiple
 

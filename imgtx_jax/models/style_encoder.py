@@ -1,6 +1,5 @@
 """The StyleEncoder: maps a style image to memory tokens and a modulation vector."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -32,32 +31,31 @@ class Style(NamedTuple):
 class StyleEncoder(nn.Module):
   """Maps images [B, H, W, 3] in [-1, 1], H and W multiples of patch, to a Style.
 
-  Tokens: `tokens` learned queries read a Transformer's features of the patches by cross-attention.
+  Tokens: num_tokens learned queries read a Transformer's features of the patches by
+  cross-attention.
   Modulation: an MLP of the mean, deviation, skew and kurtosis of these features over the positions
   (HSI 2025 uses VGG's features), so that inference needs no other network.
   null(batch) is the learned style that leaves a content image as it is.
-
-  trunk holds the keyword hyperparameters of Transformer other than layers and dtype.
   """
 
   patch: int
   width: int
-  layers: int
-  tokens: int
+  depth: int
+  num_tokens: int
   modulation_dim: int
-  trunk: Mapping[str, Any]
+  block: transformer.BlockConfig
   dtype: Any = jnp.float32
 
   def setup(self):
     self.null_tokens = self.param(
-      "null_tokens", nn.initializers.normal(0.02), (self.tokens, self.width)
+      "null_tokens", nn.initializers.normal(0.02), (self.num_tokens, self.width)
     )
     self.null_modulation = self.param("null_modulation", nn.initializers.zeros, self._modulation())
-    self.queries = self.param("queries", nn.initializers.normal(1.0), (self.tokens, self.width))
+    self.queries = self.param("queries", nn.initializers.normal(1.0), (self.num_tokens, self.width))
     linear = dict(use_bias=True, dtype=self.dtype)
     self.embed = layers.Linear(self.width, **linear)
-    self.transformer = transformer.Transformer(self.layers, dtype=self.dtype, **self.trunk)
-    self.read = attention.Attention(self.trunk["heads"], cross=True, dtype=self.dtype)
+    self.transformer = transformer.Transformer(self.depth, self.block, dtype=self.dtype)
+    self.read = attention.Attention(self.block.num_heads, cross=True, dtype=self.dtype)
     self.feature_norm = layers.norm(None, self.dtype)
     self.token_norm = layers.norm(None, self.dtype)
     self.project = layers.Linear(self.width, **linear)
@@ -70,7 +68,7 @@ class StyleEncoder(nn.Module):
   def __call__(self, images):
     shape = (images.shape[1] // self.patch, images.shape[2] // self.patch)
     embedded = self.embed(layers.patchify(images, self.patch))  # [B, N, D]
-    rope = layers.rope_table(layers.grid_coords(*shape), self.width // self.trunk["heads"])
+    rope = layers.rope_table(layers.grid_coords(*shape), self.width // self.block.num_heads)
     x, _ = self.transformer(embedded, transformer.Context(rope=rope, shape=shape))
     x = self.feature_norm(x)
     queries = jnp.broadcast_to(self.queries, (len(images), *self.queries.shape))

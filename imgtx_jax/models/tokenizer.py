@@ -20,7 +20,7 @@ class Tokenizer:
   """
 
   encoder: transformers.Encoder | vqgan.Encoder
-  quantizer: quantizers.VectorQuantizer | quantizers.FiniteScalarQuantizer
+  quantizer: quantizers.VectorQuantizer
   decoder: Generator | vqgan.Decoder
   decoder_name: str = "generator"
 

@@ -4,6 +4,7 @@ Dimensions: B batch, N tokens, M memory tokens, D width, H heads, K head width, 
 S modulation width.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -47,16 +48,38 @@ class Context:
   shape: Any = flax.struct.field(pytree_node=False, default=None)
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+  """Hyperparameters of one layer, and of how a stack of them runs.
+
+  This is the only list of them: a config key of the same name in a network's group
+  (config/groups.network) sets the field; see stages/builders.block_config.
+  """
+
+  num_heads: int
+  mlp_dim: int  # width of SwiGLU's hidden layer
+  memory: bool = False  # cross-attention to a memory
+  modulated: bool = False  # shift, scale and gate of both branches by context.modulation
+  causal: bool = False
+  qk_norm: bool = False  # RMSNorm of queries and keys
+  layer_scale: float = 0.0  # initial scale of the residual branches; 0: none (arXiv:2103.17239)
+  attention: str = "dot"  # or "l2"; see Attention
+  window: int = 0  # see Attention
+  spectral_norm: bool = False  # of the matrices; see Linear
+  dropout: float = 0.0  # of both residual branches
+  drop_path: float = 0.0  # of the deepest layer; the layer at depth d in [0, 1] has drop_path · d
+  init_std: float = 0.0  # of the matrices; 0: variance 1 / inputs
+  attention_kernel: str = "xla"  # or "cudnn"
+  remat: str = "none"  # a key of REMAT_POLICIES
+  unroll: int = 1  # layers per loop iteration
+
+
 class Block(nn.Module):
   """One pre-norm layer: self-attention, optional cross-attention, SwiGLU; optional modulation.
 
   Cross-attention (memory) and modulation (modulated) exist by hyperparameter, never by argument.
   They start as the identity (zero gate, zero modulation), so that adding them to a trained network
   leaves its output unchanged. Modulation is adaLN (arXiv:2212.09748).
-  layer_scale > 0 multiplies each residual branch by a learned vector with this initial value
-  (arXiv:2103.17239). drop_path is the drop probability of the deepest layer; the layer at depth d
-  in [0, 1] has drop_path · d. attention and window: Attention's kind and window. spectral_norm:
-  Linear's, in attention and SwiGLU.
 
   Call args:
     x: [B, N, D].
@@ -68,38 +91,24 @@ class Block(nn.Module):
     x [B, N, D] and the new cache, or None.
   """
 
-  heads: int
-  hidden: int
-  memory: bool = False
-  modulated: bool = False
-  causal: bool = False
-  qk_norm: bool = False
-  layer_scale: float = 0.0
-  attention: str = "dot"
-  window: int = 0
-  spectral_norm: bool = False
-  residual_dropout: float = 0.0
-  ffn_dropout: float = 0.0
-  drop_path: float = 0.0
-  init_std: float = 0.0
-  implementation: str = "xla"
+  config: BlockConfig
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x, context, cache=None, depth=1.0):
-    width = x.shape[-1]
-    matrices = dict(init_std=self.init_std, spectral_norm=self.spectral_norm, dtype=self.dtype)
+    config, width = self.config, x.shape[-1]
+    matrices = dict(init_std=config.init_std, spectral_norm=config.spectral_norm, dtype=self.dtype)
     attend = functools.partial(
       Attention,
-      self.heads,
-      kind=self.attention,
-      window=self.window,
-      qk_norm=self.qk_norm,
-      implementation=self.implementation,
+      config.num_heads,
+      kind=config.attention,
+      window=config.window,
+      qk_norm=config.qk_norm,
+      kernel=config.attention_kernel,
       **matrices,
     )
     modulation = [None] * 6
-    if self.modulated:
+    if config.modulated:
       # [B, 6 D]: shift, scale and gate of the two branches, all zero at the start.
       table = Linear(6 * width, use_bias=True, init_std=ZEROS, dtype=self.dtype, name="modulation")(
         nn.silu(context.modulation)
@@ -107,33 +116,33 @@ class Block(nn.Module):
       modulation = jnp.split(table[:, None, :], 6, axis=-1)
 
     h = _modulate(norm("attention_norm", self.dtype)(x), modulation[0], modulation[1])
-    h, cache = attend(causal=self.causal, name="attention")(h, context, cache)
-    h = self._branch(h, modulation[2], "attention_scale", context, self.residual_dropout)
+    h, cache = attend(causal=config.causal, name="attention")(h, context, cache)
+    h = self._branch(h, modulation[2], "attention_scale", context)
     x = x + self._drop_path("attention_drop_path", h, depth, context)
-    if self.memory:
+    if config.memory:
       gate = self.param("cross_gate", nn.initializers.zeros, (width,))
       h = norm("cross_norm", self.dtype)(x)
       h, _ = attend(cross=True, name="cross_attention")(h, context)
       x = x + h * gate.astype(self.dtype)
     h = _modulate(norm("mlp_norm", self.dtype)(x), modulation[3], modulation[4])
-    h = SwiGLU(self.hidden, **matrices, name="mlp")(h)
-    h = self._branch(h, modulation[5], "mlp_scale", context, self.ffn_dropout)
+    h = SwiGLU(config.mlp_dim, **matrices, name="mlp")(h)
+    h = self._branch(h, modulation[5], "mlp_scale", context)
     x = x + self._drop_path("mlp_drop_path", h, depth, context)
     return x, cache
 
-  def _branch(self, h, gate, name, context, dropout):
+  def _branch(self, h, gate, name, context):
     """Applies the learned scale, the gate and dropout to a residual branch h [B, N, D]."""
-    if self.layer_scale:
-      init = nn.initializers.constant(self.layer_scale)
+    if self.config.layer_scale:
+      init = nn.initializers.constant(self.config.layer_scale)
       h = h * self.param(name, init, (h.shape[-1],)).astype(self.dtype)
     if gate is not None:
       h = h * (1.0 + gate)
-    return Dropout(dropout, name=f"{name}_dropout")(h, context.example_index)
+    return Dropout(self.config.dropout, name=f"{name}_dropout")(h, context.example_index)
 
   def _drop_path(self, name, h, depth, context):
-    if not self.drop_path:
+    if not self.config.drop_path:
       return h
-    return DropPath(name=name)(h, self.drop_path * depth, context.example_index)
+    return DropPath(name=name)(h, self.config.drop_path * depth, context.example_index)
 
 
 def _modulate(x, shift, scale):
@@ -144,7 +153,7 @@ class Transformer(nn.Module):
   """A stack of equal Blocks on x [B, N, D].
 
   With scan=True the parameters of all layers are stacked under "layers" with the layer axis first,
-  and compile time does not grow with depth; unroll is the number of layers per loop iteration.
+  and compile time does not grow with depth.
   With scan=False, for decoding, layer i is "layers_i"; unstack_layers converts the parameters.
 
   Call args:
@@ -159,82 +168,51 @@ class Transformer(nn.Module):
     ValueError: for caches with scan=True.
   """
 
-  layers: int
-  heads: int
-  hidden: int
-  memory: bool = False
-  modulated: bool = False
-  causal: bool = False
-  qk_norm: bool = False
-  layer_scale: float = 0.0
-  attention: str = "dot"
-  window: int = 0
-  spectral_norm: bool = False
-  residual_dropout: float = 0.0
-  ffn_dropout: float = 0.0
-  drop_path: float = 0.0
-  init_std: float = 0.0
-  implementation: str = "xla"
-  remat: str = "none"
-  unroll: int = 1
+  depth: int
+  config: BlockConfig
   scan: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x, context, caches=None):
-    make = functools.partial(
-      Block,
-      heads=self.heads,
-      hidden=self.hidden,
-      memory=self.memory,
-      modulated=self.modulated,
-      causal=self.causal,
-      qk_norm=self.qk_norm,
-      layer_scale=self.layer_scale,
-      attention=self.attention,
-      window=self.window,
-      spectral_norm=self.spectral_norm,
-      residual_dropout=self.residual_dropout,
-      ffn_dropout=self.ffn_dropout,
-      drop_path=self.drop_path,
-      init_std=self.init_std,
-      implementation=self.implementation,
-      dtype=self.dtype,
-    )
-    depths = np.linspace(0.0, 1.0, self.layers) if self.layers > 1 else np.ones(1)
+    config = self.config
+    depths = np.linspace(0.0, 1.0, self.depth) if self.depth > 1 else np.ones(1)
     if not self.scan:
       after = []
-      for i in range(self.layers):
+      for i in range(self.depth):
         cache = None if caches is None else caches[i]
-        x, cache = make(name=f"layers_{i}")(x, context, cache, depths[i])
+        block = Block(config, dtype=self.dtype, name=f"layers_{i}")
+        x, cache = block(x, context, cache, depths[i])
         after.append(cache)
       return x, (None if caches is None else after)
     if caches is not None:
       raise ValueError("caches need scan=False: scanned layers would copy them every step")
-    block = _ScanBody
-    if self.remat != "none":
-      block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+    body = _ScanBody
+    if config.remat != "none":
+      body = nn.remat(body, prevent_cse=False, policy=REMAT_POLICIES[config.remat])
     stack = nn.scan(
-      block,
+      body,
       variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True, "dropout": True},
       in_axes=(nn.broadcast, 0),
-      length=self.layers,
-      unroll=min(self.unroll, self.layers),
+      length=self.depth,
+      unroll=min(config.unroll, self.depth),
     )
-    x, _ = stack(make.keywords, name="layers")(x, context, jnp.asarray(depths, jnp.float32))
+    depths = jnp.asarray(depths, jnp.float32)
+    x, _ = stack(config, dtype=self.dtype, name="layers")(x, context, depths)
     return x, None
 
 
 class _ScanBody(nn.Module):
   """Adapts Block to nn.scan: (carry, broadcast, per-layer input) → (carry, output)."""
 
-  hyperparameters: Any
+  config: BlockConfig
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x, context, depth):
     x = collectives.split_rows(x)
-    x, _ = Block(**self.hyperparameters, name="block")(x, context, depth=depth)
+    x, _ = Block(self.config, dtype=self.dtype, name="block")(x, context, depth=depth)
     return collectives.split_rows(x), None
 
 
@@ -256,10 +234,11 @@ def unstack_layers(params):
   return tree
 
 
-def init_cache(layers, length, batch, heads, head_dim, dtype=jnp.float32):
-  """Returns empty caches for decoding: per layer {"k", "v"}, each [batch, heads, length, head_dim].
+def init_cache(depth, length, batch, num_heads, head_dim, dtype=jnp.float32):
+  """Returns empty caches for decoding: per layer {"k", "v"}, each
+  [batch, num_heads, length, head_dim].
 
   A head's keys are contiguous: on a CPU any other order of the axes is copied in every step.
   """
-  shape = (batch, heads, length, head_dim)
-  return [{"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in range(layers)]
+  shape = (batch, num_heads, length, head_dim)
+  return [{"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in range(depth)]

@@ -110,17 +110,12 @@ def advice(plan, config):
       )
   if fits:
     return ways + _faster(plan)
-  trained = {"pretrain": ("gpt",), "finetune": ("gpt", "generator", "discriminator")}
-  for network in trained.get(plan.stage, ("encoder", "generator")):
-    remat = config[network].remat
-    if remat != "full":
-      ways.append(
-        f"--config.{network}.remat=full keeps one activation a layer (it is {remat!r} now)"
-      )
+  if config.remat != "full":
+    ways.append(f"--config.remat=full keeps one activation a layer (it is {config.remat!r} now)")
   per_chip = plan.batch // plan.devices
-  parts = 2 * config.pretrain.accumulate
+  parts = 2 * config.pretrain.grad_accum_steps
   if plan.stage == "pretrain" and per_chip % parts == 0:
-    ways.append(f"--config.pretrain.accumulate={parts} takes the batch in parts, one by one")
+    ways.append(f"--config.pretrain.grad_accum_steps={parts} takes the batch in parts, one by one")
   if per_chip > 1:
     smaller = plan.devices * (per_chip // 2)
     ways.append(f"--config.{plan.stage}.batch_size={smaller}: {per_chip // 2} images a chip")

@@ -1,46 +1,20 @@
 """Samples codes from the GPT: one compiled loop over cached keys and values."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from imgtx_jax.models.transformer import unstack_layers
+from imgtx_jax.sampling.options import GUIDANCE
 
 # Temperatures below this take the likeliest code: logits over them would leave float32's range.
 GREEDY_BELOW = 1e-20
-GUIDANCE = ("constant", "interval", "linear", "power-cosine")
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-  """Options of sampling codes.
-
-  cfg_scale s: the logits are u + s (c − u), u for the null class and c for the class
-  (arXiv:2207.12598); 1 is no guidance. guidance: s as a function of the code t of N:
-    constant       s
-    interval       s for cfg_start ≤ t/N < cfg_stop, else 1 (arXiv:2404.07724)
-    linear         from 1 at the first code to s at the last
-    power-cosine   1 + (s − 1)(1 − cos(π (t/(N − 1))^cfg_power)) / 2 (arXiv:2411.00776)
-  Then come temperature (0, or one below GREEDY_BELOW, takes the likeliest code), top_k (0: all)
-  and top_p (1: all).
-  """
-
-  cfg_scale: float = 1.0
-  guidance: str = "constant"
-  cfg_start: float = 0.0
-  cfg_stop: float = 1.0
-  cfg_power: float = 2.75
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
 
 
 def guidance_scale(options, position, total):
   """Returns the guidance scale s of one code.
 
   Args:
-    options: Decoding.
+    options: SamplingOptions.
     position: of the code, from 0; may be traced.
     total: N.
 
@@ -98,7 +72,7 @@ def sample_codes(gpt, params, labels, keys, *, steps, options, given=None):
     labels: int [B].
     keys: random keys [B].
     steps: number of codes.
-    options: Decoding.
+    options: SamplingOptions.
     given: int [B, k], the first k codes in the GPT's order, which are not sampled; or None.
 
   Returns:

@@ -1,24 +1,9 @@
 """Refinement: gradient ascent of condition vectors on the discriminator's score."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from imgtx_jax.losses import cross_entropy as code_losses
-
-
-@dataclasses.dataclass(frozen=True)
-class Refinement:
-  """Options of refine.
-
-  steps: number of steps, 0 for none. rate: length of a step, relative to the norm of an image's
-  condition vectors. radius: largest distance of a vector from its start, relative to its norm.
-  """
-
-  steps: int = 0
-  rate: float = 0.05
-  radius: float = 0.2
 
 
 def realness(verdict, labels, classes):
@@ -35,21 +20,21 @@ def refine(score, vectors, options):
   """Maximises a score over condition vectors.
 
   Steps follow the normalised gradient of all vectors of an image together; its length is ignored
-  because logits have no scale. After each step every vector is projected to within radius of its
-  start, near which the generator was trained. An image keeps the vectors with its best score,
+  because logits have no scale. After each step every vector is projected to within refine_radius of
+  its start, near which the generator was trained. An image keeps the vectors with its best score,
   including the first, so that no score decreases.
 
   Args:
     score: function of vectors [B, M, D] to [B]; entry b must depend only on image b.
     vectors: [B, M, D].
-    options: Refinement.
+    options: SamplingOptions.
 
   Returns:
     float32 [B, M, D].
   """
   start = vectors.astype(jnp.float32)
-  length = options.rate * _norm(start, (1, 2))  # [B, 1, 1]
-  reach = options.radius * _norm(start, 2)  # [B, M, 1]
+  length = options.refine_rate * _norm(start, (1, 2))  # [B, 1, 1]
+  reach = options.refine_radius * _norm(start, 2)  # [B, M, 1]
 
   def total(change):
     scores = score(start + change)
@@ -69,7 +54,7 @@ def refine(score, vectors, options):
 
   zeros = jnp.zeros_like(start)
   worst = jnp.full(len(start), -jnp.inf), zeros
-  (change, best), _ = jax.lax.scan(climb, (zeros, worst), length=options.steps)
+  (change, best), _ = jax.lax.scan(climb, (zeros, worst), length=options.refine_steps)
   return start + keep_better(best, score(start + change), change)[1]
 
 

@@ -47,7 +47,7 @@ def load_stage(directory, config, class_names, only=SAMPLING_STAGES, checkpoint=
   stage = build(last.stage, config, len(class_names))
   done = done[: done.index(last) + 1]
   chosen = {last.stage: checkpoint}
-  return stage, workdir.results(directory, done, config.start_from, chosen)
+  return stage, workdir.results(directory, done, config.stage_checkpoint, chosen)
 
 
 def load_judging_stage(directory, config, class_names, use, checkpoint="last"):
@@ -76,7 +76,9 @@ def load_judging_stage(directory, config, class_names, use, checkpoint="last"):
     )
   stage = build(judging[-1].stage, config, len(class_names))
   needed = [task for task in done if task.stage in ("tokenizer", stage.name)]
-  return stage, workdir.results(directory, needed, config.start_from, {stage.name: checkpoint})
+  return stage, workdir.results(
+    directory, needed, config.stage_checkpoint, {stage.name: checkpoint}
+  )
 
 
 def check_prefix(stage, prefix):
@@ -100,7 +102,7 @@ class Sampler:
 
   Args:
     stage: a stage that can draw, with its `results` (see load_stage).
-    options: options.Sampling.
+    options: SamplingOptions.
     prefix: k, the number of codes that the GPT samples.
     seed: of the random draws.
     batch_size: number of images drawn at once.

@@ -12,15 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from imgtx_jax import rng
+from imgtx_jax import option_fields, rng
 from imgtx_jax.distributed import collectives
 from imgtx_jax.losses import adversarial
 from imgtx_jax.losses import cross_entropy as code_losses
+from imgtx_jax.losses.adversarial import AdversarialOptions
 from imgtx_jax.models.discriminator import Discriminator
-from imgtx_jax.stages import builders
+from imgtx_jax.stages import base, builders
 from imgtx_jax.training import optimizer
 from imgtx_jax.training.train_state import update_ema
 
+LEVEL_SIGMA = 0.5  # standard deviation of the noise on the first conditioned image
+# Signs of a collapse.
+COLLAPSE_MARGIN = 20.0  # D(x) − D(G) over which, with next to no loss, the discriminator has won
+COLLAPSE_VARIETY = 0.01  # least deviation of generated images from each other, over the real ones'
 SATURATED_LOSS = 1e-3  # below it a discriminator has nothing left to learn
 
 
@@ -29,26 +34,26 @@ class Adversary:
   """A discriminator, its optimizer and its losses. A real and a fake image of a pair share a label.
 
   The discriminator judges images [B, H, W, 3 · (1 + levels)]: the image, then its conditioned
-  images in the order of level_sigmas, the standard deviations of their noise.
+  images in the order of level_sigmas. steps: of its training. class_weight: of its class layer's
+  loss on real images; the generator has its own.
   """
 
   discriminator: Discriminator
   tx: optax.GradientTransformation
-  loss: str
-  updates: int
-  penalty: str
-  penalty_weight: float
-  penalty_weight_end: float
-  penalty_anneal_steps: int  # of the discriminator
-  penalty_every: int
-  penalty_sigma: float
-  penalty_stride: int
-  consistency_weight: float
-  augment: tuple[str, ...]
-  level_sigmas: tuple[float, ...]
-  class_weight: float
-  collapse_margin: float
-  collapse_variety: float
+  options: AdversarialOptions
+  steps: int
+  levels: int = 0
+  class_weight: float = 0.0
+
+  @property
+  def level_sigmas(self):
+    """Standard deviations of the noise on the conditioned images: the earlier, the more."""
+    return tuple(LEVEL_SIGMA * (1 - i / self.levels) for i in range(self.levels))
+
+  @property
+  def anneal_steps(self):
+    """Steps over which the penalties' weight falls to its end; 0: it stays."""
+    return round(self.options.penalty_anneal_fraction * self.steps)
 
   # -- Inputs and verdicts -------------------------------------------------------------------------
 
@@ -76,9 +81,11 @@ class Adversary:
   def _present(self, images, draws):
     """Augments images, all levels alike, and adds the levels' noise, as the losses show them."""
     if not self.level_sigmas:
-      return adversarial.augment(images, draws["augment"], self.augment)
+      return adversarial.augment(images, draws["augment"], self.options.augment)
     levels = jnp.split(images, 1 + len(self.level_sigmas), axis=-1)
-    levels = [adversarial.augment(level, draws["augment"], self.augment) for level in levels]
+    levels = [
+      adversarial.augment(level, draws["augment"], self.options.augment) for level in levels
+    ]
     shape = (*images.shape[1:3], 3 * len(self.level_sigmas))
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(draws["levels"])
     noise *= np.repeat(self.level_sigmas, 3).astype(np.float32)
@@ -101,7 +108,7 @@ class Adversary:
     """Returns (loss, metrics) of the discriminator's step number `count`; real and fake: images as
     the class describes them, draws: make_draws'."""
     real_verdict, fake_verdict, both = self._judge_pairs(params, real, fake, labels, draws)
-    loss = adversarial.LOSSES[self.loss](real_verdict.logit, fake_verdict.logit)[0].mean()
+    loss = adversarial.LOSSES[self.options.loss](real_verdict.logit, fake_verdict.logit)[0].mean()
     classes = self.discriminator.classes
     class_loss = code_losses.class_cross_entropy(real_verdict.class_logits, labels, classes).mean()
     r1, r2 = self._lazy_penalties(params, both, labels, draws["noise"], count)
@@ -113,89 +120,78 @@ class Adversary:
       "r1": r1,
       "r2": r2,
     }
-    if self.consistency_weight:
+    if self.options.consistency_weight:
       # Balanced consistency (arXiv:2002.04724): an augmented image is as real as it was before.
       plain = self._judge_both(params, (real, fake), labels)
       pairs = zip(plain, (real_verdict, fake_verdict), strict=True)
       consistency = sum(jnp.mean((a.logit - b.logit) ** 2) for a, b in pairs)
-      total += self.consistency_weight * consistency
+      total += self.options.consistency_weight * consistency
       metrics["consistency"] = consistency
     return total, metrics
 
   def penalty_weight_at(self, count):
     """Returns the weight of R1 and R2 at step `count`: half a cosine from penalty_weight to
     penalty_weight_end."""
-    if not self.penalty_anneal_steps:
-      return self.penalty_weight
-    share = jnp.minimum(count / self.penalty_anneal_steps, 1.0)
-    left = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
-    return self.penalty_weight_end + left * (self.penalty_weight - self.penalty_weight_end)
+    options = self.options
+    if not self.anneal_steps:
+      return options.penalty_weight
+    progress = jnp.minimum(count / self.anneal_steps, 1.0)
+    left = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return options.penalty_weight_end + left * (options.penalty_weight - options.penalty_weight_end)
 
   def _lazy_penalties(self, params, both, labels, keys, count):
     """Returns R1 and R2, multiplied by penalty_every, in every penalty_every-th step, and 0 in the
     others: the same mean for less work (arXiv:1912.04958)."""
-    zeros = (jnp.zeros(()), jnp.zeros(()))
-    if not (self.penalty_weight or (self.penalty_anneal_steps and self.penalty_weight_end)):
+    zeros, every = (jnp.zeros(()), jnp.zeros(())), self.options.penalty_every
+    if not (self.options.penalty_weight or (self.anneal_steps and self.options.penalty_weight_end)):
       return zeros
 
     def penalties(params, both):
       return self._penalties(params, both, labels, keys)
 
-    if self.penalty_every == 1:
+    if every == 1:
       return penalties(params, both)
-    due = count % self.penalty_every == 0
+    due = count % every == 0
     found = jax.lax.cond(due, penalties, lambda params, both: zeros, params, both)
-    return tuple(self.penalty_every * x for x in found)
+    return tuple(every * x for x in found)
 
   def _penalties(self, params, both, labels, keys):
-    """Returns R1 at the real and R2 at the generated image of every penalty_stride-th example."""
-    some = slice(None, None, self.penalty_stride)
+    """Returns R1 at the real and R2 at the generated images of penalty_fraction of the examples."""
+    some = slice(None, None, max(1, round(1 / self.options.penalty_fraction)))
     # float32 whatever the compute dtype: the difference quotient needs the digits. Plain XLA
     # attention: cuDNN's takes no float32 and has no second derivative.
-    trunk = {**self.discriminator.trunk, "implementation": "xla"}
-    exact = self.discriminator.clone(dtype=jnp.float32, trunk=trunk)
+    block = dataclasses.replace(self.discriminator.block, attention_kernel="xla")
+    exact = self.discriminator.clone(dtype=jnp.float32, block=block)
 
     def score(x):
       return exact.apply({"params": params}, x, labels[some]).logit
 
     images = [x[some].astype(jnp.float32) for x in both]
-    if self.penalty == "exact":
+    if self.options.penalty == "exact":
       return tuple(adversarial.gradient_penalty(score, x) for x in images)
     noise = jax.vmap(lambda k: jax.random.normal(k, images[0].shape[1:]))(keys[some])
     return tuple(
-      adversarial.difference_penalty(score, x, noise, self.penalty_sigma) for x in images
+      adversarial.difference_penalty(score, x, noise, self.options.penalty_sigma) for x in images
     )
 
   def update(self, params, opt_state, real, fake, labels, key, index, state, axis):
-    """Trains the discriminator `updates` steps, each with draws of its own, before one step of the
-    generator; returns params, opt_state and metrics. key, index: see make_draws; state: the
-    TrainState, for its step and rate."""
+    """Trains the discriminator by one step, before one of the generator; returns params, opt_state
+    and metrics. key, index: see make_draws; state: the TrainState, for its step and rate."""
     fake = jax.lax.stop_gradient(fake)
-
-    def once(players, turn):
-      params, opt_state = players
-      draws, count = turn
-      grads, metrics = jax.grad(self.discriminator_loss, has_aux=True)(
-        params, real, fake, labels, draws, count
-      )
-      grads, metrics = collectives.pmean((grads, metrics), axis)
-      return optimizer.update(self.tx, grads, opt_state, params, state.rate), metrics
-
-    draws = [make_draws(key, state.step, index, turn) for turn in range(self.updates)]
-    if self.updates == 1:
-      (params, opt_state), metrics = once((params, opt_state), (draws[0], state.step))
-      return params, opt_state, metrics
-    draws = jax.tree.map(lambda *keys: jnp.stack(keys), *draws)
-    counts = state.step * self.updates + jnp.arange(self.updates)
-    (params, opt_state), metrics = jax.lax.scan(once, (params, opt_state), (draws, counts))
-    return params, opt_state, jax.tree.map(jnp.mean, metrics)
+    draws = make_draws(key, state.step, index)
+    grads, metrics = jax.grad(self.discriminator_loss, has_aux=True)(
+      params, real, fake, labels, draws, state.step
+    )
+    grads, metrics = collectives.pmean((grads, metrics), axis)
+    params, opt_state = optimizer.update(self.tx, grads, opt_state, params, state.rate)
+    return params, opt_state, metrics
 
   # -- The generator's turn ------------------------------------------------------------------------
 
   def generator_loss(self, params, real, fake, labels, draws):
     """Returns (adversarial loss, class loss, metrics) of the generator of the fake images."""
     real_verdict, fake_verdict, _ = self._judge_pairs(params, real, fake, labels, draws)
-    loss = adversarial.LOSSES[self.loss](real_verdict.logit, fake_verdict.logit)[1].mean()
+    loss = adversarial.LOSSES[self.options.loss](real_verdict.logit, fake_verdict.logit)[1].mean()
     classes = self.discriminator.classes
     class_loss = code_losses.class_cross_entropy(fake_verdict.class_logits, labels, classes).mean()
     return loss, class_loss, {"generator_loss": loss, "class_loss_fake": class_loss}
@@ -206,16 +202,16 @@ class Adversary:
     """Returns why the means of metrics {name: value} over a logged window look like a collapse, or
     None."""
     margin, loss = means["logit_margin"], means["discriminator_loss"]
-    if self.collapse_margin and margin > self.collapse_margin and loss < SATURATED_LOSS:
+    if margin > COLLAPSE_MARGIN and loss < SATURATED_LOSS:
       return (
         f"the discriminator has won: its margin D(x) - D(G) of {margin:.3g} is over "
-        f"collapse_margin={self.collapse_margin:g}, its loss {loss:.2g}"
+        f"{COLLAPSE_MARGIN:g}, its loss {loss:.2g}"
       )
     variety = means.get("variety", np.inf)
-    if variety < self.collapse_variety:
+    if variety < COLLAPSE_VARIETY:
       return (
         f"generated images are all alike: they differ {variety:.2g} times as much as real ones, "
-        f"under collapse_variety={self.collapse_variety:g}"
+        f"under {COLLAPSE_VARIETY:g}"
       )
     return None
 
@@ -236,12 +232,11 @@ def variety(real, fake, weight, axis):
   return jnp.sqrt((variance(fake) + 1e-6) / (variance(real) + 1e-6))
 
 
-def make_draws(key, step, index, turn=0):
-  """Returns the per-example keys of the discriminator's update number `turn` before a step of the
-  generator; those of turn 0 are also the generator's. index: int [B], global, of the examples."""
-  suffix = f"_{turn}" if turn else ""
+def make_draws(key, step, index):
+  """Returns the per-example keys of a step, for the discriminator and the generator; index: int
+  [B], global, of the examples."""
   return {
-    name: rng.example_keys(rng.stream(key, f"adversary_{name}{suffix}", step), index)
+    name: rng.example_keys(rng.stream(key, f"adversary_{name}", step), index)
     for name in ("augment", "noise", "levels")
   }
 
@@ -296,37 +291,20 @@ def adversarial_step(
   ), metrics | parts | norms
 
 
-def of_stage(config, name, classes, taps=()):
-  """Returns the Adversary that config.NAME.adversary describes, over the stage's steps; taps: see
-  make_adversary."""
-  discriminator = builders.make_discriminator(config, classes)
-  return make_adversary(config[name].adversary, discriminator, config[name].steps, taps=taps)
+def of_stage(config, name, classes, taps=(), class_weight=0.0):
+  """Returns the Adversary of the stage `name`: config.adversary under the stage's own block.
 
-
-def make_adversary(options, discriminator, steps, taps=()):
-  """Returns the Adversary that options (config.STAGE.adversary) describe.
-
-  steps: of the generator. taps: the depths of the conditioned images that it may be shown.
+  taps: the depths of the conditioned images that it may be shown. class_weight: see Adversary.
   """
-  levels = len(taps) if options.levels else 0
-  steps = steps * options.updates
+  own = config[name].get("adversary", {})
+  options = option_fields.read(AdversarialOptions, config.adversary, own)
+  steps = config[name].steps
+  adam = base.optimizer_options(config, config.adversary.optimizer)
   return Adversary(
-    discriminator=discriminator,
-    tx=optimizer.make(options.optimizer, steps, discriminator.width),
-    loss=options.loss,
-    updates=options.updates,
-    penalty=options.penalty,
-    penalty_weight=options.penalty_weight,
-    penalty_weight_end=options.penalty_weight_end,
-    penalty_anneal_steps=round(options.penalty_anneal_share * steps),
-    penalty_every=options.penalty_every,
-    penalty_sigma=options.penalty_sigma,
-    penalty_stride=max(1, round(1 / options.penalty_share)),
-    consistency_weight=options.consistency_weight,
-    augment=tuple(options.augment),
-    # The earlier a conditioned image, the more noise; the last image has none.
-    level_sigmas=tuple(options.level_sigma * (1 - i / levels) for i in range(levels)),
-    class_weight=options.class_weight,
-    collapse_margin=options.collapse_margin,
-    collapse_variety=options.collapse_variety,
+    discriminator=builders.make_discriminator(config, classes),
+    tx=optimizer.make(adam, steps),
+    options=options,
+    steps=steps,
+    levels=len(taps) if options.see_taps else 0,
+    class_weight=class_weight,
   )

@@ -18,7 +18,7 @@ baselines(training, held_out) → figures                 optional, on uint8 ima
 
 A stage that can draw images also has:
 num_codes                       the largest prefix: the codes of an image, 0 without codes
-draws_with                      what else decides its images; see sampling.options.RANGES
+draws_with                      what else decides its images; see sampling/options.py
 drawing_params(results) → params        from the checkpoints of the stages up to this one
 sample(params, labels, keys, options, *, prefix, given) → images, codes, …
 """
@@ -30,16 +30,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from imgtx_jax import rng
+from imgtx_jax import option_fields, rng
 from imgtx_jax.data import transforms
 from imgtx_jax.distributed import collectives
 from imgtx_jax.losses import cross_entropy as code_losses
 from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.pretrained import lpips_weights
-from imgtx_jax.sampling.options import make_sampling
+from imgtx_jax.sampling.options import SamplingOptions
 from imgtx_jax.stages import online_fd
+from imgtx_jax.training.optimizer import OptimizerOptions
 
 MAX_COLUMNS = 16  # of a picture
+TAP_WEIGHT = 0.25  # of the conditioned images' reconstruction, beside the image's
 
 
 class Evaluator(NamedTuple):
@@ -236,7 +238,7 @@ class GeneratingStage(Stage):
 
   def samples_evaluator(self):
     """Returns an Evaluator of samples, one of each held-out image's label at each prefix: their
-    border gradients and, with config.metrics.fd_images, their distance from the images."""
+    border gradients and, with config.fd_images, their distance from the images."""
     return Evaluator(self._sample_sums, self._sample_figures, self.fd_images)
 
   def _sample_sums(self, state, batch, key, *, axis):
@@ -262,13 +264,14 @@ class GeneratingStage(Stage):
 
 
 def sampling(config):
-  """Returns the sampling.options.Sampling that config.sample describes."""
-  return make_sampling(config.sample.to_dict())
+  """Returns the SamplingOptions that config.sample describes."""
+  return SamplingOptions(**config.sample)
 
 
-def decoding(config):
-  """Returns the sampling.autoregressive.Decoding that config.sample describes."""
-  return sampling(config).codes
+def optimizer_options(config, *blocks):
+  """Returns the OptimizerOptions of config.optimizer under blocks; the last that has a key
+  counts."""
+  return option_fields.read(OptimizerOptions, config.optimizer, *blocks)
 
 
 def picture_labels(count, classes):

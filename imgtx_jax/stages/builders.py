@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from imgtx_jax import option_fields
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.models import layers, quantizer, vqgan
 from imgtx_jax.models.discriminator import Discriminator
@@ -10,23 +11,25 @@ from imgtx_jax.models.generator import Adapter, Generator, Mapping
 from imgtx_jax.models.gpt import GPT
 from imgtx_jax.models.style_encoder import StyleEncoder
 from imgtx_jax.models.tokenizer import Tokenizer
+from imgtx_jax.models.transformer import BlockConfig
 from imgtx_jax.stages.conditional_generator import ConditionalGenerator
 from imgtx_jax.stages.style_generator import Stylist
 
+WINDOWED = ("encoder", "generator", "style_encoder")  # networks that config.window is for
 
-def _trunk(options):
-  return dict(
-    heads=options.heads,
-    hidden=options.hidden or layers.default_hidden(options.width),
-    qk_norm=options.qk_norm,
-    layer_scale=options.layer_scale,
-    attention=options.attention,
-    window=options.window,
-    spectral_norm=options.spectral_norm,
-    implementation=options.implementation,
-    remat=options.remat,
-    unroll=options.unroll,
+
+def block_config(config, name, **roles):
+  """The BlockConfig of the network config.NAME; roles: fields that its role in a stage sets."""
+  options = config[name]
+  more = dict(
+    mlp_dim=options.mlp_dim or layers.default_mlp_dim(options.width),
+    # cuDNN has no attention by distance.
+    attention_kernel="xla" if options.get("attention") == "l2" else config.attention_kernel,
+    remat=config.remat,
+    unroll=config.unroll,
+    window=config.window if name in WINDOWED else 0,
   )
+  return option_fields.read(BlockConfig, options, **more | roles)
 
 
 def dtype(config):
@@ -35,17 +38,8 @@ def dtype(config):
 
 
 def make_quantizer(config):
-  """Builds the quantizer that config.quantizer.kind names."""
-  options = config.quantizer
-  if options.kind == "fsq":
-    return quantizer.FiniteScalarQuantizer(tuple(options.levels))
-  return quantizer.VectorQuantizer(
-    codebook_size=options.codebook_size,
-    code_dim=options.code_dim,
-    commitment=options.commitment,
-    entropy=options.entropy,
-    revive_below=options.revive_below,
-  )
+  """Builds the quantizer of the tokenizer."""
+  return quantizer.VectorQuantizer(**config.quantizer)
 
 
 def make_tokenizer(config):
@@ -62,15 +56,15 @@ def make_encoder(config):
   return Encoder(
     patch=config.patch,
     width=config.encoder.width,
-    layers=config.encoder.layers,
-    code_dim=make_quantizer(config).code_dim,
-    trunk=_trunk(config.encoder),
+    depth=config.encoder.depth,
+    code_dim=config.quantizer.code_dim,
+    block=block_config(config, "encoder"),
     dtype=dtype(config),
   )
 
 
 def _make_vqgan(config):
-  codes, options = make_quantizer(config), config.vqgan
+  options = config.vqgan
   shared = dict(
     channels=options.channels,
     multipliers=tuple(options.multipliers),
@@ -78,48 +72,42 @@ def _make_vqgan(config):
     dtype=dtype(config),
   )
   return Tokenizer(
-    encoder=vqgan.Encoder(blocks=options.encoder_blocks, code_dim=codes.code_dim, **shared),
-    quantizer=codes,
+    encoder=vqgan.Encoder(
+      blocks=options.encoder_blocks, code_dim=config.quantizer.code_dim, **shared
+    ),
+    quantizer=make_quantizer(config),
     decoder=vqgan.Decoder(blocks=options.decoder_blocks, **shared),
     decoder_name="decoder",
   )
 
 
-def tokenizer_width(config):
-  """Returns the width by which the tokenizer's learning rate may scale (optimizer.width_base)."""
-  return config.vqgan.channels if config.tokenizer_kind == "vqgan" else config.generator.width
-
-
-def make_generator(config, **roles):
-  """Builds the generator; roles: which of memory, modulated and mask_token it has."""
+def make_generator(config, *, memory=False, modulated=False, mask_token=False, retouch_channels=0):
+  """Builds the generator in one of its roles; see BlockConfig and Generator."""
   return Generator(
     patch=config.patch,
     width=config.generator.width,
-    layers=config.generator.layers,
-    trunk=_trunk(config.generator),
+    depth=config.generator.depth,
+    block=block_config(config, "generator", memory=memory, modulated=modulated),
     taps=tuple(config.generator.taps),
     head_channels=config.generator.head_channels,
     head_overlap=config.generator.head_overlap,
+    retouch_channels=retouch_channels,
+    mask_token=mask_token,
     dtype=dtype(config),
-    **roles,
   )
 
 
 def make_gpt(config, classes):
   """Builds the GPT over the tokenizer's codes."""
   return GPT(
-    codebook_size=make_quantizer(config).codebook_size,
+    codebook_size=config.quantizer.codebook_size,
     classes=classes,
     width=config.gpt.width,
-    layers=config.gpt.layers,
+    depth=config.gpt.depth,
     shape=configs.grid_shape(config),
-    trunk=_trunk(config.gpt),
+    block=block_config(config, "gpt"),
     order=config.gpt.order,
-    target_position=config.gpt.target_position,
-    token_dropout=config.gpt.token_dropout,
-    residual_dropout=config.gpt.residual_dropout,
-    ffn_dropout=config.gpt.ffn_dropout,
-    drop_path=config.gpt.drop_path,
+    target_position=configs.predicts_places(config),
     dtype=dtype(config),
   )
 
@@ -132,9 +120,11 @@ def make_conditional_generator(config, gpt, codes):
     gpt=gpt,
     generator=make_generator(config, memory=memory != "none", modulated=True, mask_token=True),
     memory=memory,
-    mapping=Mapping(width=config.finetune.modulation_dim, classes=gpt.classes, dtype=dtype(config)),
+    mapping=Mapping(
+      width=config.generator.modulation_dim, classes=gpt.classes, dtype=dtype(config)
+    ),
     quantizer=codes,
-    noise_dim=config.finetune.noise_dim,
+    noise_dim=config.generator.noise_dim,
     adapter=Adapter(dtype=dtype(config)) if config.finetune.gpt_trained == "adapter" else None,
   )
 
@@ -143,8 +133,8 @@ def make_one_step(config, classes):
   """Builds the generator from noise and class alone and their mapping; returns them, and the (N, C)
   of the generator's grid."""
   generator = make_generator(config, modulated=True, mask_token=True)
-  mapping = Mapping(width=config.gan.modulation_dim, classes=classes, dtype=dtype(config))
-  return generator, mapping, (configs.num_codes(config), make_quantizer(config).code_dim)
+  mapping = Mapping(width=config.generator.modulation_dim, classes=classes, dtype=dtype(config))
+  return generator, mapping, (configs.num_codes(config), config.quantizer.code_dim)
 
 
 def make_stylist(config):
@@ -152,17 +142,17 @@ def make_stylist(config):
   style_encoder = StyleEncoder(
     patch=config.patch,
     width=config.style_encoder.width,
-    layers=config.style_encoder.layers,
-    tokens=config.style.tokens,
-    modulation_dim=config.style.modulation_dim,
-    trunk=_trunk(config.style_encoder),
+    depth=config.style_encoder.depth,
+    num_tokens=config.style_encoder.num_tokens,
+    modulation_dim=config.generator.modulation_dim,
+    block=block_config(config, "style_encoder"),
     dtype=dtype(config),
   )
   return Stylist(
     encoder=make_encoder(config),
     quantizer=make_quantizer(config),
     generator=make_generator(
-      config, memory=True, modulated=True, retouch_channels=config.style.channels
+      config, memory=True, modulated=True, retouch_channels=config.style.head_channels
     ),
     style_encoder=style_encoder,
   )
@@ -173,9 +163,9 @@ def make_discriminator(config, classes):
   return Discriminator(
     patch=config.discriminator.patch,
     width=config.discriminator.width,
-    layers=config.discriminator.layers,
+    depth=config.discriminator.depth,
     classes=classes,
-    trunk=_trunk(config.discriminator),
+    block=block_config(config, "discriminator"),
     overlap=config.discriminator.overlap,
     dtype=dtype(config),
   )

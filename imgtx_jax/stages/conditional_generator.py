@@ -12,7 +12,7 @@ from imgtx_jax import rng
 from imgtx_jax.models import layers
 from imgtx_jax.models.generator import Adapter, Generator, Mapping
 from imgtx_jax.models.gpt import GPT
-from imgtx_jax.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
+from imgtx_jax.models.quantizer import VectorQuantizer
 from imgtx_jax.sampling import autoregressive, refinement
 
 
@@ -35,7 +35,7 @@ class ConditionalGenerator:
   gpt: GPT
   generator: Generator
   mapping: Mapping
-  quantizer: VectorQuantizer | FiniteScalarQuantizer
+  quantizer: VectorQuantizer
   noise_dim: int
   memory: str = "states"
   adapter: Adapter | None = None
@@ -158,9 +158,9 @@ class ConditionalGenerator:
     Args:
       params: those of the class, and "quantizer".
       labels: int [B]. keys: [B], an image depends on its own key.
-      options: sampling.options.Sampling.
+      options: SamplingOptions.
       given: codes to start from, see autoregressive.sample_codes.
-      score: images [B, H, W, 3] → [B], what options.refinement climbs.
+      score: images [B, H, W, 3] → [B], what options.refine_steps climb.
 
     Returns images [B, H, W, 3], codes int [B, N] in raster order, and the taps of Generator.
     """
@@ -170,7 +170,7 @@ class ConditionalGenerator:
       labels,
       keys,
       steps=min(prefix + 1, self.num_codes),
-      options=options.codes,
+      options=options,
       given=given,
     )
     codes, _ = autoregressive.to_raster(codes[:, :prefix], self.order, self.num_codes)
@@ -179,7 +179,7 @@ class ConditionalGenerator:
     noise = jax.vmap(lambda k: jax.random.normal(k, (self.noise_dim,)))(noise_keys)
 
     def refine(render, vectors):
-      return refinement.refine(lambda x: score(render(x)[0]), vectors, options.refinement)
+      return refinement.refine(lambda x: score(render(x)[0]), vectors, options)
 
     image, taps = self.render(
       params["generator"],
@@ -192,7 +192,7 @@ class ConditionalGenerator:
       },
       states,
       w_scale=options.w_scale,
-      refine=refine if options.refinement.steps else None,
+      refine=refine if options.refine_steps else None,
     )
     return image, codes, taps
 

@@ -47,15 +47,22 @@ class FinetuneStage(base.GeneratingStage):
     self.gpt = builders.make_gpt(config, classes)
     self.order = self.gpt.code_order()
     self.networks = builders.make_conditional_generator(config, self.gpt, self.tokenizer.quantizer)
-    self.adversary = adversarial.of_stage(config, self.name, classes, config.generator.taps)
+    self.adversary = adversarial.of_stage(
+      config, self.name, classes, config.generator.taps, class_weight=1.0
+    )
     self.captions = self.tap_captions() | {
       f"refined_k{prefix}": ["sample", "refined"] for prefix in (0, self.num_codes)
     }
     if self.options.memory == "none":
       self.draws_with, self.final_pictures = ("codes", "noise"), None
+    # The generator's optimizer is the discriminator's, but for what it has of its own.
+    of_generator = base.optimizer_options(
+      config, config.adversary.optimizer, self.options.optimizer
+    )
+    of_gpt = base.optimizer_options(config, self.options.gpt_optimizer)
     self.tx = {
-      "generator": optimizer.make(self.options.optimizer, self.steps, config.generator.width),
-      "gpt": optimizer.make(self.options.gpt_optimizer, self.steps, config.gpt.width),
+      "generator": optimizer.make(of_generator, self.steps, self.options.freeze),
+      "gpt": optimizer.make(of_gpt, self.steps),
     }
 
   # -- The state -----------------------------------------------------------------------------------
@@ -70,7 +77,7 @@ class FinetuneStage(base.GeneratingStage):
       decoder = restored["tokenizer"]["ema"].get("generator")  # a convolutional one has none
       generator = self.networks.init_generator(
         key,
-        decoder if self.options.from_decoder else None,
+        decoder if self.options.init_from_decoder else None,
         restored["tokenizer"]["ema"]["quantizer"],
         restored["pretrain"]["variables"]["code_counts"],
       )
@@ -107,7 +114,7 @@ class FinetuneStage(base.GeneratingStage):
     codebook = state.frozen["tokenizer"]["quantizer"]
     bank, labels = state.variables["bank"], batch["label"]
     inputs = finetune_inputs.draw(
-      self.options, bank, codes, labels, key, state.step, index, classes=self.classes
+      self.config, bank, codes, labels, key, state.step, index, classes=self.classes
     )
     (logits, states), pull_gpt = jax.vjp(
       lambda params: self.networks.condition(params, inputs), state.params["gpt"]
@@ -124,7 +131,7 @@ class FinetuneStage(base.GeneratingStage):
           images,
           self.options.gradient_weight,
         ),
-        finetune_inputs.draw_candidates(self.options, key, state.step, index),
+        finetune_inputs.draw_candidates(self.config, key, state.step, index),
         inputs["real"],
       )
     (image, taps), pull_generator = jax.vjp(render, state.params["generator"], states)
@@ -162,8 +169,8 @@ class FinetuneStage(base.GeneratingStage):
     adversarial_step."""
     options = self.options
     share = inputs["prefix"] / len(self.order)
-    # No code, no target: (k/N)^p is 0 at k = 0. Bank rows have none either.
-    weight = share**options.reconstruction_power * (inputs["prefix"] > 0) * inputs["real"]
+    # No code, no target: k/N is 0 at k = 0. Bank rows have none either.
+    weight = share * (inputs["prefix"] > 0) * inputs["real"]
     known = self.networks.known_pixels(inputs["prefix"])
     if options.reconstruct_all_steps:
       # Unseen inputs make the decoder draw one odd pattern in every patch; the mean image of what
@@ -180,12 +187,12 @@ class FinetuneStage(base.GeneratingStage):
     total = options.reconstruction_weight * parts["reconstruction"]
     if taps:
       parts["taps"] = sum(distance(tap) for tap in taps) / len(taps)
-      total += options.tap_weight * options.reconstruction_weight * parts["taps"]
+      total += base.TAP_WEIGHT * options.reconstruction_weight * parts["taps"]
     if self.lpips_weight and "lpips" in state.frozen:
       parts["lpips"] = jnp.mean(weight * perceptual.lpips(state.frozen["lpips"], images, image))
       total += self.lpips_weight * parts["lpips"]
     adversarial_loss, class_loss, more = against(image, taps)
-    started = state.step >= options.reconstruct_warmup_steps
+    started = state.step >= options.adversarial_start_steps
     total += jnp.where(started, 1.0, 0.0) * (
       options.adversarial_weight * adversarial_loss + options.class_weight * class_loss
     )
@@ -204,12 +211,12 @@ class FinetuneStage(base.GeneratingStage):
       rng.stream(key, "bank", state.step),
       rows=self.options.bank_rows,
       chunk=self.batch_size,
-      options=self.sampling.codes,
+      options=self.sampling,
     )
     return state.replace(variables=state.variables | {"bank": bank})
 
   def guard(self, step, means):
-    started = step > self.options.reconstruct_warmup_steps
+    started = step > self.options.adversarial_start_steps
     return self.adversary.guard(means) if started else None
 
   # -- Samples and figures -------------------------------------------------------------------------
@@ -248,8 +255,8 @@ class FinetuneStage(base.GeneratingStage):
     labels = labels[: len(labels) // rows]
     options = self.sampling
     ways = [
-      dataclasses.replace(options, refinement=dataclasses.replace(options.refinement, steps=steps))
-      for steps in (0, options.refinement.steps or REFINE_STEPS)
+      dataclasses.replace(options, refine_steps=steps)
+      for steps in (0, options.refine_steps or REFINE_STEPS)
     ]
     return {
       f"refined_k{prefix}": jnp.stack(
@@ -276,7 +283,7 @@ class FinetuneStage(base.GeneratingStage):
     _, states = self.networks.condition(state.ema["gpt"], inputs)
 
     def render(prefix, name):
-      noise = rng.normal(rng.stream(key, name, 0), index, (self.options.noise_dim,))
+      noise = rng.normal(rng.stream(key, name, 0), index, (self.networks.noise_dim,))
       asked = inputs | {"noise": noise, "prefix": jnp.full(len(labels), prefix)}
       codebook = state.frozen["tokenizer"]["quantizer"]
       return self.networks.render(state.ema["generator"], codebook, asked, states)[0]

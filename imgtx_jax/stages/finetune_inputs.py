@@ -7,11 +7,11 @@ from imgtx_jax import rng
 from imgtx_jax.sampling import autoregressive
 
 
-def draw(options, bank, codes, labels, key, step, index, *, classes):
+def draw(config, bank, codes, labels, key, step, index, *, classes):
   """Draws the inputs of ConditionalGenerator.render for a batch, and which of them are real.
 
   Args:
-    options: config.finetune.
+    config: the whole config.
     bank: codes that the GPT sampled, int [classes, rows, N].
     codes: int [B, N] of the images; labels: int [B].
     key, step, index: of the draws, see rng.py.
@@ -19,31 +19,32 @@ def draw(options, bank, codes, labels, key, step, index, *, classes):
   Returns a dict: codes int [B, N], label int [B], prefix int [B], noise [B, Z]; real [B]: 1 where
   the codes are the image's own, 0 where the GPT sampled them for that label.
   """
+  options = config.finetune
 
   def uniform(name):
     return rng.uniform(rng.stream(key, name, step), index)
 
-  own = uniform("bank_share") < options.bank_share
+  own = uniform("bank_share") < options.bank_prob
   row = (uniform("bank_row") * options.bank_rows).astype(jnp.int32)
   codes = jnp.where(own[:, None], bank[labels, row], codes)
   total = codes.shape[1]
   which, size = uniform("prefix_kind"), uniform("prefix_size")
   prefix = jnp.round(total * size**2).astype(jnp.int32)
-  none, full = options.prefix_none_share, options.prefix_full_share
+  none, full = options.prefix_none_prob, options.prefix_full_prob
   prefix = jnp.where(which < none, 0, jnp.where(which > 1.0 - full, total, prefix))
-  unlabelled = uniform("null_label") < options.null_label_share
+  unlabelled = uniform("null_label") < config.class_dropout
   return {
     "codes": codes,
     "label": jnp.where(unlabelled, classes, labels),
     "prefix": prefix,
-    "noise": rng.normal(rng.stream(key, "noise", step), index, (options.noise_dim,)),
+    "noise": rng.normal(rng.stream(key, "noise", step), index, (config.generator.noise_dim,)),
     "real": 1.0 - own.astype(jnp.float32),
   }
 
 
-def draw_candidates(options, key, step, index):
-  """Returns options.noise_candidates noises for each example, [M, B, Z]."""
-  shape = (options.noise_candidates, options.noise_dim)
+def draw_candidates(config, key, step, index):
+  """Returns finetune.noise_candidates noises for each example, [M, B, Z]."""
+  shape = (config.finetune.noise_candidates, config.generator.noise_dim)
   noise = rng.normal(rng.stream(key, "noise_candidates", step), index, shape)
   return jnp.swapaxes(noise, 0, 1)
 
@@ -62,7 +63,7 @@ def nearest_noise(distance, candidates, real):
 
 def fill_bank(gpt, params, key, *, rows, chunk, options):
   """Samples a bank of codes int [classes, rows, N] from the GPT, `chunk` images at a time; options:
-  autoregressive.Decoding."""
+  SamplingOptions."""
   order = gpt.code_order()
   total = gpt.classes * rows
   chunk = min(chunk, total)

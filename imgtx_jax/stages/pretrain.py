@@ -1,6 +1,6 @@
 """Stage "pretrain": the GPT learns the tokenizer's codes by next-code cross-entropy.
 
-The class is dropped for a share of the examples, so that guidance has a null class to lean on
+The class is dropped for a fraction of the examples, so that guidance has a null class to lean on
 (arXiv:2207.12598, LlamaGen arXiv:2406.06525). Codes come from a cache (config.pretrain.code_cache),
 or the step encodes its images.
 """
@@ -20,7 +20,7 @@ from imgtx_jax.training import gradient_accumulation, optimizer
 from imgtx_jax.training.train_state import TrainState, update_ema
 
 # Keys of encoder and quantizer that change how codes are learned or computed, not what they are.
-_NOT_OF_CODES = (*configs.RUNNING, "commitment", "entropy", "revive_below")
+_NOT_OF_CODES = ("commitment", "entropy")
 
 
 class PretrainStage(base.Stage):
@@ -33,16 +33,16 @@ class PretrainStage(base.Stage):
   def __init__(self, config, classes):
     super().__init__(config, classes)
     self.options = config.pretrain
-    self.class_dropout = config.gpt.class_dropout
+    self.class_dropout = config.class_dropout
     self.tokenizer = builders.make_tokenizer(config)
     self.gpt = builders.make_gpt(config, classes)
     self.order = self.gpt.code_order()
     self.permutes = bool(self.options.permute_steps + self.options.permute_anneal_steps)
-    self.tx = optimizer.make(self.options.optimizer, self.steps, config.gpt.width)
+    self.tx = optimizer.make(base.optimizer_options(config, self.options.optimizer), self.steps)
     self.code_hyperparameters = {
       key: value
       for key, value in configs.flatten(config).items()
-      if key.startswith(("patch", "tokenizer_kind", "encoder.", "quantizer.", "vqgan."))
+      if key.startswith(("patch", "window", "tokenizer_kind", "encoder.", "quantizer.", "vqgan."))
       if key.split(".")[-1] not in _NOT_OF_CODES
     }
 
@@ -118,7 +118,7 @@ class PretrainStage(base.Stage):
     grads, metrics = gradient_accumulation.mean_over_parts(
       lambda part: jax.grad(loss_fn, has_aux=True)(state.params, part),
       (codes, labels, orders, targets, index),
-      self.options.accumulate,
+      self.options.grad_accum_steps,
     )
     shares = jnp.zeros(self.gpt.codebook_size).at[codes.reshape(-1)].add(1.0 / codes.size)
     grads, metrics, shares = collectives.pmean((grads, metrics, shares), axis)
@@ -200,7 +200,7 @@ class PretrainStage(base.Stage):
       labels,
       keys,
       steps=self.num_codes,
-      options=options.codes,
+      options=options,
       given=given,
     )
     codes, _ = autoregressive.to_raster(codes, self.order, len(self.order))

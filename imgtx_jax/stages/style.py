@@ -22,6 +22,7 @@ from imgtx_jax.training import optimizer
 from imgtx_jax.training.train_state import TrainState
 
 _LEAST_DETAIL = 0.4  # of a style's, and 1 / 0.4 times it the most, where it is changed
+COLLAPSE_VARIETY = 0.05  # least deviation of the outputs from each other, over the contents'
 _PICTURED = (4, 7)  # styles and contents of a picture
 
 
@@ -40,7 +41,7 @@ class StyleStage(base.Stage):
     super().__init__(config, classes)
     self.options = config.style
     self.stylist = builders.make_stylist(config)
-    self.tx = optimizer.make(self.options.optimizer, self.steps, config.generator.width)
+    self.tx = optimizer.make(base.optimizer_options(config, self.options.optimizer), self.steps)
     self.adversary = None
     if self.options.adversarial_weight:
       self.adversary = adversarial.of_stage(config, self.name, classes)
@@ -48,12 +49,12 @@ class StyleStage(base.Stage):
     self.captions = {"styles": ["content", *["style"] * styles]}
 
   def companions(self):
-    options = self.options.data
+    options, crop = self.options.data, self.config.data
     training, held_out = (
       sources.open_source(options.source, split=split, path=options.path, key="config.style.data")
       for split in ("train", "validation")
     )
-    crops = (options.crop, options.min_scale, options.max_scale)
+    crops = (crop.crop, crop.min_scale, crop.max_scale)
     return {"style": pipeline.Companion(training, held_out, *crops)}
 
   def init(self, key, batch_shape, restored):
@@ -136,17 +137,17 @@ class StyleStage(base.Stage):
       flips = rng.example_keys(rng.stream(key, "style_flip", step), index)
       images = transforms.random_flip(images, flips)
     colors = rng.example_keys(rng.stream(key, "style_colors", step), index)
-    images = transforms.random_colors(images, colors, self.options.jitter_share)
+    images = transforms.random_colors(images, colors, self.options.jitter_prob)
     sizes = texture_synthesis.num_bands(self.patch)
     draws = rng.uniform(rng.stream(key, "style_detail", step), index, (1 + sizes,))
     gains = _LEAST_DETAIL ** (1.0 - 2.0 * draws[:, 1:])
-    changed = draws[:, :1] < self.options.jitter_share
+    changed = draws[:, :1] < self.options.jitter_prob
     return texture_synthesis.amplify(images, jnp.where(changed, gains, 1.0), self.patch)
 
   def _strength(self, key, step, index):
     """Draws strengths [B]: 1, and for a share of the examples anything below."""
     draws = rng.uniform(rng.stream(key, "strength", step), index, (2,))
-    return jnp.where(draws[:, 0] < self.options.partial_share, draws[:, 1], 1.0)
+    return jnp.where(draws[:, 0] < self.options.partial_prob, draws[:, 1], 1.0)
 
   def _shift(self, key, step):
     """Draws where VGG16's crops of this step start, int [2]: its strides of 16 pixels favour some
@@ -169,7 +170,7 @@ class StyleStage(base.Stage):
     partial = mix([null, style], [1.0 - strength, strength])
     found = self.stylist.stylize(params, frozen["tokenizer"], contents, partial, origin=origin)
     images = {"styled": found.image, "moved": found.moved}
-    if self.options.identity_weight or self.options.identity_feature_weight:
+    if self.options.identity_weight:
       images["own"] = self.stylist.render(params, frozen["tokenizer"], styles, style)
     return images
 
@@ -192,23 +193,17 @@ class StyleStage(base.Stage):
       "style": losses.style(losses.moments(found), targets["moments"]).mean(),
     }
     if "own" in images:
-      own = pixels.distance(images["own"], styles, options.gradient_weight)
-      parts["identity"] = own.mean()
-    if options.identity_feature_weight:
-      own = self._features(frozen, images["own"], shift)
-      parts["identity_feature"] = losses.identity(own, targets["style"]).mean()
-    if options.total_variation_weight:
-      parts["total_variation"] = losses.total_variation(images["styled"]).mean()
+      parts["identity"] = pixels.distance(images["own"], styles, gradient_weight=1.0).mean()
     return sum(options[f"{name}_weight"] * value for name, value in parts.items()), parts
 
   def guard(self, step, means):
     if self.adversary and step > self.options.adversarial_start_steps:
       if reason := self.adversary.guard(means):
         return reason
-    if means["variety"] < self.options.collapse_variety:
+    if means["variety"] < COLLAPSE_VARIETY:
       return (
         f"stylized images are all alike: they differ {means['variety']:.2g} times as much as the "
-        f"contents, under config.style.collapse_variety={self.options.collapse_variety:g}"
+        f"contents, under {COLLAPSE_VARIETY:g}"
       )
     return None
 

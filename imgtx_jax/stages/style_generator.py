@@ -10,7 +10,7 @@ from imgtx_jax import rng
 from imgtx_jax.models import color_transfer, texture_synthesis
 from imgtx_jax.models.encoder import Encoder
 from imgtx_jax.models.generator import Generator
-from imgtx_jax.models.quantizer import FiniteScalarQuantizer, VectorQuantizer
+from imgtx_jax.models.quantizer import VectorQuantizer
 from imgtx_jax.models.style_encoder import StyleEncoder, statistics, unweighted
 from imgtx_jax.stages.conditional_generator import copy_by_name
 
@@ -53,7 +53,7 @@ class Stylist:
   """
 
   encoder: Encoder
-  quantizer: VectorQuantizer | FiniteScalarQuantizer
+  quantizer: VectorQuantizer
   generator: Generator
   style_encoder: StyleEncoder
 

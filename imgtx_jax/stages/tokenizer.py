@@ -31,7 +31,7 @@ class TokenizerStage(base.Stage):
     super().__init__(config, classes)
     self.options = config.tokenizer
     self.tokenizer = builders.make_tokenizer(config)
-    self.tx = optimizer.make(self.options.optimizer, self.steps, builders.tokenizer_width(config))
+    self.tx = optimizer.make(base.optimizer_options(config, self.options.optimizer), self.steps)
     self.adversary = None
     if self.options.adversarial_weight:
       self.adversary = adversarial.of_stage(config, self.name, classes, self.tokenizer.decoder.taps)
@@ -101,19 +101,12 @@ class TokenizerStage(base.Stage):
 
   def _forward(self, params, images, key, step, index, axis):
     latents = self.tokenizer.latents(params, images)
-    perturb = {}
-    if self.options.perturb:
-      keys = rng.example_keys(rng.stream(key, "perturb", step), index)
-      share = self.options.perturb * jnp.maximum(0.0, 1.0 - step / self.steps)
-      perturb = dict(perturb=share, keys=keys)
-    quantized = self.tokenizer.quantizer.quantize(
-      params["quantizer"], latents, axis=axis, **perturb
-    )
+    quantized = self.tokenizer.quantizer.quantize(params["quantizer"], latents, axis=axis)
     vectors = quantized.vectors
-    if self.options.continuous_share:
+    if self.options.continuous_prob:
       draw = rng.uniform(rng.stream(key, "continuous", step), index)[:, None, None]
       continuous = self.tokenizer.quantizer.continuous(latents)
-      vectors = jnp.where(draw < self.options.continuous_share, continuous, vectors)
+      vectors = jnp.where(draw < self.options.continuous_prob, continuous, vectors)
     image, taps = self.tokenizer.render(params, vectors)
     losses = (image, [tap for tap, _ in taps], quantized.losses)
     return losses, (quantized.frequencies, latents)
@@ -133,7 +126,7 @@ class TokenizerStage(base.Stage):
     total = sum(parts.values())
     if taps:
       parts["taps"] = sum(distance(tap) for tap in taps) / len(taps)
-      total += self.options.tap_weight * parts["taps"]
+      total += base.TAP_WEIGHT * parts["taps"]
     if self.lpips_weight and "lpips" in state.frozen:
       parts["lpips"] = perceptual.lpips(state.frozen["lpips"], images, image).mean()
       total += self.lpips_weight * parts["lpips"]
@@ -204,7 +197,7 @@ class TokenizerStage(base.Stage):
     codes = self.tokenizer.encode(state.ema, images)
     decoded = self.tokenizer.decode(state.ema, codes)
     figures = self.reconstruction_figures(images, decoded)
-    if self.options.continuous_share:
+    if self.options.continuous_prob:
       latents = self.tokenizer.latents(state.ema, images)
       continuous = self.tokenizer.quantizer.continuous(latents)
       decoded = self.tokenizer.render(state.ema, continuous)[0]

@@ -122,6 +122,6 @@ def load_stylizer(directory, checkpoint="last") -> Stylizer:
       f"{directory}: the {missing[0].stage} stage is not finished; run the command that trains it "
       "again, it goes on from its last checkpoint"
     )
-  results = workdir.results(directory, needed, config.start_from, {"style": checkpoint})
+  results = workdir.results(directory, needed, config.stage_checkpoint, {"style": checkpoint})
   tokenizer = {name: results["tokenizer"]["ema"][name] for name in ("encoder", "quantizer")}
   return Stylizer(builders.make_stylist(config), results["style"]["ema"]["stylist"], tokenizer)

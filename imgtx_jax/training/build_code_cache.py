@@ -70,7 +70,7 @@ def fingerprint(inputs, images, config):
   leaves, _ = jax.tree_util.tree_flatten_with_path(inputs.params)
   sums = checksums.checksums({jax.tree_util.keystr(path): x for path, x in leaves})
   return {
-    "format": 1,
+    "format": 2,
     **{f"tokenizer.{name}": value for name, value in inputs.hyperparameters.items()},
     "tokenizer.weights": hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16],
     "image_size": config.data.image_size,

@@ -9,6 +9,7 @@ import numpy as np
 
 from imgtx_jax.training import train_state as states
 
+LINES = 3  # of the log in a row with signs of a collapse
 RETRIES = 1
 RATE = 0.5  # of all learning rates, after a collapse
 
@@ -20,12 +21,12 @@ class Collapse(Exception):
 class Guard:
   """Watches one run.
 
-  mode: config.guard. lines: config.guard_lines. judge: Stage.guard, a function (step, means) that
-  returns why they look like a collapse, or None.
+  mode: config.guard. judge: Stage.guard, a function (step, means) that returns why they look
+  like a collapse, or None.
   """
 
-  def __init__(self, mode, lines, judge):
-    self.mode, self.lines, self.judge = mode, lines, judge
+  def __init__(self, mode, judge):
+    self.mode, self.judge = mode, judge
     self.alarms, self.good, self.collapses = 0, None, []
 
   def restore(self, meta):
@@ -44,7 +45,7 @@ class Guard:
     """Judges the means {name: value} of a logged line; raises Collapse."""
     reason = self.judge(step, means) if self.mode != "off" else None
     self.alarms = self.alarms + 1 if reason else 0
-    if self.alarms >= self.lines:
+    if self.alarms >= LINES:
       raise Collapse(f"collapsed, {reason} (in {self.alarms} logged lines in a row)")
 
   def check_window(self, window):

@@ -87,7 +87,7 @@ class Trainer:
     self.round_number, self.best = round_number, best or Best()
     self.seed = rng.round_seed(config.seed, round_number)
     self.root, self.shown = rng.root_key(self.seed), rng.root_key(config.seed)
-    self.guard = Guard(config.guard, config.guard_lines, stage.guard)
+    self.guard = Guard(config.guard, stage.guard)
     keep = dict(keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
     self.checkpoints = Checkpoints(self.directory / "checkpoints", **keep)
     self.log = MetricLog(self.directory, writes=processes.is_first())

@@ -1,36 +1,42 @@
 """Optimizers from the config: one optax chain per player."""
 
+import dataclasses
 import re
 
 import jax
 import optax
 
-SCHEDULES = ("constant", "cosine", "inverse")
+SCHEDULES = ("constant", "cosine")
 
 
-def learning_rate(options, total_steps, width):
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+  """AdamW's options and its learning-rate schedule: config.optimizer under a stage's own block."""
+
+  learning_rate: float
+  schedule: str = "constant"
+  warmup_steps: int = 0
+  end_lr_ratio: float = 0.0
+  beta1: float = 0.9
+  beta2: float = 0.95
+  epsilon: float = 1e-8
+  weight_decay: float = 0.0
+  clip_norm: float = 0.0
+
+
+def learning_rate(options, total_steps):
   """Returns the learning rate schedule of one player: a linear warm-up, then options.schedule.
 
-  "cosine" ends at options.final_share of the peak; "inverse" is peak / (1 + inverse_rate · step).
-  With options.width_base > 0 the peak is that of a model of that width, and scales as
-  width_base / width.
+  "cosine" ends at options.end_lr_ratio of the peak.
   """
   peak = options.learning_rate
-  if options.width_base:
-    peak = peak * options.width_base / width
   warmup = min(options.warmup_steps, max(total_steps - 1, 0))
   if options.schedule == "constant":
     after = optax.constant_schedule(peak)
   elif options.schedule == "cosine":
     after = optax.cosine_decay_schedule(
-      peak, max(total_steps - warmup, 1), alpha=options.final_share
+      peak, max(total_steps - warmup, 1), alpha=options.end_lr_ratio
     )
-  elif options.schedule == "inverse":
-    rate = options.inverse_rate
-
-    def after(step):
-      return peak / (1.0 + rate * step)
-
   else:
     raise ValueError(f"unknown schedule {options.schedule!r}: one of {', '.join(SCHEDULES)}")
   if not warmup:
@@ -57,12 +63,12 @@ def update(tx, grads, opt_state, params, rate):
   return optax.apply_updates(params, jax.tree.map(lambda u: rate * u, updates)), opt_state
 
 
-def make(options, total_steps, width):
+def make(options, total_steps, freeze=""):
   """Returns the optimizer of one player: clipping by global norm, then AdamW.
 
-  Parameters whose path matches the regex options.freeze keep their values and have no moments.
+  Parameters whose path matches the regex freeze keep their values and have no moments.
   """
-  rate = learning_rate(options, total_steps, width)
+  rate = learning_rate(options, total_steps)
   chain = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
   chain.append(
     optax.adamw(
@@ -75,12 +81,12 @@ def make(options, total_steps, width):
     )
   )
   tx = optax.chain(*chain)
-  if not options.freeze:
+  if not freeze:
     return tx
 
   def label(path, _):
     name = "/".join(str(getattr(p, "key", p)) for p in path)
-    return "frozen" if re.search(options.freeze, name) else "trained"
+    return "frozen" if re.search(freeze, name) else "trained"
 
   return optax.multi_transform(
     {"trained": tx, "frozen": optax.set_to_zero()},

@@ -1,6 +1,6 @@
 """Starting from another work directory: its tokenizer and GPT become finished stages of this one.
 
-config.finetune_from names the directory. It holds imported weights (imgtx_jax.convert) or networks
+config.init_from names the directory. It holds imported weights (imgtx_jax.convert) or networks
 that were trained there; they must be the same networks, and may be of other classes.
 """
 
@@ -12,31 +12,32 @@ from imgtx_jax.training import workdir
 
 STAGES = ("tokenizer", "pretrain")
 # Keys that begin so describe the adopted networks and must be equal.
-_NETWORKS = ("patch", "data.image_size", "tokenizer_kind", "encoder.", "quantizer.", "vqgan.")
-_GPT = (
-  *("gpt.width", "gpt.layers", "gpt.heads", "gpt.hidden", "gpt.qk_norm", "gpt.layer_scale"),
-  *("gpt.attention", "gpt.spectral_norm"),
+_TOKENIZER = ("patch", "window", "data.image_size", "tokenizer_kind", "encoder.", "quantizer.")
+_GPT = ("gpt.width", "gpt.depth", "gpt.num_heads", "gpt.mlp_dim", "gpt.order")
+# The decoder, which fine-tuning starts from.
+_DECODER = (
+  *("generator.width", "generator.depth", "generator.num_heads", "generator.mlp_dim"),
+  *("generator.qk_norm", "generator.taps", "generator.head_channels", "generator.head_overlap"),
 )
-_ORDER = ("gpt.order", "gpt.target_position")
 
 
 def adopt(config, directory, class_names):
-  """Writes the stages tokenizer and pretrain of config.finetune_from into a work directory, unless
+  """Writes the stages tokenizer and pretrain of config.init_from into a work directory, unless
   they are finished there. UserError if they are not finished, or are other networks."""
   tasks = [workdir.StageRun(1, stage) for stage in STAGES]
   if all(workdir.is_finished(directory, task) for task in tasks):
     return
-  source = config.finetune_from
+  source = config.init_from
   theirs, their_names = workdir.read(source)
   _check(config, theirs, source)
   done = workdir.finished(theirs, source)
   missing = [stage for stage in STAGES if stage not in {task.stage for task in done}]
   if missing:
     raise UserError(
-      f"config.finetune_from={source} has not finished {', '.join(missing)}; finish it there, or "
+      f"config.init_from={source} has not finished {', '.join(missing)}; finish it there, or "
       "convert published weights (python -m imgtx_jax.convert)"
     )
-  results = workdir.results(source, done, theirs.start_from)
+  results = workdir.results(source, done, theirs.stage_checkpoint)
   pretrain = results["pretrain"]
   # Fine-tuning, where there was one, has trained the GPT further.
   gpt = results.get("finetune", pretrain)["ema"]["gpt"]
@@ -65,14 +66,15 @@ def label_table(table, their_names, class_names):
 
 def _check(config, theirs, source):
   """Raises UserError with the first key in which the networks differ."""
-  keys = (*_NETWORKS, *_GPT, *_ORDER)
+  keys = (*_TOKENIZER, "vqgan.", *_GPT)
   if theirs.tokenizer_kind == "transformer":
-    keys += ("generator.",)  # its decoder, which fine-tuning starts from
+    keys += _DECODER
+  if configs.predicts_places(config) != configs.predicts_places(theirs):
+    keys += ("pretrain.permute_",)
   ours, others = configs.flatten(config), configs.flatten(theirs)
   for key in sorted(others):
-    running = key.rpartition(".")[2] in configs.RUNNING
-    if key.startswith(keys) and not running and ours[key] != others[key]:
+    if key.startswith(keys) and ours[key] != others[key]:
       raise UserError(
-        f"config.{key} is {ours[key]!r}, and {others[key]!r} in config.finetune_from={source}; "
+        f"config.{key} is {ours[key]!r}, and {others[key]!r} in config.init_from={source}; "
         f"take its config: --config configs/from_workdir.py:{source}"
       )

@@ -39,7 +39,10 @@ FREE_KEYS = (
   "parallel.mode",
   "parallel.fsdp",
   "parallel.rules",
-  "pretrain.accumulate",
+  "remat",
+  "attention_kernel",
+  "unroll",
+  "pretrain.grad_accum_steps",
   "data.threads",
   "data.path",
   "style.data.path",
@@ -130,7 +133,7 @@ def _digest(flat, class_names):
 
 
 def _is_free(key):
-  return key in FREE_KEYS or key.rpartition(".")[2] in configs.RUNNING
+  return key in FREE_KEYS
 
 
 def _check_config(workdir, flat):
@@ -304,13 +307,13 @@ def write_summary(folder, summary):
   processes.wait_for_all("the summary is written")
 
 
-def results(workdir, tasks, start_from="last", chosen=()) -> dict[str, Any]:
+def results(workdir, tasks, default="last", chosen=()) -> dict[str, Any]:
   """Returns {stage: NumPy trees of its checkpoint, without optimizer state}.
 
   Args:
     workdir: the work directory.
     tasks: finished StageRuns; of a stage's rounds the last counts.
-    start_from: config.start_from: "last", or "best" where a stage has kept one.
+    default: config.stage_checkpoint: "last", or "best" where a stage has kept one.
     chosen: {stage: "last" or "best"}; takes precedence.
 
   Raises:
@@ -318,12 +321,11 @@ def results(workdir, tasks, start_from="last", chosen=()) -> dict[str, Any]:
   """
   last = {task.stage: task for task in tasks}
   return {
-    stage: _result(workdir, task, dict(chosen).get(stage), start_from)
-    for stage, task in last.items()
+    stage: _result(workdir, task, dict(chosen).get(stage), default) for stage, task in last.items()
   }
 
 
-def _result(workdir, task, asked, start_from):
+def _result(workdir, task, asked, default):
   """Returns the checkpoint of one StageRun; prints which one it is where there is a choice."""
   folder = Path(workdir) / task.name
   summary = _read_summary(folder)
@@ -333,7 +335,7 @@ def _result(workdir, task, asked, start_from):
       f"--checkpoint=best: {task.name} of {workdir} has kept none by a figure; train with "
       "--config.best_metric=NAME, or leave the flag out for the last"
     )
-  which = (asked or start_from) if best else "last"
+  which = (asked or default) if best else "last"
   if best and best["step"] != summary.get("steps") and jax.process_index() == 0:
     kept = f"step {best['step']}, {best['metric']} {best['value']:.5g}"
     used = "the best checkpoint" if which == "best" else "the last checkpoint, not the best"

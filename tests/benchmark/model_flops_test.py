@@ -97,12 +97,12 @@ def test_custom_gradients_and_remat():
 
 
 def test_scanned_layers_count_like_unrolled_ones_and_like_xla():
-  trunk = dict(layers=3, heads=2, hidden=64)
+  block = transformer.BlockConfig(num_heads=2, mlp_dim=64)
   x = shaped(2, 8, 32)
   context = transformer.Context(rope=layers.rope_table(layers.grid_coords(2, 4), 16))
   counts = {}
   for scan in (True, False):
-    network = transformer.Transformer(scan=scan, **trunk)
+    network = transformer.Transformer(3, block, scan=scan)
 
     def forward(params, x, network=network):
       return network.apply(params, x, context)[0]

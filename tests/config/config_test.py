@@ -1,5 +1,6 @@
 """Bad values give one line each; every config file builds and traces every one of its stages."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -9,12 +10,16 @@ import numpy as np
 import pytest
 
 import imgtx_jax
-from imgtx_jax import stages
+from imgtx_jax import option_fields, stages
 from imgtx_jax.cli import flag_errors
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
 from imgtx_jax.errors import UserError
+from imgtx_jax.losses.adversarial import AdversarialOptions
+from imgtx_jax.models.transformer import BlockConfig
+from imgtx_jax.sampling.options import SamplingOptions
 from imgtx_jax.training import workdir
+from imgtx_jax.training.optimizer import OptimizerOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.name for path in ROOT.glob("configs/*.py"))
@@ -29,6 +34,7 @@ ARGUMENTS = {
 }
 SPECS = [f"{file}:{a}" if a else file for file in FILES for a in ARGUMENTS.get(file, [""])]
 CLASSES = 10
+OPTIONS = (AdversarialOptions, OptimizerOptions, SamplingOptions)
 
 
 # -- Bad values ------------------------------------------------------------------------------------
@@ -42,11 +48,10 @@ BAD = [
   ({"parallel.rules": ("codebook=none", "head")}, "'head'"),
   ({"parallel.rules": ("(=1",)}, "'(=1'"),
   ({"parallel.rules": ("head=-1",)}, "'head=-1'"),
-  ({"pretrain.accumulate": 0}, "0"),
-  ({"pretrain.accumulate": 3}, "3"),
+  ({"pretrain.grad_accum_steps": 0}, "0"),
+  ({"pretrain.grad_accum_steps": 3}, "3"),
   ({"data.crop": "middle"}, "'middle'"),
   ({"data.max_scale": 0.3}, "0.3"),
-  ({"quantizer.kind": "rq"}, "'rq'"),
   ({"gpt.order": "zigzag"}, "'zigzag'"),
   ({"tokenizer_kind": "mlp"}, "'mlp'"),
   ({"patch": 5}, "5"),
@@ -55,12 +60,12 @@ BAD = [
   ({"discriminator.patch": 3}, "3"),
   ({"discriminator.overlap": 9}, "9"),
   ({"encoder.width": 130}, "130"),
-  ({"gpt.heads": 5}, "heads"),
-  ({"generator.heads": 0}, "heads"),
-  ({"generator.layers": 0}, "0"),
-  ({"encoder.remat": "some"}, "'some'"),
-  ({"gpt.unroll": 0}, "config.gpt.unroll=0"),
-  ({"gpt.implementation": "fast"}, "'fast'"),
+  ({"gpt.num_heads": 5}, "heads"),
+  ({"generator.num_heads": 0}, "heads"),
+  ({"generator.depth": 0}, "0"),
+  ({"remat": "some"}, "'some'"),
+  ({"unroll": 0}, "config.unroll=0"),
+  ({"attention_kernel": "fast"}, "'fast'"),
   ({"generator.taps": (4,)}, "(4,)"),
   ({"generator.taps": (0,)}, "(0,)"),
   ({"generator.taps": (2, 1)}, "(2, 1)"),
@@ -70,11 +75,11 @@ BAD = [
   ({"finetune.batch_size": 30}, "30"),
   ({"pretrain.optimizer.schedule": "linear"}, "'linear'"),
   ({"finetune.gpt_optimizer.schedule": "linear"}, "'linear'"),
-  ({"finetune.adversary.optimizer.schedule": "linear"}, "'linear'"),
+  ({"adversary.optimizer.schedule": "linear"}, "'linear'"),
   ({"tokenizer.adversary.loss": "wasserstein"}, "'wasserstein'"),
-  ({"finetune.adversary.penalty": "none"}, "'none'"),
-  ({"finetune.adversary.augment": ("color", "blur")}, "'blur'"),
-  ({"finetune.prefix_none_share": 0.9}, "1.2"),
+  ({"adversary.penalty": "none"}, "'none'"),
+  ({"adversary.augment": ("color", "blur")}, "'blur'"),
+  ({"finetune.prefix_none_prob": 0.9}, "1.2"),
   ({"finetune.memory": "codes"}, "'codes'"),
   ({"discriminator.attention": "l1"}, "'l1'"),
   ({"sample.truncation": 1.5}, "1.5"),
@@ -82,34 +87,34 @@ BAD = [
   ({"finetune.gpt_trained": "some"}, "'some'"),
   ({"finetune.gpt_trained": "last:7"}, "the 6 layers"),
   ({"guard": "wait"}, "'wait'"),
-  ({"guard_lines": 0}, "0"),
-  ({"finetune.adversary.updates": 0}, "0"),
+  ({"adversary.penalty_fraction": 0.0}, "0"),
+  ({"adversary.see_taps": True, "generator.taps": ()}, "generator.taps=()"),
   ({"keep_checkpoints": 0}, "0"),
-  ({"finetune.adversary.class_weight": -1.0}, "-1"),
+  ({"gan.class_weight": -1.0}, "-1"),
   ({"finetune.reconstruct_all_steps": -5}, "-5"),
-  ({"tokenizer.adversary.penalty_every": 0}, "0"),
-  ({"metrics.fd_images": 1}, "1"),
-  ({"metrics.fd_images": 20_000}, "20000"),
-  ({"metrics.fd_images": 8, "data.image_size": 8, "discriminator.patch": 4}, "image_size=8"),
+  ({"adversary.penalty_every": 0}, "0"),
+  ({"fd_images": 1}, "1"),
+  ({"fd_images": 20_000}, "20000"),
+  ({"fd_images": 8, "data.image_size": 8, "discriminator.patch": 4}, "image_size=8"),
   ({"best_mode": "most"}, "'most'"),
-  ({"start_from": "first"}, "'first'"),
-  ({"start_from": "best"}, "config.best_metric is empty"),
-  ({"tokenizer.continuous_share": 1.5}, "1.5"),
-  ({"encoder.window": 3}, "3"),
-  ({"generator.window": -2}, "-2"),
-  ({"gpt.window": 8}, "8"),
-  ({"discriminator.window": 8}, "8"),
-  ({"style_encoder.heads": 5}, "heads"),
+  ({"stage_checkpoint": "first"}, "'first'"),
+  ({"stage_checkpoint": "best"}, "config.best_metric is empty"),
+  ({"tokenizer.continuous_prob": 1.5}, "1.5"),
+  ({"window": 3}, "3"),
+  ({"window": -2}, "-2"),
+  ({"class_dropout": 1.5}, "1.5"),
+  ({"gpt.dropout": 1.0}, "1"),
+  ({"generator.modulation_dim": 0}, "0"),
+  ({"optimizer.end_lr_ratio": 2.0}, "2"),
+  ({"style_encoder.num_heads": 5}, "heads"),
+  ({"style_encoder.num_tokens": 0}, "0"),
 ]
 
 STYLE = [
   ({"style.data.path": ""}, "empty"),
-  ({"style.data.crop": "middle"}, "'middle'"),
-  ({"style.data.min_scale": 0.0}, "0"),
-  ({"style.data.max_scale": 0.2}, "0.2"),
   ({"style.batch_size": 0}, "0"),
-  ({"style.tokens": 0}, "0"),
-  ({"style.partial_share": -0.1}, "-0.1"),
+  ({"style.head_channels": 0}, "0"),
+  ({"style.partial_prob": -0.1}, "-0.1"),
   ({"tokenizer_kind": "vqgan", "patch": 16}, "'vqgan'"),
 ]
 
@@ -169,15 +174,6 @@ def test_sharding_rules_are_pairs():
 
 def test_the_defaults_are_fine():
   validation.check(configs.default())
-
-
-def test_attention_by_distance_is_refused_where_it_is_not_there():
-  config = configs.default()
-  config.discriminator.attention = "l2"
-  validation.check(config)
-  config.discriminator.implementation = "cudnn"
-  with pytest.raises(UserError, match="config.discriminator.implementation='cudnn'.*'xla'"):
-    validation.check(config)
 
 
 def test_only_the_stages_that_run_are_checked():
@@ -305,13 +301,49 @@ def test_every_config_traces_all_its_stages(file, load, random_vgg):
     }
 
 
+# -- Keys ------------------------------------------------------------------------------------------
+
+
+def test_there_are_at_most_200_keys():
+  assert len(configs.flatten(configs.default())) <= 200
+
+
+def test_a_block_of_options_has_a_key_for_each_field():
+  config = configs.default()
+  names = {cls: {field.name for field in dataclasses.fields(cls)} for cls in OPTIONS}
+  assert set(config.adversary) - {"optimizer"} == names[AdversarialOptions]
+  assert set(config.sample) == names[SamplingOptions]
+  assert set(config.optimizer) | set(config.tokenizer.optimizer) == names[OptimizerOptions]
+
+
+def test_every_key_of_a_network_is_a_field_of_its_block_or_its_own():
+  config = configs.default()
+  block = {field.name for field in dataclasses.fields(BlockConfig)}
+  own = {
+    "encoder": set(),
+    "generator": {"taps", "head_channels", "head_overlap", "noise_dim", "modulation_dim"},
+    "gpt": {"order"},
+    "discriminator": {"patch", "overlap"},
+    "style_encoder": {"num_tokens"},
+  }
+  for name, keys in own.items():
+    assert set(config[name]) - block == keys | {"width", "depth"}, name
+
+
+def test_the_last_block_that_has_a_key_counts():
+  blocks = dict(beta1=0.5, clip_norm=2.0), dict(beta1=0.1, learning_rate=1.0, unknown=3)
+  assert option_fields.read(OptimizerOptions, *blocks, warmup_steps=7) == OptimizerOptions(
+    learning_rate=1.0, beta1=0.1, clip_norm=2.0, warmup_steps=7
+  )
+
+
 # -- Flattening ------------------------------------------------------------------------------------
 
 
 def test_flatten_names_every_leaf_as_json_has_it():
   flat = configs.flatten(configs.default())
   assert json.loads(json.dumps(flat)) == flat
-  assert flat["finetune.adversary.optimizer.beta1"] == 0.0
+  assert flat["adversary.optimizer.beta1"] == 0.0
   assert flat["stages"] == ["tokenizer", "pretrain", "finetune"]
   assert not any(isinstance(value, (dict, tuple)) for value in flat.values())
 
@@ -339,20 +371,18 @@ def shrink(config):
   with small.unlocked():
     small.data.image_size = 2 * max(small.patch, small.discriminator.patch)
     for name in ("encoder", "generator", "gpt", "discriminator"):
-      small[name].update(dict(width=16, heads=2, layers=1, hidden=32, remat="none"))
-    small.generator.taps = ()
-    small.generator.head_channels = 4
+      small[name].update(dict(width=16, num_heads=2, depth=1, mlp_dim=32))
+    small.remat = "none"
+    small.generator.update(dict(taps=(), head_channels=4, noise_dim=4, modulation_dim=8))
     small.vqgan.update(dict(channels=32, z_channels=8, encoder_blocks=1, decoder_blocks=1))
     small.quantizer.codebook_size = 16
-    small.finetune.update(dict(noise_dim=4, modulation_dim=8, bank_rows=1))
-    small.gan.update(dict(noise_dim=4, modulation_dim=8))
+    small.finetune.bank_rows = 1
     for stage in ("tokenizer", "pretrain", "finetune", "gan"):
       small[stage].update(dict(batch_size=4, steps=2))
       small[stage].optimizer.warmup_steps = 0
     for stage in ("tokenizer", "finetune"):
       small[stage].lpips_weight = 0.0  # its weights are an extra
-    for stage in ("tokenizer", "finetune", "gan"):
-      small[stage].adversary.penalty_share = 0.5
+    small.adversary.penalty_fraction = 0.5
   return small
 
 

@@ -44,8 +44,8 @@ def files(arrays, tmp_path_factory):
   return paths
 
 
-def run(gpt, tokenizer, out, image_size=8, heads=2):
-  convert.convert_llamagen(gpt, tokenizer, out, image_size=image_size, heads=heads)
+def run(gpt, tokenizer, out, image_size=8, num_heads=2):
+  convert.convert_llamagen(gpt, tokenizer, out, image_size=image_size, num_heads=num_heads)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_sample_draws_the_references_greedy_codes(guided, converted, parity, tmp
 def test_the_work_directory_is_whole(converted):
   config, names = workdir.read(converted)
   assert names == [str(i) for i in range(10)]
-  assert config.tokenizer_kind == "vqgan" and config.gpt.hidden == 192
+  assert config.tokenizer_kind == "vqgan" and config.gpt.mlp_dim == 192
   assert [task.stage for task in workdir.finished(config, converted)] == ["tokenizer", "pretrain"]
   summary = json.loads((converted / "1-pretrain" / "summary.json").read_text())
   assert summary["imported"]["gpt"]["file"] == "gpt.safetensors"
@@ -116,7 +116,7 @@ def test_a_second_run_has_nothing_to_do(converted, files, capsys):
   assert "nothing to do" in capsys.readouterr().out
   assert (converted / "config.json").stat().st_mtime_ns == before
   with pytest.raises(UserError, match="converted from gpt.safetensors and vq.safetensors with"):
-    run(*files, converted, heads=4)
+    run(*files, converted, num_heads=4)
 
 
 # -- PyTorch's files -------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_weights_that_do_not_fit(which, change, words, arrays, files, tmp_path):
 
 def test_flags_that_do_not_fit(files, tmp_path):
   assert_one_line(*files, tmp_path, "--image_size=7", "multiple of 2", image_size=7)
-  assert_one_line(*files, tmp_path, "width 64", "--heads", heads=0)
+  assert_one_line(*files, tmp_path, "width 64", "--num_heads", num_heads=0)
   (tmp_path / "work").mkdir()
   (tmp_path / "work" / "thesis.txt").write_text("mine")
   assert_one_line(*files, tmp_path, f"--out={tmp_path / 'work'} holds something else")

@@ -20,14 +20,14 @@ TINY_VQ = llamagen.TokenizerVariant((1, 2), 32, 4, 1, 2, codebook_size=5, code_d
 
 def gpt_arrays(variant):
   """Random weights of that size under LlamaGen's names."""
-  width, hidden = variant.width, variant.hidden
+  width, hidden = variant.width, variant.mlp_dim
   shapes = {
     "cls_embedding.embedding_table.weight": (variant.classes + 1, width),
     "tok_embeddings.weight": (variant.codebook_size, width),
     "norm.weight": (width,),
     "output.weight": (variant.codebook_size, width),
   }
-  for i in range(variant.layers):
+  for i in range(variant.depth):
     shapes |= {
       f"layers.{i}.attention.wqkv.weight": (3 * width, width),
       f"layers.{i}.attention.wo.weight": (width, width),
@@ -103,12 +103,12 @@ def test_the_imported_config_is_good(gpt, tokenizer):
 
 def test_heads_come_from_the_published_width_or_from_the_caller():
   arrays = in_memory(gpt_arrays(TINY))
-  assert llamagen.find_gpt(arrays, heads=2) == TINY
-  with pytest.raises(UserError, match=r"width 16 .*--heads"):
+  assert llamagen.find_gpt(arrays, num_heads=2) == TINY
+  with pytest.raises(UserError, match=r"width 16 .*--num_heads"):
     llamagen.find_gpt(arrays)
-  with pytest.raises(UserError, match=r"width 16 is no multiple of 4 · 3 heads.*--heads"):
-    llamagen.find_gpt(arrays, heads=3)
-  published = llamagen.GPT_VARIANTS["B"]._replace(layers=1, classes=2, codebook_size=3)
+  with pytest.raises(UserError, match=r"width 16 is no multiple of 4 · 3 heads.*--num_heads"):
+    llamagen.find_gpt(arrays, num_heads=3)
+  published = llamagen.GPT_VARIANTS["B"]._replace(depth=1, classes=2, codebook_size=3)
   assert llamagen.find_gpt(in_memory(gpt_arrays(published))) == published
 
 
@@ -160,7 +160,7 @@ def test_no_gpt_of_theirs(change, words):
   change(arrays)
   weights = in_memory(arrays)
   with pytest.raises(UserError, match=words):
-    llamagen.gpt_params(weights, make_gpt(llamagen.find_gpt(weights, heads=2)))
+    llamagen.gpt_params(weights, make_gpt(llamagen.find_gpt(weights, num_heads=2)))
 
 
 def vq_arrays(widths=(32, 64), blocks=1):

@@ -8,7 +8,7 @@ from imgtx_jax.benchmark import model_flops
 from imgtx_jax.distributed import collectives
 from imgtx_jax.distributed.sharding import make_parallel
 from imgtx_jax.models import layers
-from imgtx_jax.models.transformer import Context, Transformer
+from imgtx_jax.models.transformer import BlockConfig, Context, Transformer
 
 
 def constraints(jaxpr):
@@ -25,7 +25,7 @@ def constraints(jaxpr):
 @pytest.mark.parametrize(("fsdp", "rows", "kept"), [(2, 8, True), (2, 6, False), (1, 8, False)])
 def test_activations_keep_the_split_of_the_batch(fsdp, rows, kept):
   devices = make_parallel("jit", fsdp=fsdp)
-  network = Transformer(layers=2, heads=2, hidden=16)
+  network = Transformer(2, BlockConfig(num_heads=2, mlp_dim=16))
   x = jnp.zeros((rows, 4, 8))
   context = Context(rope=layers.rope_table(layers.grid_coords(2, 2), 4))
 

@@ -86,12 +86,12 @@ def test_a_relative_path_holds_from_another_folder(call, place, no_training, tmp
 
 def test_paths_of_an_older_version_count_as_absolute(tmp_path, monkeypatch, tiny_config):
   monkeypatch.chdir(tmp_path)
-  tiny_config.finetune_from = "source"
+  tiny_config.init_from = "source"
   workdir.claim(tiny_config, tmp_path / "work", ["a"])
-  tiny_config.finetune_from = str(tmp_path / "source")
+  tiny_config.init_from = str(tmp_path / "source")
   workdir.claim(tiny_config, tmp_path / "work", ["a"])
-  tiny_config.finetune_from = str(tmp_path / "other")
-  with pytest.raises(UserError, match="finetune_from is"):
+  tiny_config.init_from = str(tmp_path / "other")
+  with pytest.raises(UserError, match="init_from is"):
     workdir.claim(tiny_config, tmp_path / "work", ["a"])
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from imgtx_jax.evaluate import saliency
 from imgtx_jax.models.discriminator import Discriminator
+from imgtx_jax.models.transformer import BlockConfig
 
 
 def test_roll_out_by_hand():
@@ -38,8 +39,8 @@ def test_roll_out_sums_to_one():
 def judge():
   """(discriminator, params, answers): answers(x [B, H, W, 3], label) → logit and the
   log-probability of the likeliest class."""
-  trunk = dict(heads=2, hidden=32, implementation="xla", remat="full")
-  network = saliency.exact(Discriminator(patch=4, width=16, layers=2, classes=3, trunk=trunk))
+  block = BlockConfig(num_heads=2, mlp_dim=32, remat="full")
+  network = saliency.exact(Discriminator(patch=4, width=16, depth=2, classes=3, block=block))
   labels = np.zeros(1, np.int32)
   params = network.init(jax.random.key(0), np.zeros((1, 8, 12, 3), np.float32), labels)["params"]
 

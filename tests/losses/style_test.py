@@ -47,24 +47,11 @@ def test_content_sees_neither_mean_nor_deviation_and_two_of_unrelated_features()
   assert float(style.content(only_shallow, features).max()) == 0.0
 
 
-def test_identity_is_the_mean_squared_difference():
-  x = draw(2, 4, 4, 3)
-  np.testing.assert_allclose(
-    style.identity(layers(lambda i: x + i), layers(lambda i: x)), 30, rtol=1e-5
-  )
-
-
 def test_blend_lies_in_between():
   first, second = ({"a": (np.full((2, 1), v), np.full((2, 1), 3 * v))} for v in (1.0, 2.0))
   mean, deviation = style.blend(first, second, np.array([0.0, 0.25]))["a"]
   np.testing.assert_allclose(mean, [[1], [1.25]])
   np.testing.assert_allclose(deviation, [[3], [3.75]])
-
-
-def test_total_variation_of_a_ramp():
-  ramp = np.broadcast_to(np.arange(4.0)[:, None, None], (1, 4, 4, 3))
-  np.testing.assert_allclose(style.total_variation(ramp), [1.0])
-  assert style.total_variation(np.ones((1, 4, 4, 3)))[0] == 0
 
 
 def test_gradients_are_finite_where_a_channel_is_dead():

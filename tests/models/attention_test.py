@@ -7,7 +7,7 @@ import pytest
 
 from imgtx_jax.models import attention, layers, transformer
 from imgtx_jax.models.attention import Attention
-from imgtx_jax.models.transformer import Context, Transformer
+from imgtx_jax.models.transformer import BlockConfig, Context, Transformer
 
 B, N, M, D, H = 2, 5, 3, 16, 2
 K = D // H
@@ -87,7 +87,7 @@ def test_distances_know_no_origin(random_params):
 def test_cached_and_masked_attention_by_distance(random_params):
   """One token at a time over a cache gives what a causal pass does; the weights to look at too."""
   context = Context(rope=layers.rope_table(layers.grid_coords(1, N), K))
-  model = Transformer(1, H, 32, causal=True, attention="l2", qk_norm=True)
+  model = Transformer(1, BlockConfig(H, 32, causal=True, attention="l2", qk_norm=True))
   params = random_params(model, X, context)
   whole, _ = model.apply({"params": params}, X, context)
   flat, model = transformer.unstack_layers(params), model.clone(scan=False)
@@ -154,7 +154,7 @@ def test_the_spectral_norm_stays_what_it_was():
 
 
 def test_only_the_matrices_of_the_branches_are_held():
-  model = Transformer(2, H, 32, modulated=True, attention="l2", spectral_norm=True)
+  model = Transformer(2, BlockConfig(H, 32, modulated=True, attention="l2", spectral_norm=True))
   context = Context(modulation=normal(B, 4))
   params = jax.eval_shape(model.init, jax.random.key(0), X, context)["params"]
   block = params["layers"]["block"]

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from imgtx_jax.models.discriminator import Discriminator, overlapping_patches
+from imgtx_jax.models.transformer import BlockConfig
 
 B, SIZE, PATCH, D, CLASSES, LAYERS, HIDDEN = 2, 8, 4, 32, 5, 2, 64
-TRUNK = dict(heads=2, hidden=HIDDEN, qk_norm=True, layer_scale=0.1)
-MODEL = Discriminator(patch=PATCH, width=D, layers=LAYERS, classes=CLASSES, trunk=TRUNK, overlap=2)
+BLOCK = BlockConfig(2, HIDDEN, qk_norm=True, layer_scale=0.1)
+MODEL = Discriminator(patch=PATCH, width=D, depth=LAYERS, classes=CLASSES, block=BLOCK, overlap=2)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (B, SIZE, SIZE, 3)).astype(np.float32)
 LABELS = np.array([1, CLASSES])
 

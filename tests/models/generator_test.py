@@ -1,8 +1,8 @@
 """The generator in its roles: what it starts as, what it does not see, its taps and its head."""
 
 import functools
+from dataclasses import replace
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +17,14 @@ from imgtx_jax.models.generator import (
   overlap_add,
   smooth_tokens,
 )
+from imgtx_jax.models.transformer import BlockConfig
 from imgtx_jax.stages.conditional_generator import copy_by_name
 
 B, SHAPE, N, C, D, HIDDEN, PATCH, F, M, S = 2, (3, 4), 12, 4, 32, 64, 2, 6, 5, 8
-TRUNK = flax.core.freeze(dict(heads=2, hidden=HIDDEN))  # hashable, for jit
-BASE = dict(patch=PATCH, width=D, layers=2, trunk=TRUNK, head_channels=F, taps=(1,))
-ROLES = dict(memory=True, modulated=True, mask_token=True)
-DECODER, GENERATOR = Generator(**BASE), Generator(**BASE, **ROLES)
+BLOCK = BlockConfig(num_heads=2, mlp_dim=HIDDEN)
+BASE = dict(patch=PATCH, width=D, depth=2, block=BLOCK, head_channels=F, taps=(1,))
+ROLES = dict(block=replace(BLOCK, memory=True, modulated=True), mask_token=True)
+DECODER, GENERATOR = Generator(**BASE), Generator(**BASE | ROLES)
 
 
 def normal(*shape, seed=0):
@@ -102,7 +103,7 @@ def test_every_parameter_has_a_gradient(generator, differentiate, dead):
 
 
 def test_the_grid_is_square_by_default(random_params):
-  model = Generator(**BASE | dict(taps=(), layers=1))
+  model = Generator(**BASE | dict(taps=(), depth=1))
   shape = jax.eval_shape(model.init_with_output, jax.random.key(0), normal(1, 9, C))[0][0].shape
   assert shape == (1, 6, 6, 3)
 
@@ -248,7 +249,7 @@ def test_mapping(random_params, num_params, differentiate, dead):
 
 
 def test_encoder(random_params, num_params, differentiate, dead):
-  model = Encoder(patch=PATCH, width=D, layers=2, code_dim=C, trunk=TRUNK)
+  model = Encoder(patch=PATCH, width=D, depth=2, code_dim=C, block=BLOCK)
   images = normal(B, 6, 8, 3)
   params = random_params(model, images)
   expected = (PATCH**2 * 3 * D + D) + 2 * LAYER + D + (D * C + C)

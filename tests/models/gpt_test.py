@@ -2,7 +2,6 @@
 
 import functools
 
-import flax
 import jax
 import numpy as np
 import pytest
@@ -10,12 +9,14 @@ import pytest
 from imgtx_jax.convert import llamagen
 from imgtx_jax.models import layers, transformer
 from imgtx_jax.models.gpt import GPT, code_order
+from imgtx_jax.models.transformer import BlockConfig
 from imgtx_jax.pretrained import state_dict
 from imgtx_jax.sampling import autoregressive
+from imgtx_jax.sampling.options import SamplingOptions
 
 B, SHAPE, N, V, CLASSES, D, HIDDEN, LAYERS = 3, (3, 4), 12, 20, 5, 32, 64, 2
-TRUNK = flax.core.freeze(dict(heads=2, hidden=HIDDEN))  # hashable, for jit
-BASE = dict(codebook_size=V, classes=CLASSES, width=D, layers=LAYERS, shape=SHAPE, trunk=TRUNK)
+BLOCK = BlockConfig(num_heads=2, mlp_dim=HIDDEN)
+BASE = dict(codebook_size=V, classes=CLASSES, width=D, depth=LAYERS, shape=SHAPE, block=BLOCK)
 CODES = np.random.default_rng(0).integers(0, V, (B, N))
 LABELS = np.array([0, 3, CLASSES])
 KINDS = [(order, target) for order in ("raster", "spread") for target in (False, True)]
@@ -187,7 +188,7 @@ def test_cached_decoding_is_the_full_forward(order, target_position, params):
 @pytest.mark.parametrize("order, target_position", KINDS[::3])
 def test_greedy_samples_are_the_full_forwards_choice(order, target_position, params):
   model, params = make(order, target_position), of_kind(params, target_position)
-  greedy = autoregressive.Decoding(temperature=0.0)
+  greedy = SamplingOptions(temperature=0.0)
   keys = jax.random.split(jax.random.key(0), B)
 
   @jax.jit
@@ -218,17 +219,17 @@ def reference(recorded):
   manifest, _, weights = recorded
   args = manifest["args"]
   weights = state_dict.in_memory(weights)
-  found = llamagen.find_gpt(weights, heads=args["n_head"])
+  found = llamagen.find_gpt(weights, num_heads=args["n_head"])
   side = int(args["block_size"] ** 0.5)
   model = GPT(
     codebook_size=found.codebook_size,
     classes=found.classes,
     width=found.width,
-    layers=found.layers,
+    depth=found.depth,
     shape=(side, side),
-    trunk=flax.core.freeze(dict(heads=found.heads, hidden=found.hidden)),
+    block=BlockConfig(found.num_heads, found.mlp_dim),
   )
-  assert found.hidden == layers.default_hidden(args["dim"])
+  assert found.mlp_dim == layers.default_mlp_dim(args["dim"])
   return model, llamagen.gpt_params(weights, model)
 
 
@@ -243,7 +244,7 @@ def test_greedy_codes_are_llamagens(guided, recorded, reference):
   manifest, arrays, _ = recorded
   model, params = reference
   expected = arrays["greedy_cfg" if guided else "greedy_no_cfg"]
-  options = autoregressive.Decoding(
+  options = SamplingOptions(
     temperature=0.0, cfg_scale=manifest["greedy_cfg_scale"] if guided else 1.0
   )
   labels = arrays["labels"][:2]

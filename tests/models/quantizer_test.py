@@ -1,14 +1,13 @@
-"""Vector and finite scalar quantisation: gradients, losses, revival, perturbation, reductions."""
+"""Vector quantisation: gradients, losses, revival, reductions."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imgtx_jax.models.quantizer import FiniteScalarQuantizer, VectorQuantizer, normalize
+from imgtx_jax.models.quantizer import VectorQuantizer, normalize
 
 V, C, B, N = 16, 4, 8, 6
 VQ = VectorQuantizer(codebook_size=V, code_dim=C)
@@ -130,30 +129,6 @@ def test_an_unused_code_dies_after_a_while_and_a_used_one_does_not():
   np.testing.assert_array_equal(deaths, [0] * 4 + [1] * 12)
 
 
-# -- Perturbation ----------------------------------------------------------------------------------
-
-
-def test_perturbation_replaces_the_share_by_near_neighbours():
-  z = normal(64, 64, C)
-  keys = jax.random.split(jax.random.key(0), 64)
-  perturbed = jax.jit(lambda z, keys, share: VQ.quantize(PARAMS, z, perturb=share, keys=keys))
-  plain = quantize(VQ, PARAMS, z)
-  out = perturbed(z, keys, 0.3)
-  np.testing.assert_array_equal(out.codes, plain.codes)
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), out.losses, plain.losses)
-  codebook = unit(PARAMS["codebook"])
-  ranks = np.argsort(-np.einsum("bnc,vc->bnv", unit(z), codebook), axis=-1)
-  used = np.argmin(np.sum((np.asarray(out.vectors)[:, :, None] - codebook) ** 2, -1), -1)
-  rank = np.argmax(ranks == used[..., None], axis=-1)
-  assert abs(np.mean(rank > 0) - 0.3) < 0.02
-  shares = np.bincount(rank.ravel(), minlength=V) / rank.size
-  np.testing.assert_allclose(shares[1:5], 0.3 / 4, atol=0.02)
-  assert not np.any(shares[5:])
-  again = perturbed(z[::-1], keys[::-1], 0.3)
-  np.testing.assert_allclose(again.vectors[::-1], out.vectors, atol=1e-6)
-  np.testing.assert_allclose(perturbed(z, keys, 0.0).vectors, plain.vectors, atol=1e-6)
-
-
 # -- Entropy ---------------------------------------------------------------------------------------
 
 AXES = {"codebook": np.eye(C, dtype=np.float32)}
@@ -213,63 +188,3 @@ def test_four_devices_compute_what_one_does():
   jax.tree.map(lambda a, b: [close(x, b) for x in a], found, expected)
   # Each device's gradient is that of its own mean: the step's pmean divides by their number.
   close(np.reshape(local_grads, Z.shape) / devices, latent_grads)
-
-
-# -- Finite scalar quantisation --------------------------------------------------------------------
-
-LEVELS = (8, 5, 2, 3)
-FSQ = FiniteScalarQuantizer(LEVELS)
-
-
-def test_fsq_codes_and_values_are_one_to_one():
-  assert (FSQ.codebook_size, FSQ.code_dim) == (240, 4)
-  values = np.asarray(FSQ.dequantize({}, np.arange(240)))
-  expected = {tuple(v) for v in itertools.product(*(np.linspace(-1, 1, n) for n in LEVELS))}
-  assert {tuple(v) for v in values.astype(np.float64).round(4)} == {
-    tuple(np.round(v, 4)) for v in expected
-  }
-
-
-def test_fsq_reaches_all_codes_and_goes_back():
-  fsq, side = FiniteScalarQuantizer((8, 5, 2)), 61
-  grid = np.linspace(-6, 6, side, dtype=np.float32)
-  z = np.stack(np.meshgrid(*[grid] * 3, indexing="ij"), axis=-1).reshape(side, -1, 3)
-  out = quantize(fsq, {}, z)
-  np.testing.assert_array_equal(np.unique(out.codes), np.arange(80))
-  np.testing.assert_allclose(fsq.dequantize({}, out.codes), out.vectors, atol=1e-6)
-  shares = np.bincount(np.ravel(out.codes), minlength=80) / side**3
-  np.testing.assert_allclose(out.frequencies, shares, rtol=1e-4)
-  # Each channel is a staircase that follows its latent.
-  steps = np.diff(np.asarray(out.vectors)[:, 0, 0])
-  assert np.all(steps > -1e-6) and np.sum(steps > 0.1) == 7
-
-
-def test_fsq_gradients_pass_straight_through():
-  z = normal(B, N, 4)
-  grads = jax.jit(jax.grad(lambda z: jnp.sum(FSQ.quantize({}, z).vectors)))(z)
-  half = (np.array(LEVELS) - 1) / 2
-  shift = np.where(np.array(LEVELS) % 2 == 0, 0.5, 0.0)
-  slope = 1.001 / np.cosh(z + np.arctanh(0.999 * shift / half)) ** 2
-  np.testing.assert_allclose(grads, slope, rtol=1e-4, atol=1e-6)
-
-
-def test_fsq_perturbation_moves_single_channels_by_one_level():
-  fsq = FiniteScalarQuantizer((7, 7))
-  z = normal(64, 64, 2)
-  keys = jax.random.split(jax.random.key(0), 64)
-  plain = quantize(fsq, {}, z)
-  out = jax.jit(lambda z, keys: fsq.quantize({}, z, perturb=0.2, keys=keys))(z, keys)
-  np.testing.assert_array_equal(out.codes, plain.codes)
-  inner = np.abs(np.asarray(plain.vectors)) < 0.9  # the outer levels can only go inwards
-  moved = np.asarray(out.vectors - plain.vectors)[inner] * 3
-  assert set(np.unique(moved.round(3))) == {-1.0, 0.0, 1.0}
-  assert abs(np.mean(np.abs(moved) > 0.5) - 0.2) < 0.02
-  assert abs(moved.mean()) < 0.02
-
-
-def test_fsq_keeps_usage_and_has_nothing_to_revive():
-  z = normal(B, N, 4)
-  out = quantize(FSQ, FSQ.init(None), z)
-  params, usage, revived = FSQ.revive({}, FSQ.init_usage(), out.frequencies, z, None)
-  assert params == {} and revived == 0 and out.losses == {}
-  np.testing.assert_allclose(usage, 0.01 * out.frequencies, rtol=1e-6)

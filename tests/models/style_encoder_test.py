@@ -1,15 +1,15 @@
 """Styles: of images of any shape, linear, and a null that no image decides."""
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from imgtx_jax.models.style_encoder import Style, StyleEncoder, mix, statistics, unweighted
+from imgtx_jax.models.transformer import BlockConfig
 
-TRUNK = flax.core.freeze(dict(heads=2, hidden=32, window=4))
-ENCODER = StyleEncoder(patch=4, width=16, layers=1, tokens=6, modulation_dim=8, trunk=TRUNK)
+BLOCK = BlockConfig(num_heads=2, mlp_dim=32, window=4)
+ENCODER = StyleEncoder(patch=4, width=16, depth=1, num_tokens=6, modulation_dim=8, block=BLOCK)
 
 
 def images(*shape, seed=0):

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from imgtx_jax.models import layers, transformer
-from imgtx_jax.models.transformer import Context, Transformer
+from imgtx_jax.models.transformer import BlockConfig, Context, Transformer
 
 B, N, M, D, H, HIDDEN, L, S = 2, 6, 5, 32, 2, 64, 2, 8
 K = D // H
-BASE = dict(layers=L, heads=H, hidden=HIDDEN)
 FULL = dict(memory=True, modulated=True, qk_norm=True, layer_scale=0.1)
+
+
+def make_model(**options):
+  """A Transformer of L layers with these options of its blocks."""
+  return Transformer(L, BlockConfig(H, HIDDEN, **options))
 
 
 def normal(*shape, seed=0):
@@ -87,7 +91,7 @@ def test_rope_needs_a_head_width_of_fours():
 
 @pytest.mark.parametrize("options", [{}, *({k: v} for k, v in FULL.items()), FULL], ids=str)
 def test_parameter_counts(options, num_params):
-  model = Transformer(**BASE | options)
+  model = make_model(**options)
   shapes = jax.eval_shape(model.init, jax.random.key(0), X, make_context())["params"]
   layer = 4 * D * D + 3 * D * HIDDEN + 2 * D
   layer += options.get("memory", False) * (4 * D * D + 2 * D)  # its norm and its gate
@@ -101,7 +105,7 @@ def test_parameter_counts(options, num_params):
 @pytest.fixture(scope="module")
 def initialised():
   """Parameters as they start, of layers with memory and modulation."""
-  model = Transformer(**BASE, memory=True, modulated=True)
+  model = make_model(memory=True, modulated=True)
   return jax.jit(model.init)(jax.random.key(0), X, make_context())["params"]
 
 
@@ -110,14 +114,14 @@ def test_layers_are_initialised_apart(initialised):
   assert np.abs(first - second).max() > 0.1
 
 
-def test_default_hidden():
-  assert [layers.default_hidden(w) for w in (96, 128, 768)] == [256, 352, 2048]
+def test_default_mlp_dim():
+  assert [layers.default_mlp_dim(w) for w in (96, 128, 768)] == [256, 352, 2048]
 
 
 # -- Scan and remat --------------------------------------------------------------------------------
 
 
-SCANNED = Transformer(**BASE | FULL)
+SCANNED = make_model(**FULL)
 
 
 def run_scanned(params):
@@ -125,7 +129,7 @@ def run_scanned(params):
 
 
 def run_remat(params):
-  return SCANNED.clone(remat="full").apply({"params": params}, X, make_context())[0]
+  return make_model(**FULL, remat="full").apply({"params": params}, X, make_context())[0]
 
 
 @pytest.fixture(scope="module")
@@ -159,13 +163,13 @@ def test_remat_computes_the_same(scanned, differentiate):
 
 def test_layers_in_one_turn_of_the_scan_compute_the_same(scanned):
   params, expected, _ = scanned
-  y = apply(SCANNED.clone(unroll=SCANNED.layers), params, X, make_context())
+  y = apply(make_model(**FULL, unroll=L), params, X, make_context())
   np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 def saved_numbers(remat):
   """How many float32 numbers the backward pass keeps of the forward pass."""
-  model = Transformer(**BASE, remat=remat)
+  model = make_model(remat=remat)
   shapes = jax.eval_shape(model.init, jax.random.key(0), X, make_context())["params"]
 
   def forward(params, x):
@@ -189,14 +193,14 @@ def test_unstack_layers_names_each_layer():
 
 def test_caches_need_unrolled_layers():
   with pytest.raises(ValueError, match="scan=False"):
-    Transformer(**BASE).init(jax.random.key(0), X, make_context(), caches=[])
+    make_model().init(jax.random.key(0), X, make_context(), caches=[])
 
 
 # -- Masks -----------------------------------------------------------------------------------------
 
 
 def test_masked_memory_has_no_influence(random_params):
-  model = Transformer(**BASE | FULL)
+  model = make_model(**FULL)
   params = random_params(model, X, make_context())
   mask = np.array([[True, True, False, True, False]] * B)
   context = make_context(memory_mask=mask)
@@ -214,7 +218,7 @@ def test_masked_memory_has_no_influence(random_params):
 
 
 def test_masked_tokens_have_no_influence_on_the_others(random_params):
-  model, mask = Transformer(**BASE), np.array([[True, False, True, True, False, True]] * B)
+  model, mask = make_model(), np.array([[True, False, True, True, False, True]] * B)
   context = make_context(token_mask=mask)
   params = random_params(model, X, context)
   other = np.where(mask[..., None], X, normal(B, N, D, seed=4))
@@ -225,7 +229,7 @@ def test_masked_tokens_have_no_influence_on_the_others(random_params):
 
 
 def test_causal_layers_do_not_look_ahead(random_params):
-  model = Transformer(**BASE, causal=True)
+  model = make_model(causal=True)
   params = random_params(model, X, make_context())
   other = X.copy()
   other[:, 3] = 1.0
@@ -238,7 +242,7 @@ def test_causal_layers_do_not_look_ahead(random_params):
 
 
 def test_memory_and_modulation_start_as_the_identity(random_params, initialised):
-  plain, full = Transformer(**BASE), Transformer(**BASE, memory=True, modulated=True)
+  plain, full = make_model(), make_model(memory=True, modulated=True)
   params = random_params(plain, X, make_context())
   expected = apply(plain, params, X, make_context())
   gained = initialised["layers"]["block"] | params["layers"]["block"]
@@ -251,7 +255,7 @@ def test_memory_and_modulation_start_as_the_identity(random_params, initialised)
 
 
 def test_memory_is_placed_relative_to_the_tokens(random_params):
-  model = Transformer(**BASE, memory=True)
+  model = make_model(memory=True)
   params = random_params(model, X, make_context())
   y = apply(model, params, X, make_context())
 
@@ -271,7 +275,7 @@ def test_memory_is_placed_relative_to_the_tokens(random_params):
 
 
 def test_memory_without_places_is_a_set(random_params):
-  model = Transformer(**BASE, memory=True)
+  model = make_model(memory=True)
   params = random_params(model, X, make_context())
   context = make_context(memory_rope=None)
   y = apply(model, params, X, context)
@@ -280,7 +284,7 @@ def test_memory_without_places_is_a_set(random_params):
 
 
 def test_closed_modulation_gates_leave_nothing_of_a_layer(random_params):
-  model = Transformer(**BASE, modulated=True)
+  model = make_model(modulated=True)
   params = random_params(model, X, make_context())
   table = params["layers"]["block"]["modulation"]
   bias = normal(L, 6, D)
@@ -290,7 +294,7 @@ def test_closed_modulation_gates_leave_nothing_of_a_layer(random_params):
 
 
 def test_attention_weights_are_left_to_look_at(random_params):
-  model, mask = Transformer(**BASE), np.array([[True, False, True, True, True, True]] * B)
+  model, mask = make_model(), np.array([[True, False, True, True, True, True]] * B)
   context = make_context(token_mask=mask)
   params = random_params(model, X, context)
   run = jax.jit(lambda p: model.apply({"params": p}, X, context, mutable=["intermediates"]))
@@ -306,7 +310,7 @@ def test_attention_weights_are_left_to_look_at(random_params):
 
 
 def test_dropout_depends_on_the_example_not_on_its_batch(random_params):
-  model, context = Transformer(**BASE, residual_dropout=0.3, ffn_dropout=0.3), make_context()
+  model, context = make_model(dropout=0.3), make_context()
   params = random_params(model, X, context)
 
   @jax.jit
@@ -320,10 +324,10 @@ def test_dropout_depends_on_the_example_not_on_its_batch(random_params):
   assert np.abs(same[0] - same[1]).max() > 0.01
   without = apply(model, params, X, context)
   assert np.abs(y - without).max() > 0.01
-  np.testing.assert_allclose(without, apply(Transformer(**BASE), params, X, context), atol=1e-6)
+  np.testing.assert_allclose(without, apply(make_model(), params, X, context), atol=1e-6)
 
 
-DROPPED = transformer.Block(heads=H, hidden=HIDDEN, residual_dropout=0.3, ffn_dropout=0.3)
+DROPPED = transformer.Block(BlockConfig(H, HIDDEN, dropout=0.3))
 MANY = normal(16, 32, D)
 
 
@@ -348,7 +352,7 @@ def test_each_branch_is_dropped_once_at_the_rate(branch, random_params):
 
 def test_paths_are_dropped_by_depth(random_params):
   """The first of two layers never, the second at the rate: whole branches, for single examples."""
-  model = Transformer(**BASE, drop_path=0.4)
+  model = make_model(drop_path=0.4)
   many = np.repeat(X[:1], 512, axis=0)
   context = Context(example_index=np.arange(512))
   params = random_params(model, X, Context())
@@ -363,10 +367,10 @@ def test_paths_are_dropped_by_depth(random_params):
   y = np.asarray(run(params))
   first = jax.tree.map(lambda a: a.copy(), block)
   first["attention"]["out"]["kernel"][1] = 0.0
-  after_first = np.asarray(apply(Transformer(**BASE), {"layers": {"block": first}}, X, Context()))
+  after_first = np.asarray(apply(make_model(), {"layers": {"block": first}}, X, Context()))
   dropped = np.abs(y - after_first[0]).max(axis=(1, 2)) < 1e-4
   assert abs(dropped.mean() - 0.4) < 0.07
-  whole = np.asarray(apply(Transformer(**BASE), params, X, Context()))[0]
+  whole = np.asarray(apply(make_model(), params, X, Context()))[0]
   kept = after_first[0] + (whole - after_first[0]) / 0.6
   np.testing.assert_allclose(y[~dropped], np.broadcast_to(kept, y[~dropped].shape), atol=1e-4)
 

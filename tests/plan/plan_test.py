@@ -35,13 +35,12 @@ def hand_counted():
 def cached_config(tiny_config):
   """The tiny config with a GPT that compiles in seconds, on codes."""
   tiny_config.pretrain.code_cache = "auto"
-  for name in ("token", "residual", "ffn", "class"):
-    tiny_config.gpt[f"{name}_dropout"] = 0.0
+  tiny_config.gpt.dropout = tiny_config.class_dropout = 0.0
   return tiny_config
 
 
 def test_plans_pretraining_for_local_devices(cached_config):
-  cached_config.gpt.remat = "full"
+  cached_config.remat = "full"
   devices, chip = chips.open_topology("cpu:2")
   found = compile_step.plan(cached_config.lock(), "pretrain", 3, "cpu:2", devices, chip)
   assert found.model_flops == hand_counted() < found.run_flops
@@ -114,11 +113,11 @@ def test_says_what_to_change(tiny_config):
   text = "\n".join(report.lines(made(), tiny_config))
   assert "needs 17.00 of 15.75 GiB: DOES NOT FIT" in text
   assert "parallel.mode=jit --config.parallel.fsdp=2 leaves 7.00" in text
-  for way in ("gpt.remat=full", "pretrain.accumulate=2", "pretrain.batch_size=8"):
+  for way in ("remat=full", "pretrain.grad_accum_steps=2", "pretrain.batch_size=8"):
     assert f"--config.{way}" in text
   split = made(pmap=False, fsdp=2, batch=8)
   text = "\n".join(report.advice(split, tiny_config))
-  assert "fsdp" not in text and "accumulate" not in text and "batch_size" not in text
+  assert "fsdp" not in text and "grad_accum_steps" not in text and "batch_size" not in text
 
 
 def test_says_when_no_split_is_enough(tiny_config):

@@ -2,29 +2,29 @@
 
 import functools
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from imgtx_jax.models.gpt import GPT
+from imgtx_jax.models.transformer import BlockConfig
 from imgtx_jax.sampling.autoregressive import (
-  Decoding,
   filter_logits,
   guidance_scale,
   sample_codes,
   to_raster,
 )
+from imgtx_jax.sampling.options import SamplingOptions
 
 SHAPE, N, V, CLASSES = (2, 4), 8, 12, 3
 MODEL = GPT(
   codebook_size=V,
   classes=CLASSES,
   width=32,
-  layers=2,
+  depth=2,
   shape=SHAPE,
-  trunk=flax.core.freeze(dict(heads=2, hidden=64)),  # hashable, for jit
+  block=BlockConfig(num_heads=2, mlp_dim=64),
   order="spread",
   target_position=True,
 )
@@ -40,7 +40,7 @@ def params():
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "options"))
-def sample(params, labels, keys, steps=N, options=Decoding()):  # noqa: B008
+def sample(params, labels, keys, steps=N, options=SamplingOptions()):  # noqa: B008
   return sample_codes(MODEL, params, labels, keys, steps=steps, options=options)
 
 
@@ -58,7 +58,7 @@ SHARES = np.array([[0.4, 0.1, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25]], np.float32)
 
 def left_in(**options):
   """Shares after the filters, rounded."""
-  filtered = filter_logits(np.log(SHARES), Decoding(**options))
+  filtered = filter_logits(np.log(SHARES), SamplingOptions(**options))
   return np.asarray(jax.nn.softmax(filtered)).round(4).tolist()
 
 
@@ -97,7 +97,7 @@ def test_top_k_and_top_p_together():
 
 def scales(**options):
   """The scale at each of 5 codes, by hand beside it in the tests."""
-  options = Decoding(cfg_scale=3.0, **options)
+  options = SamplingOptions(cfg_scale=3.0, **options)
   return [float(guidance_scale(options, t, 5)) for t in range(5)]
 
 
@@ -114,7 +114,7 @@ def test_guidance_over_the_codes():
 
 def test_guided_for_an_interval_only(params):
   """Greedy codes in a window of guidance: each is the choice of its own formula."""
-  options = Decoding(
+  options = SamplingOptions(
     cfg_scale=4.0, guidance="interval", cfg_start=0.25, cfg_stop=0.5, temperature=0.0
   )
   codes, _ = sample(params, LABELS, KEYS, options=options)
@@ -156,7 +156,7 @@ def test_a_prefix_is_the_beginning_of_the_whole(params):
 
 def test_given_codes_are_taken_as_they_are(params):
   given = np.array([[1, 2, 3]] * 6, np.int32)
-  run = functools.partial(sample_codes, MODEL, steps=N, options=Decoding(temperature=0.0))
+  run = functools.partial(sample_codes, MODEL, steps=N, options=SamplingOptions(temperature=0.0))
   codes, states = jax.jit(run)(params, LABELS, KEYS, given=given)
   np.testing.assert_array_equal(codes[:, :3], given)
   logits, expected = forward(params, codes, LABELS)
@@ -165,7 +165,9 @@ def test_given_codes_are_taken_as_they_are(params):
 
 
 def test_guidance_is_its_formula(params):
-  codes, states = sample(params, LABELS, KEYS, options=Decoding(cfg_scale=3.0, temperature=0.0))
+  codes, states = sample(
+    params, LABELS, KEYS, options=SamplingOptions(cfg_scale=3.0, temperature=0.0)
+  )
   conditional, expected = forward(params, codes, LABELS)
   free, _ = forward(params, codes, np.full(6, CLASSES))
   np.testing.assert_array_equal(codes, np.argmax(free + 3.0 * (conditional - free), axis=-1))
@@ -177,7 +179,7 @@ def test_guidance_is_its_formula(params):
 def test_codes_are_drawn_as_often_as_the_model_says(params):
   count = 8192
   labels, keys = np.full(count, 1), jax.random.split(jax.random.key(3), count)
-  options = Decoding(temperature=2.0, cfg_scale=1.5, top_k=6)
+  options = SamplingOptions(temperature=2.0, cfg_scale=1.5, top_k=6)
   codes, _ = sample(params, labels, keys, steps=1, options=options)
   shares = np.bincount(np.ravel(codes), minlength=V) / count
   logits, _ = forward(params, np.zeros((6, N), np.int32), np.array([1, CLASSES] * 3))

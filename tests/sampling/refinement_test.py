@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from imgtx_jax.models.discriminator import Verdict
-from imgtx_jax.sampling.refinement import Refinement, realness, refine
+from imgtx_jax.sampling.options import SamplingOptions
+from imgtx_jax.sampling.refinement import realness, refine
 
 B, M, D = 3, 4, 6
 VECTORS = np.random.default_rng(0).standard_normal((B, M, D)).astype(np.float32)
@@ -23,14 +24,16 @@ def relative_change(found):
 
 
 def test_one_step_goes_along_the_gradient_by_the_rate():
-  found = refine(near, VECTORS, Refinement(steps=1, rate=0.1, radius=1.0))
+  found = refine(near, VECTORS, SamplingOptions(refine_steps=1, refine_rate=0.1, refine_radius=1.0))
   toward = TARGET - VECTORS
   size = 0.1 * np.linalg.norm(VECTORS, axis=(1, 2)) / np.linalg.norm(toward, axis=(1, 2))
   np.testing.assert_allclose(found, VECTORS + size[:, None, None] * toward, rtol=1e-4, atol=1e-5)
 
 
 def test_no_vector_leaves_its_region():
-  found = refine(near, VECTORS, Refinement(steps=50, rate=0.3, radius=0.2))
+  found = refine(
+    near, VECTORS, SamplingOptions(refine_steps=50, refine_rate=0.3, refine_radius=0.2)
+  )
   change = relative_change(found)
   assert change.max() <= 0.2 + 1e-5 and change.mean() > 0.19  # all of them reach its edge
   toward = TARGET - VECTORS
@@ -39,25 +42,26 @@ def test_no_vector_leaves_its_region():
 
 
 def test_the_scale_of_the_score_means_nothing():
-  options = Refinement(steps=5, rate=0.1, radius=0.5)
+  options = SamplingOptions(refine_steps=5, refine_rate=0.1, refine_radius=0.5)
   large = refine(lambda v: 1e4 * near(v), VECTORS, options)
   np.testing.assert_allclose(large, refine(near, VECTORS, options), rtol=1e-4, atol=1e-5)
 
 
 def test_no_score_falls_even_where_steps_are_too_long():
   for steps in (1, 2, 7):
-    found = refine(near, TARGET[None] + 0.01 * VECTORS, Refinement(steps, rate=0.9, radius=0.9))
+    options = SamplingOptions(refine_steps=steps, refine_rate=0.9, refine_radius=0.9)
+    found = refine(near, TARGET[None] + 0.01 * VECTORS, options)
     assert np.all(near(found) >= near(TARGET[None] + 0.01 * VECTORS))
 
 
 def test_an_image_is_refined_alone():
-  options = Refinement(steps=4, rate=0.1, radius=0.3)
+  options = SamplingOptions(refine_steps=4, refine_rate=0.1, refine_radius=0.3)
   whole = jax.jit(lambda v: refine(near, v, options))(VECTORS)
   np.testing.assert_allclose(refine(near, VECTORS[1:2], options)[0], whole[1], rtol=1e-5, atol=1e-6)
 
 
 def test_without_a_gradient_nothing_moves():
-  found = refine(lambda v: 0.0 * v.sum(axis=(1, 2)), VECTORS, Refinement(steps=3))
+  found = refine(lambda v: 0.0 * v.sum(axis=(1, 2)), VECTORS, SamplingOptions(refine_steps=3))
   np.testing.assert_array_equal(found, VECTORS)
 
 

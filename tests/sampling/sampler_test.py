@@ -10,9 +10,7 @@ from imgtx_jax.cli import sampling_flags
 from imgtx_jax.distributed import sharding
 from imgtx_jax.errors import UserError
 from imgtx_jax.sampling import options as sampling_options
-from imgtx_jax.sampling.autoregressive import Decoding
-from imgtx_jax.sampling.options import Sampling
-from imgtx_jax.sampling.refinement import Refinement
+from imgtx_jax.sampling.options import SamplingOptions
 from imgtx_jax.sampling.sampler import SCORES, Sampler, first_rows, load_stage
 from imgtx_jax.stages import build
 from imgtx_jax.training import workdir
@@ -42,7 +40,7 @@ def make_drawer(trained, **options):
   gpt = results["finetune"]["ema"]["gpt"]
   gpt["logits"]["kernel"] = draw.normal(0, 0.5, gpt["logits"]["kernel"].shape).astype(np.float32)
   open_gates(results)
-  options = dict(prefix=stage.num_codes, ways=Sampling(codes=Decoding(cfg_scale=1.5))) | options
+  options = dict(prefix=stage.num_codes, ways=SamplingOptions(cfg_scale=1.5)) | options
   return Sampler(stage, results, options.pop("ways"), **options)
 
 
@@ -230,9 +228,7 @@ def test_drawn_images_in_a_style(trained, run, monkeypatch, tmp_path, local_styl
 
 @pytest.mark.parametrize("prefix", [0, 5])
 def test_refined_images_score_more_whatever_the_batch(trained, prefix):
-  refined = Sampling(
-    codes=Decoding(cfg_scale=1.5), refinement=Refinement(steps=3, rate=0.1, radius=0.3)
-  )
+  refined = SamplingOptions(cfg_scale=1.5, refine_steps=3, refine_rate=0.1, refine_radius=0.3)
   before, codes = make_drawer(trained, prefix=prefix).draw(LABELS)
   sampler = make_drawer(trained, prefix=prefix, ways=refined, batch_size=4)
   after, same = sampler.draw(LABELS)
@@ -249,15 +245,16 @@ def test_refined_images_score_more_whatever_the_batch(trained, prefix):
 
 def test_truncated_noise_and_guided_modulation(trained):
   """At ψ = 0 one label has one image, and with the null label w_scale changes nothing."""
-  codes = Decoding(cfg_scale=1.5)
-  sampler = make_drawer(trained, prefix=0, ways=Sampling(codes=codes, truncation=0.0))
+  still = SamplingOptions(cfg_scale=1.5, truncation=0.0)
+  sampler = make_drawer(trained, prefix=0, ways=still)
   images, _ = sampler.draw(np.array([0, 0, 1, 1]))
   assert np.abs(images[0].astype(int) - images[1]).max() <= 1
   assert np.abs(images[0].astype(int) - images[2]).max() > 1
   labels = np.array([1, 2, 3, 3])
   plain, _ = make_drawer(trained, prefix=0).draw(labels)
   assert np.abs(plain[2].astype(int) - plain[3]).max() > 1
-  guided, _ = make_drawer(trained, prefix=0, ways=Sampling(codes=codes, w_scale=3.0)).draw(labels)
+  guiding = SamplingOptions(cfg_scale=1.5, w_scale=3.0)
+  guided, _ = make_drawer(trained, prefix=0, ways=guiding).draw(labels)
   assert np.all(np.abs(guided.astype(int) - plain)[:2].max(axis=(1, 2, 3)) > 1)
   assert np.abs(guided.astype(int) - plain)[2:].max() <= 1
 
@@ -267,9 +264,10 @@ def test_options_by_flags(trained, run, parse_flags, tmp_path):
   given = dict(truncation=0.5, w_scale=1.5, refine_steps=1, refine_rate=0.1, top_k=4)
   values = dict(workdir=directory, num=2, prefix=0, out=tmp_path / "grid.png", **given)
   found = sampling_flags.choose(parse_flags(sample.COMMAND, **values), config)
-  assert (found.truncation, found.w_scale, found.codes.top_k) == (0.5, 1.5, 4)
-  assert found.codes.cfg_scale == config.sample.cfg_scale
-  assert found.refinement == Refinement(1, 0.1, config.sample.refine_radius)
+  assert (found.truncation, found.w_scale, found.top_k) == (0.5, 1.5, 4)
+  assert found.cfg_scale == config.sample.cfg_scale
+  assert (found.refine_steps, found.refine_rate) == (1, 0.1)
+  assert found.refine_radius == config.sample.refine_radius
   run(**values)
   assert (tmp_path / "grid.png").exists()
 
@@ -293,7 +291,7 @@ def test_a_gan_draws_without_codes(tmp_path, tiny_config, untrained_workdir, run
   run(workdir=tmp_path, candidates=2, truncation=0.7, w_scale=1.2, out=tmp_path / "grid.png")
   assert (tmp_path / "grid.png").exists()
   stage, results = load_stage(tmp_path, config, NAMES)
-  images, codes = Sampler(stage, results, Sampling(), prefix=0, batch_size=4).draw(LABELS)
+  images, codes = Sampler(stage, results, SamplingOptions(), prefix=0, batch_size=4).draw(LABELS)
   assert codes.shape == (5, 0) and np.abs(images[0].astype(int) - images[3]).max() > 1
   (image,) = smooth_images(1, 16)
   found = judge.load(tmp_path, config, NAMES, prefix=0).examine(image)

@@ -8,12 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from imgtx_jax.config import defaults as configs
+from imgtx_jax.losses.adversarial import AdversarialOptions
 from imgtx_jax.models.discriminator import Discriminator
+from imgtx_jax.models.transformer import BlockConfig
 from imgtx_jax.stages import STAGES, adversarial, build
+from imgtx_jax.training import optimizer
+from imgtx_jax.training.optimizer import OptimizerOptions
 from imgtx_jax.training.train_state import TrainState
 
-TRUNK = dict(heads=2, hidden=32, qk_norm=True, layer_scale=0.1, implementation="xla", remat="none")
+BLOCK = BlockConfig(num_heads=2, mlp_dim=32, qk_norm=True, layer_scale=0.1)
 LABELS = np.array([0, 1, 0, 1, 0, 1, 0, 1], np.int32)
 INDEX = jnp.arange(8)
 KEY = jax.random.key(0)
@@ -27,11 +30,13 @@ AVERAGED = (
 
 
 def make(taps=(), steps=100, **changes):
-  options = configs.default().finetune.adversary
-  options.update({"class_weight": 0.0} | changes)
-  options.optimizer.warmup_steps = 0
-  network = Discriminator(patch=4, width=16, layers=1, classes=2, trunk=TRUNK)
-  return adversarial.make_adversary(options, network, steps, taps=taps)
+  return adversarial.Adversary(
+    discriminator=Discriminator(patch=4, width=16, depth=1, classes=2, block=BLOCK),
+    tx=optimizer.make(OptimizerOptions(2e-4, beta1=0.0, beta2=0.99, clip_norm=1.0), steps),
+    options=AdversarialOptions(**changes),
+    steps=steps,
+    levels=len(taps),
+  )
 
 
 def waves(seed, channels=3):
@@ -48,7 +53,7 @@ def loss_and_grads(player, params, count=0):
 
 
 def test_penalty_weight_falls_by_half_a_cosine():
-  player = make(penalty_weight=1.0, penalty_weight_end=0.1, penalty_anneal_share=0.5, updates=2)
+  player = make(steps=200, penalty_weight=1.0, penalty_weight_end=0.1, penalty_anneal_fraction=0.5)
   found = [float(player.penalty_weight_at(count)) for count in (0, 50, 100, 200)]
   np.testing.assert_allclose(found, [1.0, 0.55, 0.1, 0.1], rtol=1e-5)
   assert make(penalty_weight=0.3).penalty_weight_at(7) == 0.3
@@ -88,28 +93,21 @@ def test_consistency_is_zero_without_augmentation_and_counts_with_it():
   assert same["consistency"] < 1e-9
 
 
-def test_several_updates_draw_anew_and_move_further():
-  moved = []
-  for updates in (1, 3):
-    player = make(updates=updates)
-    params, opt_state = player.init(KEY, REAL)
-    state = TrainState(jnp.int32(0), {}, {}, {}, {}, {})
-    run = jax.jit(lambda p, o, player=player, state=state: player.update(
-      p, o, REAL, FAKE, LABELS, KEY, INDEX, state, None
-    ))  # fmt: skip
-    after, opt_state, metrics = run(params, opt_state)
-    moved.append(float(optax.tree.norm(optax.tree.sub(after, params))))
-    assert all(m.shape == () for m in metrics.values())
-    (count,) = {int(x) for x in jax.tree.leaves(opt_state) if x.dtype == jnp.int32}
-    assert count == updates
-  assert moved[1] > 1.5 * moved[0]
-  first, second = (adversarial.make_draws(KEY, 0, INDEX, turn)["augment"] for turn in (0, 1))
-  assert not np.any(jax.random.key_data(first) == jax.random.key_data(second))
+def test_an_update_moves_it_by_one_step():
+  player = make()
+  params, opt_state = player.init(KEY, REAL)
+  state = TrainState(jnp.int32(0), {}, {}, {}, {}, {})
+  run = jax.jit(lambda p, o: player.update(p, o, REAL, FAKE, LABELS, KEY, INDEX, state, None))
+  after, opt_state, metrics = run(params, opt_state)
+  assert float(optax.tree.norm(optax.tree.sub(after, params))) > 0
+  assert all(m.shape == () for m in metrics.values())
+  (count,) = {int(x) for x in jax.tree.leaves(opt_state) if x.dtype == jnp.int32}
+  assert count == 1
 
 
 def test_levels_share_augmentation_and_noise_on_both_sides():
-  player = make(taps=(1, 2), levels=True, level_sigma=0.4)
-  assert player.level_sigmas == (0.4, 0.2)
+  player = make(taps=(1, 2))
+  assert player.level_sigmas == (0.5, 0.25)
   params, _ = player.init(KEY, REAL)
   assert params["embed"]["kernel"].shape[0] == 4 * 4 * 9
   draws = adversarial.make_draws(KEY, 0, INDEX)
@@ -119,7 +117,7 @@ def test_levels_share_augmentation_and_noise_on_both_sides():
   noises = [x[..., 3:] - jnp.tile(x[..., :3], (1, 1, 1, 2)) for x in (real, fake)]
   np.testing.assert_allclose(*noises, atol=1e-5)
   np.testing.assert_allclose(
-    [noises[0][..., :3].std(), noises[0][..., 3:].std()], [0.4, 0.2], rtol=0.1
+    [noises[0][..., :3].std(), noises[0][..., 3:].std()], [0.5, 0.25], rtol=0.1
   )
   plain = make()._present(REAL, draws)
   np.testing.assert_allclose(real[..., :3], plain, atol=1e-6)
@@ -137,21 +135,19 @@ def test_variety_is_that_of_the_examples_that_count():
 
 
 def test_signs_of_collapse():
-  player = make(collapse_margin=20.0, collapse_variety=0.01)
+  player = make()
   fine = {"logit_margin": 3.0, "discriminator_loss": 0.2, "variety": 0.5}
   assert player.guard(fine) is None
   won = player.guard(fine | {"logit_margin": 25.0, "discriminator_loss": 1e-6})
-  assert "25" in won and "collapse_margin=20" in won
+  assert "25" in won and "over 20" in won
   assert "all alike" in player.guard(fine | {"variety": 0.001})
-  # A reconstructing stage has no variety to watch; limits of 0 are none.
+  # A reconstructing stage has no variety to watch.
   assert player.guard({"logit_margin": 25.0, "discriminator_loss": 0.5}) is None
-  off = make(collapse_margin=0.0, collapse_variety=0.0)
-  assert off.guard({"logit_margin": 99.0, "discriminator_loss": 0.0, "variety": 0.0}) is None
 
 
 def test_a_generator_learns_both_modes_of_a_toy():
   """Real images are all dark or all bright; the generator maps noise to one grey value an image."""
-  player = make(steps=400, penalty_weight=0.1, penalty_share=1.0, augment=(), penalty="exact")
+  player = make(steps=400, penalty_weight=0.1, penalty_fraction=1.0, augment=(), penalty="exact")
   batch = 32
   index, labels = jnp.arange(batch), jnp.zeros(batch, jnp.int32)
   params, opt_state = player.init(KEY, jnp.zeros((1, 8, 8, 3)))
@@ -213,7 +209,7 @@ def test_averages_forget_the_first_weights_as_the_warm_up_says(
   weight that a start has in it."""
   tiny_config.generator.taps = ()
   for other in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
-    tiny_config[other].layers = 1
+    tiny_config[other].depth = 1
   tiny_config.tokenizer.adversarial_weight = tiny_config.style.adversarial_weight = 0.1
   tiny_config[name].optimizer.learning_rate = 0.0
   assert tiny_config[name].ema_decay > 0.99

@@ -44,24 +44,20 @@ def test_all_modes_agree(name, tiny_config, smooth_images, small_shards, random_
   tiny_config.data.flip = True
   tiny_config.generator.taps = ()
   for network in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
-    tiny_config[network].layers = 1
+    tiny_config[network].depth = 1
   tiny_config.gpt.drop_path = 0.1
-  tiny_config.pretrain.accumulate = 2
+  tiny_config.pretrain.grad_accum_steps = 2
   tiny_config.quantizer.entropy = 0.01
   tiny_config.tokenizer.adversarial_weight = tiny_config.style.adversarial_weight = 0.1
-  tiny_config.tokenizer.continuous_share = 0.5
-  tiny_config.style.partial_share = 0.5
+  tiny_config.tokenizer.continuous_prob = 0.5
+  tiny_config.style.partial_prob = 0.5
   if name == "gan":
     tiny_config.discriminator.update(dict(attention="l2", spectral_norm=True))
   tiny_config.tokenizer.adversarial_adaptive = True
-  tiny_config.finetune.adversary.update(dict(updates=2, penalty_every=2, consistency_weight=0.1))
+  if name == "finetune":
+    tiny_config.adversary.update(dict(penalty_every=2, consistency_weight=0.1))
   # Adam divides by the gradient's size: a large epsilon keeps it from blowing up the last digits.
-  for options in (
-    *(tiny_config[stage].optimizer for stage in STAGES),
-    *(tiny_config[s].adversary.optimizer for s in STAGES if "adversary" in tiny_config[s]),
-    tiny_config.finetune.gpt_optimizer,
-  ):
-    options.epsilon = 1e-3
+  tiny_config.optimizer.epsilon = 1e-3
   key = jax.random.key(0)
   restored = {}
   for earlier in (*STAGES[name].sources, name):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from imgtx_jax import rng
-from imgtx_jax.sampling.autoregressive import Decoding
-from imgtx_jax.sampling.options import Sampling
+from imgtx_jax.sampling.options import SamplingOptions
 from imgtx_jax.stages import build, finetune_inputs
 from imgtx_jax.stages.finetune import gpt_gradient
 
@@ -146,10 +145,10 @@ def test_of_several_noises_the_one_of_the_nearest_image_is_taken(tiny_config, sm
     image, _ = render(stage, state.params["generator"], state, asked, states)
     return jnp.mean((image - images) ** 2, axis=(1, 2, 3))
 
-  drawn = finetune_inputs.draw_candidates(stage.options, key, 0, jnp.arange(8))
+  drawn = finetune_inputs.draw_candidates(tiny_config, key, 0, jnp.arange(8))
   chosen = finetune_inputs.nearest_noise(error, drawn, real)
   candidates = rng.normal(
-    rng.stream(key, "noise_candidates", 0), jnp.arange(8), (5, stage.options.noise_dim)
+    rng.stream(key, "noise_candidates", 0), jnp.arange(8), (5, stage.networks.noise_dim)
   )
   errors = np.stack([error(candidates[:, i]) for i in range(5)])
   assert errors.std(0).min() > 1e-6
@@ -181,7 +180,7 @@ def test_reconstruction_fades_with_the_prefix(tiny_config, smooth_images):
     parts = loss_parts(stage, state, *args)
     found[prefix] = float(parts["reconstruction"])
   assert found[0] == 0
-  # λ (k/N)^p of the mean square over the known patches.
+  # λ k/N of the mean square over the known patches.
   assert found[16] == pytest.approx(float(jnp.mean(images**2)), rel=1e-5)
   known = stage.networks.known_pixels(jnp.full(8, 8))
   assert float(known.mean()) == 0.5
@@ -208,7 +207,7 @@ def test_early_reconstruction_counts_everywhere_and_fades(tiny_config, smooth_im
 
 
 def test_a_generator_that_starts_afresh(tiny_config, smooth_images):
-  tiny_config.finetune.from_decoder = False
+  tiny_config.finetune.init_from_decoder = False
   _, state, _, restored, _ = start(tiny_config, smooth_images(8, 16))
   decoder = restored["tokenizer"]["ema"]["generator"]["embed"]["kernel"]
   assert not np.allclose(state.params["generator"]["generator"]["embed"]["kernel"], decoder)
@@ -230,7 +229,7 @@ def test_bank_holds_samples_of_the_gpt(tiny_config, smooth_images):
 
 def test_players_move_and_the_frozen_stay(tiny_config, smooth_images):
   """Conditioned images are shown to the discriminator here, and in the next test: one program."""
-  tiny_config.finetune.adversary.levels = True
+  tiny_config.adversary.see_taps = True
   stage, state, batch, _, key = start(tiny_config, smooth_images(16, 16))
   assert state.params["discriminator"]["embed"]["kernel"].shape[0] == (4 + 2 * 2) ** 2 * 6
   step = jax.jit(functools.partial(stage.step, axis=None))
@@ -270,7 +269,7 @@ def test_a_second_round_goes_on_from_the_first(tiny_config, smooth_images):
 
 
 def test_discriminator_learns_to_tell_generated_images(tiny_config, smooth_images):
-  tiny_config.finetune.adversary.levels = True
+  tiny_config.adversary.see_taps = True
   stage, state, batch, _, key = start(tiny_config, smooth_images(16, 16))
   step = jax.jit(functools.partial(stage.step, axis=None))
   for _ in range(25):
@@ -282,7 +281,7 @@ def test_an_image_depends_on_its_own_key_and_label(tiny_config, smooth_images):
   stage, state, _, restored, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
   params = {name: state.params[name] for name in ("generator", "gpt")}
   params["quantizer"] = restored["tokenizer"]["ema"]["quantizer"]
-  options = Sampling(codes=Decoding(cfg_scale=2.0))
+  options = SamplingOptions(cfg_scale=2.0)
   keys = jax.random.split(key, 4)
   labels = np.array([0, 1, 2, 0], np.int32)
   whole, codes, _ = stage.sample(params, labels, keys, options, prefix=4)
@@ -314,13 +313,15 @@ def test_memory(tiny_config, smooth_images, memory):
   its class and code tables."""
   tiny_config.finetune.memory = memory
   for network in ("encoder", "generator", "gpt", "discriminator"):
-    tiny_config[network].layers = 1
+    tiny_config[network].depth = 1
   tiny_config.generator.taps = ()
   stage, state, _, _, key = start(tiny_config, smooth_images(4, 16), open_gates=True)
   run = jax.jit(lambda params, task: forward(stage, state.replace(params=params), task)[0])
   keys, labels, k = jax.random.split(key, 4), jnp.array([0, 1, 2, 0]), 4
   params = stage.current_params(state) | state.params
-  sample = jax.jit(lambda params: stage.sample(params, labels, keys, Sampling(), prefix=k)[:2])
+  sample = jax.jit(
+    lambda params: stage.sample(params, labels, keys, SamplingOptions(), prefix=k)[:2]
+  )
   image, codes = sample(params)
   noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stage.num_codes)
   noise = jax.vmap(lambda key: jax.random.normal(key, (8,)))(noise_keys)
@@ -350,7 +351,7 @@ def test_pictures_before_and_after_refinement(tiny_config, smooth_images):
   tiny_config.pictures = 3
   tiny_config.generator.taps = ()
   for network in ("encoder", "generator", "gpt", "discriminator"):
-    tiny_config[network].layers = 1
+    tiny_config[network].depth = 1
   stage, state, batch, _, key = start(tiny_config, smooth_images(4, 16), open_gates=True)
   state = state.replace(ema={name: state.params[name] for name in state.ema})
   grids = jax.jit(stage.final_pictures)(state, batch, key)

@@ -17,10 +17,10 @@ def start(config, images):
 
 
 def test_players_move_and_the_discriminator_learns(tiny_config, smooth_images):
-  tiny_config.discriminator.update(dict(attention="l2", spectral_norm=True, layers=1))
-  tiny_config.generator.update(dict(layers=1, taps=()))
-  tiny_config.gan.adversary.update(dict(penalty="exact", penalty_share=1.0))
-  tiny_config.gan.adversary.optimizer.learning_rate = 2e-3
+  tiny_config.discriminator.update(dict(attention="l2", spectral_norm=True, depth=1))
+  tiny_config.generator.update(dict(depth=1, taps=()))
+  tiny_config.adversary.update(dict(penalty="exact", penalty_fraction=1.0))
+  tiny_config.adversary.optimizer.learning_rate = 2e-3
   stage, state, batch, key = start(tiny_config, smooth_images(16, 16))
   step = jax.jit(functools.partial(stage.step, axis=None))
   before = state

@@ -51,9 +51,9 @@ def batch_of(images, left_out=0):
 
 
 def test_samples_on_any_devices(tiny_config, smooth_images, weights):
-  tiny_config.metrics.fd_images = 12
-  tiny_config.generator.update(dict(layers=1, taps=()))
-  tiny_config.discriminator.layers = 1
+  tiny_config.fd_images = 12
+  tiny_config.generator.update(dict(depth=1, taps=()))
+  tiny_config.discriminator.depth = 1
   stage, key = build("gan", tiny_config, 3), jax.random.key(1)
   batch = batch_of(smooth_images(16, 16), left_out=3)
   state = stage.init(key, batch["image"].shape, {})
@@ -79,7 +79,7 @@ def test_samples_on_any_devices(tiny_config, smooth_images, weights):
 
 
 def test_reconstructions(tiny_config, smooth_images, weights):
-  tiny_config.metrics.fd_images = 12
+  tiny_config.fd_images = 12
   stage, key = build("tokenizer", tiny_config, 3), jax.random.key(1)
   batch = batch_of(smooth_images(16, 16), left_out=3)
   state = stage.init(key, batch["image"].shape, {})
@@ -94,7 +94,7 @@ def test_reconstructions(tiny_config, smooth_images, weights):
 
 
 def test_lpips_lends_its_weights(tiny_config, weights):
-  tiny_config.metrics.fd_images = 12
+  tiny_config.fd_images = 12
   tiny_config.tokenizer.lpips_weight = 1.0
   frozen = build("tokenizer", tiny_config, 3).perceptual_weights()
   assert set(frozen) == {"lpips"} and online_fd.weights(frozen) is weights
@@ -110,7 +110,7 @@ def test_equal_sets_and_sets_that_are_none():
 
 
 def test_without_the_weights_it_is_left_out_with_one_warning(tiny_config, monkeypatch, caplog):
-  tiny_config.metrics.fd_images = 12
+  tiny_config.fd_images = 12
   monkeypatch.setattr(online_fd.lpips_weights, "available", lambda: False)
   with caplog.at_level("WARNING", logger="absl"):
     stages = [build(name, tiny_config, 3) for name in ("tokenizer", "pretrain", "gan")]

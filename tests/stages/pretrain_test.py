@@ -6,8 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from imgtx_jax.config import validation
-from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 
 CLASSES = 3
@@ -47,11 +45,12 @@ def test_permuted_examples_have_orders_of_their_own(tiny_config, smooth_images):
   assert np.any(np.asarray(stage.draw_orders(jax.random.key(0), 4, np.arange(8))) != orders)
 
 
-def test_permuted_orders_need_target_positions(tiny_config):
-  tiny_config.gpt.target_position = False
+def test_permuted_orders_bring_target_positions(tiny_config):
+  """Without them no state would know which code it predicts."""
+  tiny_config.gpt.order = "raster"
+  assert not build("pretrain", tiny_config, CLASSES).gpt.target_position
   tiny_config.pretrain.permute_anneal_steps = 5
-  with pytest.raises(UserError, match="permute_anneal_steps = 5 needs config.gpt.target_position"):
-    validation.check(tiny_config)
+  assert build("pretrain", tiny_config, CLASSES).gpt.target_position
 
 
 @pytest.mark.parametrize("permuted", [False, True])
@@ -61,7 +60,7 @@ def test_learns_the_codes_of_a_batch(tiny_config, smooth_images, permuted):
   tiny_config.pretrain.permute_anneal_steps = 60 if permuted else 0
   tiny_config.pretrain.steps = 180
   tiny_config.pretrain.ema_decay = 0.9
-  tiny_config.gpt.update(dict(token_dropout=0.0, residual_dropout=0.0, ffn_dropout=0.0))
+  tiny_config.gpt.dropout = 0.0
   tiny_config.pretrain.optimizer.learning_rate = 4e-3
   stage, state, key = start(tiny_config, smooth_images(8, 16))
   batch = {"image": smooth_images(8, 16), "label": np.arange(8, dtype=np.int32) % CLASSES}

@@ -55,7 +55,7 @@ def test_every_stage_goes_by_the_first_figure_that_it_has(tiny_config, monkeypat
   monkeypatch.setattr(online_fd.lpips_weights, "available", lambda: True)
   monkeypatch.setattr(online_fd.lpips_weights, "load", thin_vgg16)
   config = tiny_config
-  config.metrics.fd_images = 4
+  config.fd_images = 4
   config.generator.taps = ()
   stages = [build(name, config, 3) for name in config.stages]
   assert [b.metric for b in best_checkpoint.choose(config, stages).values()] == ["", "", ""]
@@ -177,11 +177,11 @@ def test_the_best_is_kept_and_used(scripted, tiny_config, tmp_path, monkeypatch,
 
   task, stages = workdir.StageRun(1, "tokenizer"), ("tokenizer",)
   capsys.readouterr()
-  for start_from, step, words in (("best", 4, "the best checkpoint"), ("last", 8, "not the best")):
-    found = workdir.results(tmp_path / "whole", [task], start_from)["tokenizer"]
+  for kind, step, words in (("best", 4, "the best checkpoint"), ("last", 8, "not the best")):
+    found = workdir.results(tmp_path / "whole", [task], kind)["tokenizer"]
     assert int(found["step"]) == step
     assert words in (line := capsys.readouterr().out) and "step 4, validation/psnr 19" in line
-    found = load_stage(tmp_path / "whole", config, ["a"] * 9, stages, start_from)[1]
+    found = load_stage(tmp_path / "whole", config, ["a"] * 9, stages, kind)[1]
     assert int(found["tokenizer"]["step"]) == step
 
 

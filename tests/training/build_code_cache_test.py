@@ -100,7 +100,7 @@ def test_a_cache_is_made_once(config, results, images, tmp_path, monkeypatch, ca
   ("what", "words"),
   [
     ("weights", "tokenizer.weights is"),
-    ("heads", "tokenizer.encoder.heads is 2 there and 1 here"),
+    ("heads", "tokenizer.encoder.num_heads is 2 there and 1 here"),
     ("names", "data.names is"),
     ("classes", "data.names is"),
     ("fewer", "data.images is 60 there and 59 here"),
@@ -119,7 +119,7 @@ def test_another_tokenizer_or_data_set_is_refused(config, results, images, tmp_p
     results = jax.tree.map(np.copy, results)
     results["tokenizer"]["ema"]["quantizer"]["codebook"][3, 1] += 1e-3
   elif what == "heads":
-    config.encoder.heads = 1
+    config.encoder.num_heads = 1
   elif what == "names":
     images.names[7] = "other.png"
   elif what == "classes":
@@ -136,7 +136,7 @@ def test_another_tokenizer_or_data_set_is_refused(config, results, images, tmp_p
 
 def test_what_only_training_needs_is_not_in_the_fingerprint(config, results, images):
   before = build_code_cache.fingerprint(inputs_of(config, results), images, config)
-  config.encoder.remat = "full"
+  config.remat = "full"
   config.quantizer.commitment = 1.0
   config.pretrain.batch_size = 32
   config.data.path = "elsewhere"

@@ -22,13 +22,13 @@ def test_every_row_counts_once():
 def test_pretraining_in_parts_is_pretraining(tiny_config, smooth_images):
   """On one device; tests/stages/devices_test.py has parts on several."""
   tiny_config.pretrain.optimizer.epsilon = 1e-3
-  tiny_config.gpt.layers = tiny_config.encoder.layers = 1
+  tiny_config.gpt.depth = tiny_config.encoder.depth = 1
   key, ends = jax.random.key(0), []
   tokenizer = build("tokenizer", tiny_config, 3).init(key, (16, 16, 16, 3), {})
   batch = {"image": smooth_images(16, 16), "label": np.arange(16, dtype=np.int32) % 3}
   run = sharding.make_parallel("jit", devices=jax.devices()[:1])
   for parts in (1, 4):
-    tiny_config.pretrain.accumulate = parts
+    tiny_config.pretrain.grad_accum_steps = parts
     stage = build("pretrain", tiny_config, 3)
     state = run.put_state(stage.init(key, (16, 16, 16, 3), {"tokenizer": {"ema": tokenizer.ema}}))
     step = run.compile_step(stage.step)

@@ -1,28 +1,28 @@
 """Schedules at chosen steps, the decay mask under scanned layers, clipping and freezing."""
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 import pytest
 
 from imgtx_jax.config import defaults as configs
+from imgtx_jax.option_fields import read
 from imgtx_jax.training import optimizer
+from imgtx_jax.training.optimizer import OptimizerOptions
 
 
 def options(**changes):
   """The config's own options of an optimizer, with changes."""
-  values = ml_collections.ConfigDict(configs.default().pretrain.optimizer)
-  values.update(dict(learning_rate=0.1, schedule="constant", warmup_steps=0, clip_norm=0.0))
-  values.update(changes)
-  return values
+  config = configs.default()
+  values = dict(learning_rate=0.1, schedule="constant", warmup_steps=0, clip_norm=0.0)
+  return read(OptimizerOptions, config.optimizer, config.pretrain.optimizer, values, **changes)
 
 
 # -- Schedules -------------------------------------------------------------------------------------
 
 
-def rates(steps, total=100, width=64, **changes):
-  schedule = optimizer.learning_rate(options(**changes), total, width)
+def rates(steps, total=100, **changes):
+  schedule = optimizer.learning_rate(options(**changes), total)
   return [float(schedule(step)) for step in steps]
 
 
@@ -32,20 +32,10 @@ def test_constant_after_a_linear_warmup():
   np.testing.assert_allclose(rates([0, 99]), [0.1, 0.1], rtol=1e-5)
 
 
-def test_cosine_ends_at_its_share():
-  found = rates([0, 10, 20, 60, 100], schedule="cosine", warmup_steps=20, final_share=0.2)
+def test_cosine_ends_at_its_ratio():
+  found = rates([0, 10, 20, 60, 100], schedule="cosine", warmup_steps=20, end_lr_ratio=0.2)
   np.testing.assert_allclose(found, [0.0, 0.05, 0.1, 0.06, 0.02], rtol=1e-5)
   np.testing.assert_allclose(rates([0, 50, 100], schedule="cosine"), [0.1, 0.05, 0.0], atol=1e-8)
-
-
-def test_inverse_decay():
-  found = rates([0, 10, 110], schedule="inverse", warmup_steps=10, inverse_rate=0.01)
-  np.testing.assert_allclose(found, [0.0, 0.1, 0.05], rtol=1e-5)
-
-
-def test_the_rate_scales_with_the_width():
-  np.testing.assert_allclose(rates([1], width_base=256, width=1024), [0.025], rtol=1e-5)
-  np.testing.assert_allclose(rates([1], width_base=0, width=1024), [0.1], rtol=1e-5)
 
 
 def test_warmup_is_cut_short_in_a_short_run():
@@ -55,7 +45,7 @@ def test_warmup_is_cut_short_in_a_short_run():
 
 
 def test_unknown_schedule():
-  with pytest.raises(ValueError, match="'linear'.*constant, cosine, inverse"):
+  with pytest.raises(ValueError, match="'linear'.*constant, cosine"):
     rates([0], schedule="linear")
 
 
@@ -93,7 +83,7 @@ def test_decay_mask_takes_scanned_norms_for_vectors():
 
 
 def test_only_matrices_decay():
-  after = updated(optimizer.make(options(weight_decay=0.5), 10, 64), NO_GRADS)
+  after = updated(optimizer.make(options(weight_decay=0.5), 10), NO_GRADS)
   block = after["net"]["layers"]["block"]
   np.testing.assert_allclose(after["embed"]["kernel"], 0.95)  # 1 − .1 · .5
   np.testing.assert_allclose(block["mlp"]["kernel"], 0.95)
@@ -107,17 +97,17 @@ def test_clipping_bounds_the_global_norm():
   # With an epsilon over the gradients Adam is all but linear, and shows what reaches it.
   plain = options(weight_decay=0.0, epsilon=100.0)
   clipped = updated(
-    optimizer.make(options(weight_decay=0.0, epsilon=100.0, clip_norm=1.0), 10, 64), grads
+    optimizer.make(options(weight_decay=0.0, epsilon=100.0, clip_norm=1.0), 10), grads
   )
-  expected = updated(optimizer.make(plain, 10, 64), small)
-  unclipped = updated(optimizer.make(plain, 10, 64), grads)
+  expected = updated(optimizer.make(plain, 10), small)
+  unclipped = updated(optimizer.make(plain, 10), grads)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(1 - a, 1 - b, rtol=1e-3), clipped, expected)
   assert np.all(1 - unclipped["embed"]["bias"] > 10 * (1 - clipped["embed"]["bias"]))
 
 
 def test_frozen_parameters_keep_their_values_and_have_no_moments():
   grads = jax.tree.map(np.ones_like, PARAMS)
-  tx = optimizer.make(options(freeze="^embed/|norm", weight_decay=0.5), 10, 64)
+  tx = optimizer.make(options(weight_decay=0.5), 10, freeze="^embed/|norm")
   after = updated(tx, grads, steps=3)
   jax.tree.map(np.testing.assert_array_equal, after["embed"], PARAMS["embed"])
   block = after["net"]["layers"]["block"]
@@ -130,5 +120,5 @@ def test_frozen_parameters_keep_their_values_and_have_no_moments():
 def test_a_frozen_network_still_clips_by_the_trained_gradients_alone():
   grads = jax.tree.map(np.ones_like, PARAMS)
   huge = grads | {"embed": jax.tree.map(lambda a: 1e6 * a, grads["embed"])}
-  tx = optimizer.make(options(freeze="^embed/", clip_norm=1.0, epsilon=1.0), 10, 64)
+  tx = optimizer.make(options(clip_norm=1.0, epsilon=1.0), 10, freeze="^embed/")
   jax.tree.map(np.testing.assert_array_equal, updated(tx, huge), updated(tx, grads))

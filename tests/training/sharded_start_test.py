@@ -13,7 +13,7 @@ from imgtx_jax.data.sources import ArraySource
 from imgtx_jax.distributed import sharding
 from imgtx_jax.stages import build
 from imgtx_jax.stages.tokenizer import TokenizerStage
-from imgtx_jax.training import loop
+from imgtx_jax.training import collapse_monitor, loop
 
 DEVICES, CLASSES = 4, 3
 
@@ -23,11 +23,11 @@ def config(tiny_config, monkeypatch):
   """Networks whose weights are much larger than a batch, split over four devices."""
   monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 256)
   for name in ("encoder", "generator", "gpt", "discriminator"):
-    tiny_config[name].update(dict(width=128, hidden=256))
+    tiny_config[name].update(dict(width=128, mlp_dim=256))
   tiny_config.generator.taps = ()
   tiny_config.parallel.update(dict(mode="jit", fsdp=DEVICES))
   tiny_config.evaluate_steps = tiny_config.picture_steps = 0
-  tiny_config.metrics.fd_images = 0
+  tiny_config.fd_images = 0
   for stage in ("tokenizer", "pretrain", "finetune"):
     tiny_config[stage].steps = 4
     if "lpips_weight" in tiny_config[stage]:
@@ -121,7 +121,8 @@ def test_a_start_and_a_resume(config, tmp_path, name):
 
 
 def test_a_fallback(config, tmp_path, monkeypatch):
-  config.guard, config.guard_lines = "retry", 1
+  config.guard = "retry"
+  monkeypatch.setattr(collapse_monitor, "LINES", 1)
   looks = iter([None, "made on purpose"])
   monkeypatch.setattr(TokenizerStage, "guard", lambda self, step, means: next(looks, None))
   trainer = make_trainer(config, "tokenizer", {}, tmp_path)

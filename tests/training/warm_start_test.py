@@ -16,7 +16,7 @@ def source(tmp_path, tiny_config, untrained_workdir):
   """A work directory with tokenizer and pretrain, of other classes than the emoji."""
   tiny_config.stages = ("tokenizer", "pretrain")
   untrained_workdir(tiny_config.copy_and_resolve_references().lock(), tmp_path / "source", NAMES)
-  tiny_config.finetune_from = str(tmp_path / "source")
+  tiny_config.init_from = str(tmp_path / "source")
   return tmp_path / "source"
 
 
@@ -50,7 +50,7 @@ def test_its_stages_are_finished_ones_here(source, tiny_config, tmp_path, capsys
 
 def test_other_networks_are_refused(source, tiny_config, tmp_path):
   tiny_config.gpt.width = 64
-  with pytest.raises(UserError, match="config.gpt.width is 64, and 32 in config.finetune_from="):
+  with pytest.raises(UserError, match="config.gpt.width is 64, and 32 in config.init_from="):
     main.run(tiny_config.lock(), tmp_path / "work")
 
 
@@ -62,7 +62,7 @@ def test_an_unfinished_source_is_refused(source, tiny_config, tmp_path):
 
 def test_its_config_comes_by_from_workdir(source):
   config = flag_errors.load(f"configs/from_workdir.py:{source}")
-  assert config.gpt.width == 32 and config.finetune_from == str(source)
+  assert config.gpt.width == 32 and config.init_from == str(source)
   assert config.stages == ("tokenizer", "pretrain", "finetune")
   with pytest.raises(UserError, match="needs a work directory"):
     flag_errors.load("configs/from_workdir.py")

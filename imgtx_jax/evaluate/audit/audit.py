@@ -4,6 +4,7 @@ discriminator and class head judge by. One self-contained page, and the same fig
 The discriminator's logit is relativistic: it has no zero and is compared within a label only.
 """
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -20,7 +21,6 @@ from imgtx_jax.io.atomic import write_atomically
 from imgtx_jax.metrics import classification as class_metrics
 from imgtx_jax.metrics import small_sample
 from imgtx_jax.reporting import report
-from imgtx_jax.sampling.options import as_values
 from imgtx_jax.sampling.sampler import Sampler, check_prefix, load_judging_stage
 from imgtx_jax.training import data_record
 
@@ -46,7 +46,7 @@ def run_audit(
   figures, returns a summary.
 
   num: samples with a label, all classes in turn, and as many without one. prefix: the dial k (None:
-  all codes). options: options.Sampling. network: a FeatureNetwork, the name of one, or None; where
+  all codes). options: SamplingOptions. network: a FeatureNetwork, the name of one, or None; where
   it is None or its weights are missing, the figures on features are left out and the page says so.
   checkpoint: which of the stage's, "last" or "best".
   out: the HTML file ("" or None: audit.html in the work directory); the figures go beside it, as
@@ -217,7 +217,7 @@ def _protocol(directory, sets, network, reason, options):
     "neighbours": small_sample.NEIGHBOURS,
     "images": {name: len(found) for name, found in sets.items()},
     "kept": {name: len(sets[name].images) for name in ("held_out", "samples")},
-    "sampling": as_values(options),
+    "sampling": dataclasses.asdict(options),
     "device": jax.devices()[0].device_kind,
     "jax": jax.__version__,
   }

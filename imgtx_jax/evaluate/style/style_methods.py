@@ -18,7 +18,8 @@ from imgtx_jax.style_transfer.stylizer import load_stylizer
 from imgtx_jax.training import workdir
 
 _KEPT = 64  # styles in memory
-_MODEL = ("patch", "tokenizer_kind", "encoder.", "quantizer.", "generator.", "style_encoder.")
+_TOKENIZER = ("patch", "window", "tokenizer_kind", "encoder.", "quantizer.")
+_MODEL = (*_TOKENIZER, "generator.", "style_encoder.")
 
 
 class Method(abc.ABC):
