@@ -96,7 +96,7 @@ def check_flags(flags):
 
 
 def run_audit(flags):
-  """The audit of the work directory's model: a page and its figures."""
+  """The audit of the work directory's model: writes a page and its numbers as JSON."""
   config, class_names = workdir.read(flags.workdir)
   found = audit.run_audit(
     flags.workdir,
@@ -113,7 +113,7 @@ def run_audit(flags):
   )
   worst = ", ".join(row["name"] for row in found["worst"])
   lines = [f"worst classes by {found['ranked_by']}: {worst}", *found["biases"]]
-  print("\n".join([*lines, f"audit: {found['page']}, {found['figures']}"]))
+  print("\n".join([*lines, f"audit: {found['page']}, {found['json']}"]))
 
 
 def default_network():

@@ -1,7 +1,7 @@
 """The frozen networks that evaluation measures with, by name, and running them over many images.
 
 A distance is only comparable with others from the same network, weights and resize: each network
-carries what must be told with its figures.
+carries what must be told with its results.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def load(name):
   inception     features [B, 2048], the last pool (FID, KID, precision and recall); spatial
                 [B, 768], torch-fidelity's "768" for sFID: the mean over the 17x17 map after
                 Mixed_6e, not ADM's 7 first channels of that block's map (arXiv:2105.05233), whose
-                sFID is another figure; logits [B, 1008] without bias (Inception Score). "FID" with
+                sFID is another metric; logits [B, 1008] without bias (Inception Score). "FID" with
                 the published weights, else "FD-Inception".
   efficientnet  features and logits: both [B, 1000], ImageNet's classes in the order of their ids.
   """

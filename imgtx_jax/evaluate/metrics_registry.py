@@ -1,7 +1,7 @@
-"""Figures out of stores of features: what each metric needs, and how it is computed.
+"""Computes metrics from stores of features.
 
-A metric here has need(subject, settings) → why it cannot be had, "" if it can; uses → the stores it
-reads, as (set, extractor); compute(stores, subject, settings) → [Figure].
+A Metric has need(subject, settings) → why it cannot be computed, or ""; uses → the stores it
+reads, as (set, extractor); compute(stores, subject, settings) → [Result].
 """
 
 import dataclasses
@@ -33,13 +33,16 @@ class Settings:
   nearest: int = 8
 
 
-class Figure(NamedTuple):
-  """deviation: over subsets or splits, or None; of: what it was computed on."""
+class Result(NamedTuple):
+  """One value of a metric.
+
+  std: over subsets or splits, or None. computed_on: in words.
+  """
 
   name: str
   value: float
-  deviation: float | None = None
-  of: str = ""
+  std: float | None = None
+  computed_on: str = ""
 
 
 class Metric(NamedTuple):
@@ -51,7 +54,7 @@ class Metric(NamedTuple):
 
 
 def named(name, network):
-  """A figure's name with its network: "KID" alone is that of FID's published weights."""
+  """A result's name with its network: "KID" alone is that of FID's published weights."""
   return name if network.label == "FID" else f"{name}-{network.label.removeprefix('FD-')}"
 
 
@@ -105,7 +108,7 @@ def _frechet(stores, subject, settings, part="features"):
   label = subject.network.label
   name = label if part == "features" else f"s{label} (768 means)"
   value = frechet_distance(ours.mean, ours.covariance, *statistics)
-  return [Figure(name, value, None, f"{ours.count:,} samples, {others}")]
+  return [Result(name, value, None, f"{ours.count:,} samples, {others}")]
 
 
 def _need_score(subject, settings):
@@ -121,8 +124,8 @@ def _score(stores, subject, settings):
   for logits in store.chunks("logits"):
     sums.add(logits, np.arange(start, start + len(logits)))
     start += len(logits)
-  of = f"{total:,} samples, {settings.splits} splits"
-  return [Figure(named("IS", subject.network), *sums.score(), of)]
+  computed_on = f"{total:,} samples, {settings.splits} splits"
+  return [Result(named("IS", subject.network), *sums.score(), computed_on)]
 
 
 def _need_kernel(subject, settings):
@@ -132,14 +135,14 @@ def _need_kernel(subject, settings):
 
 
 def _kernel(stores, subject, settings):
-  mean, deviation = kernel_distance(
+  mean, std = kernel_distance(
     *_both(stores),
     subsets=settings.kid_subsets,
     subset_size=settings.kid_subset_size,
     seed=settings.kid_seed,
   )
-  of = f"{settings.kid_subsets} subsets of {settings.kid_subset_size}"
-  return [Figure(named("KID", subject.network), mean, deviation, of)]
+  computed_on = f"{settings.kid_subsets} subsets of {settings.kid_subset_size}"
+  return [Result(named("KID", subject.network), mean, std, computed_on)]
 
 
 def _need_neighbours(subject, settings):
@@ -155,9 +158,9 @@ def _neighbours(stores, subject, settings):
     neighbours=settings.neighbours,
     density_neighbours=settings.density_neighbours,
   )
-  of = f"{len(ours):,} samples, {len(theirs):,} references"
+  computed_on = f"{len(ours):,} samples, {len(theirs):,} references"
   return [
-    Figure(named(name, subject.network), found[name], None, of)
+    Result(named(name, subject.network), found[name], None, computed_on)
     for name in ("precision", "recall", "density", "coverage")
   ]
 
@@ -187,8 +190,8 @@ def _reconstruction(stores, subject, settings):
   store = stores["held_out", "tokenizer"]
   after = store.moments("features")
   value = frechet_distance(after.mean, after.covariance, before.mean, before.covariance)
-  of = f"{after.count:,} held-out images"
-  figures = [Figure(f"r{subject.network.label}", value, None, of)]
+  computed_on = f"{after.count:,} held-out images"
+  results = [Result(f"r{subject.network.label}", value, None, computed_on)]
   for part, name in (
     ("psnr", "PSNR (dB)"),
     ("ssim", "SSIM"),
@@ -197,23 +200,24 @@ def _reconstruction(stores, subject, settings):
   ):
     values = store.read(part)
     if len(values):
-      figures.append(Figure(name, float(values.mean(dtype=np.float64)), None, of))
-  return figures
+      results.append(Result(name, float(values.mean(dtype=np.float64)), None, computed_on))
+  return results
 
 
 def _codes(stores, subject, settings):
   store = stores["held_out", "tokenizer"]
   size = subject.model.stage.tokenizer.quantizer.codebook_size
   counts = sum(np.bincount(chunk.reshape(-1), minlength=size) for chunk in store.chunks("codes"))
-  of = f"{counts.sum():,} codes of held-out images"
-  figures = [
-    Figure("code usage", code_metrics.usage(counts), None, of),
-    Figure("code perplexity", code_metrics.perplexity(counts), None, of),
+  computed_on = f"{counts.sum():,} codes of held-out images"
+  results = [
+    Result("code usage", code_metrics.usage(counts), None, computed_on),
+    Result("code perplexity", code_metrics.perplexity(counts), None, computed_on),
   ]
   bits = store.read("bits")
   if len(bits):
-    figures.append(Figure("bits per code (GPT)", float(bits.mean(dtype=np.float64)), None, of))
-  return figures
+    mean = float(bits.mean(dtype=np.float64))
+    results.append(Result("bits per code (GPT)", mean, None, computed_on))
+  return results
 
 
 def _need_classes(subject, settings):
@@ -247,16 +251,16 @@ def _classes(stores, subject, settings):
     "discriminator": "class accuracy (the discriminator's class layer)",
     "classifier": "class accuracy (EfficientNet-lite0, ImageNet)",
   }
-  figures = []
+  results = []
   for judge in judges(subject):
     store = stores["samples", judge]
     if judge == "discriminator":
       predicted = store.read("predicted")
     else:
       predicted = np.concatenate([logits.argmax(axis=1) for logits in store.chunks("logits")])
-    share = float(np.mean(predicted == labels))
-    figures.append(Figure(names[judge], share, None, f"{len(labels):,} samples"))
-  return figures
+    accuracy = float(np.mean(predicted == labels))
+    results.append(Result(names[judge], accuracy, None, f"{len(labels):,} samples"))
+  return results
 
 
 def _use(*pairs):
@@ -284,6 +288,6 @@ METRICS = {
   "nearest": Metric(
     lambda subject, settings: _need_samples(subject) or nearest.need(subject),
     nearest.uses,
-    lambda stores, subject, settings: [Figure(*row) for row in nearest.figures(stores, subject)],
+    lambda stores, subject, settings: [Result(*row) for row in nearest.measure(stores, subject)],
   ),
 }

@@ -19,14 +19,17 @@ def need(subject):
 
 
 def uses(subject):
-  """The stores that `figures` reads."""
+  """Returns the stores that `measure` reads."""
   pairs = [("samples", "network"), ("training", "network"), ("training", "examples")]
   return pairs + ([("held_out", "network")] if subject.held_out else [])
 
 
-def figures(stores, subject):
-  """[(name, value, None, of)]: the median distance of a sample's features to the nearest training
-  image's, that of held-out images, and their ratio. Far below 1 samples are copies."""
+def measure(stores, subject):
+  """Returns rows (name, value, None, computed on): the median feature distance to the nearest
+  training image, of samples and of held-out images, and their ratio.
+
+  Far below 1, samples are copies.
+  """
   training = stores["training", "network"]
   label = subject.network.label.removeprefix("FD-").replace("FID", "Inception")
   rows = []

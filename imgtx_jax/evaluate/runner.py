@@ -35,22 +35,22 @@ _TITLES = {"held_out": "held-out images", "training": "training images"}
 
 
 def choose(asked, subject, settings, among=tuple(METRICS)):
-  """(the names of metrics to compute, {name: why it was left out}).
+  """Returns (the names of metrics to compute, {name: why it was skipped}).
 
   asked: names, or () for all of `among` that can be had; UserError if one asked for cannot.
   """
   for name in asked:
     one_of("--metrics", name, METRICS)
   reasons = {n: METRICS[n].need(subject, settings) for n in asked or among}
-  left_out = {name: reason for name, reason in reasons.items() if reason}
+  skipped = {name: reason for name, reason in reasons.items() if reason}
   for name in asked:
-    if name in left_out:
-      raise UserError(f"--metrics={name} cannot be had: {left_out[name]}")
-  if len(left_out) == len(reasons):
+    if name in skipped:
+      raise UserError(f"--metrics={name} cannot be had: {skipped[name]}")
+  if len(skipped) == len(reasons):
     raise UserError(
-      f"nothing can be measured; {'; '.join(f'{n}: {r}' for n, r in left_out.items())}"
+      f"nothing can be measured; {'; '.join(f'{n}: {r}' for n, r in skipped.items())}"
     )
-  return [name for name in reasons if name not in left_out], left_out
+  return [name for name in reasons if name not in skipped], skipped
 
 
 def check_sizes(subject):
@@ -70,7 +70,7 @@ class Evaluator:
   next. The same images, network and versions find the features of an earlier run in the folders.
 
   out: the folder of this evaluation; shared: where features of references and training data go;
-  batch_size: images at a time; it does not matter for figures.
+  batch_size: images at a time; it does not matter for results.
   """
 
   def __init__(self, network, settings, *, out, shared, batch_size, report=None):
@@ -82,13 +82,13 @@ class Evaluator:
     self._extractors, self._said = {}, set()
 
   def run(self, subject, asked=(), *, among=tuple(METRICS), save_npz="", save_stats=""):
-    """The evaluation as a dict: figures, protocol, left_out and timing; None in other processes
+    """The evaluation as a dict: results, protocol, skipped and timing; None in other processes
     than the first. asked, among: see choose. Writes the picture of nearest images and the files
     asked for."""
     check_sizes(subject)
-    metrics, left_out = choose(asked, subject, self.settings, among)
-    for name, reason in left_out.items():
-      self._say(f"left out {name}: {reason}")
+    metrics, skipped = choose(asked, subject, self.settings, among)
+    for name, reason in skipped.items():
+      self._say(f"skipped {name}: {reason}")
     used = [pair for name in metrics for pair in METRICS[name].uses(subject)]
     if subject.samples is not None and (save_npz or any(s == "samples" for s, _ in used)):
       used += [("samples", "examples")] + [("samples", "images")] * bool(save_npz)
@@ -101,7 +101,7 @@ class Evaluator:
       if jax.process_index():
         return None
       self._warn_of_repeats(stores)
-      found = self._compute(subject, metrics, stores, left_out)
+      found = self._compute(subject, metrics, stores, skipped)
       self._save(stores, subject, save_npz, save_stats)
       return found
     finally:
@@ -115,18 +115,18 @@ class Evaluator:
       if distinct < _DISTINCT * len(digests):
         self._say(f"warning: the {len(digests)} samples are {distinct} distinct images")
 
-  def _compute(self, subject, metrics, stores, left_out):
+  def _compute(self, subject, metrics, stores, skipped):
     """What run returns, of filled stores."""
-    figures = {}
+    results = {}
     for name in metrics:
-      for figure in METRICS[name].compute(stores, subject, self.settings):
-        figures[figure.name] = {"metric": name, **figure._asdict()}
+      for result in METRICS[name].compute(stores, subject, self.settings):
+        results[result.name] = {"metric": name, **result._asdict()}
     if "nearest" in metrics:
       path = self.out / "nearest.png"
       nearest.write_picture(path, stores, subject, self.settings.nearest, self.batch_size)
     return {
-      "figures": figures,
-      "left_out": left_out,
+      "results": results,
+      "skipped": skipped,
       "protocol": self._protocol(subject, metrics, stores),
       "timing": self._timing(stores),
     }
@@ -256,14 +256,14 @@ def write(path, found):
 
 
 def table(found):
-  """Lines: a figure, its deviation, and what it was computed on."""
-  figures = found["figures"].values()
-  width = max(len(f["name"]) for f in figures)
+  """Returns lines: a result, its standard deviation, and what it was computed on."""
+  results = found["results"].values()
+  width = max(len(f["name"]) for f in results)
   lines = []
-  for figure in figures:
-    deviation = "" if figure["deviation"] is None else f"± {figure['deviation']:.3g}"
+  for result in results:
+    std = "" if result["std"] is None else f"± {result['std']:.3g}"
     lines.append(
-      f"{figure['name']:<{width}}  {figure['value']:>10.5g} {deviation:<11} {figure['of']}"
+      f"{result['name']:<{width}}  {result['value']:>10.5g} {std:<11} {result['computed_on']}"
     )
   return [line.rstrip() for line in lines]
 

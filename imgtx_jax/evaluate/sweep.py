@@ -55,11 +55,11 @@ def draw(name, evaluations):
   values = [value for value, _ in evaluations]
   seconds = [e["timing"].get("drawing_seconds_an_image") for _, e in evaluations]
   by_metric = {}
-  for figure in evaluations[0][1]["figures"].values():
-    by_metric.setdefault(figure["metric"], []).append(figure["name"])
+  for result in evaluations[0][1]["results"].values():
+    by_metric.setdefault(result["metric"], []).append(result["name"])
 
-  def series(figure):
-    return [e["figures"][figure]["value"] for _, e in evaluations]
+  def series(name):
+    return [e["results"][name]["value"] for _, e in evaluations]
 
   panels = []  # (x label, y label, x, {line: y})
   for metric in METRICS:

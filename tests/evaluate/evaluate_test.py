@@ -67,9 +67,9 @@ def run(trained, parse_flags, monkeypatch, tmp_path):
 def test_every_metric_of_a_work_directory(run, tmp_path, capsys):
   found = run(prefix=2, cfg_scale=1.5, save_npz=str(tmp_path / "samples.npz"))
   by_metric = {}
-  for name, figure in found["figures"].items():
-    by_metric.setdefault(figure["metric"], []).append(name)
-    assert np.isfinite(figure["value"])
+  for name, result in found["results"].items():
+    by_metric.setdefault(result["metric"], []).append(name)
+    assert np.isfinite(result["value"])
   assert set(by_metric) == {
     "frechet",
     "kid",
@@ -90,13 +90,13 @@ def test_every_metric_of_a_work_directory(run, tmp_path, capsys):
   assert found["timing"]["drawing_seconds_an_image"] > 0
   assert (tmp_path / "out" / "nearest.png").exists()
   shown = capsys.readouterr().out
-  assert "left out sfid" in shown and "rFD-Tiny" in shown
+  assert "skipped sfid" in shown and "rFD-Tiny" in shown
   # The written samples are the drawn ones: the same distance.
   npz = str(tmp_path / "samples.npz")
   again = run(samples=npz, metrics="frechet, class_accuracy", out=str(tmp_path / "out"))
-  assert set(again["figures"]) == {"FD-Tiny", by_metric["class_accuracy"][0]}
-  for name, figure in again["figures"].items():
-    assert figure["value"] == pytest.approx(found["figures"][name]["value"], rel=1e-6)
+  assert set(again["results"]) == {"FD-Tiny", by_metric["class_accuracy"][0]}
+  for name, result in again["results"].items():
+    assert result["value"] == pytest.approx(found["results"][name]["value"], rel=1e-6)
 
 
 def test_a_sweep_and_its_plot(run, tmp_path):
@@ -110,8 +110,8 @@ def test_a_sweep_and_its_plot(run, tmp_path):
 def test_the_tokenizer_alone(run, monkeypatch):
   monkeypatch.setattr(feature_networks.lpips_weights, "available", lambda: False)
   found = run(stage="tokenizer", num=12)
-  assert {f["metric"] for f in found["figures"].values()} == {"reconstruction", "codes"}
-  assert not {"bits per code (GPT)", "LPIPS (vgg)"} & set(found["figures"])
+  assert {f["metric"] for f in found["results"].values()} == {"reconstruction", "codes"}
+  assert not {"bits per code (GPT)", "LPIPS (vgg)"} & set(found["results"])
   with pytest.raises(UserError, match="has only a tokenizer"):
     run(stage="tokenizer", sweep="prefix=0")
 
@@ -196,7 +196,7 @@ def test_broken_off_while_drawing(run, monkeypatch, tmp_path):
   monkeypatch.setattr(runner.Evaluator, "_fill", fill)
   again = run(**options, out=str(tmp_path / "out"))
   assert drawn == [("samples", 8)]
-  assert (again["figures"], again["protocol"]) == (whole["figures"], whole["protocol"])
+  assert (again["results"], again["protocol"]) == (whole["results"], whole["protocol"])
 
 
 def test_a_gan_has_no_tokenizer(run, tiny_config, untrained_workdir, tmp_path):
@@ -204,9 +204,9 @@ def test_a_gan_has_no_tokenizer(run, tiny_config, untrained_workdir, tmp_path):
   tiny_config.generator.taps = ()
   untrained_workdir(tiny_config.lock(), tmp_path / "gan", NAMES)
   found = run(workdir=str(tmp_path / "gan"))
-  assert found["left_out"]["codes"] == "the gan stage has no tokenizer"
+  assert found["skipped"]["codes"] == "the gan stage has no tokenizer"
   assert found["protocol"]["samples"]["stage"] == "gan"
-  assert {"frechet", "class_accuracy"} <= {f["metric"] for f in found["figures"].values()}
+  assert {"frechet", "class_accuracy"} <= {f["metric"] for f in found["results"].values()}
 
 
 def test_the_audit_by_its_flag(run, tmp_path, capsys):
@@ -225,7 +225,7 @@ def test_two_folders_without_a_work_directory(run, smooth_images, tmp_path):
       save_grid(image[None], tmp_path / name / f"{i}.png", gutter=0)
   folders = dict(samples=str(tmp_path / "a"), reference=str(tmp_path / "b"))
   found = run(workdir="", **folders, num=10)
-  assert {f["metric"] for f in found["figures"].values()} == {
+  assert {f["metric"] for f in found["results"].values()} == {
     "frechet",
     "kid",
     "precision_recall",

@@ -1,4 +1,4 @@
-"""The registry of feature networks, and that a figure does not depend on the batch."""
+"""The registry of feature networks, and that a result does not depend on the batch."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""An evaluation by two processes that share a folder gives the figures of one."""
+"""An evaluation by two processes that share a folder gives the results of one."""
 
 import json
 import pathlib
@@ -103,15 +103,17 @@ def test_two_processes_give_the_figures_of_one(two, evaluate, folders, small_sha
   ((done, found, error), (others, nothing, other_error)), texts, out = two
   one = evaluate(*folders, save_npz=str(tmp_path / "one.npz"))
   assert nothing is None
-  values = {name: figure["value"] for name, figure in found["figures"].items()}
-  expected = {name: figure["value"] for name, figure in one["figures"].items()}
+  values = {name: result["value"] for name, result in found["results"].items()}
+  expected = {name: result["value"] for name, result in one["results"].items()}
   assert values == pytest.approx(expected, rel=1e-6)
-  assert {f["of"] for f in found["figures"].values()} == {f["of"] for f in one["figures"].values()}
+  assert {f["computed_on"] for f in found["results"].values()} == {
+    f["computed_on"] for f in one["results"].values()
+  }
   # 23 samples and 31 references in shards of 5: every second one is done by either process.
   assert max(done) < 23 and max(others) < 23 and done and others
   assert found["protocol"]["samples"] == one["protocol"]["samples"]
   assert (out / "samples.npz").stat().st_size == (tmp_path / "one.npz").stat().st_size
   # The first process alone speaks.
-  assert "left out sfid" in texts[0] and "left out sfid" not in texts[1]
+  assert "skipped sfid" in texts[0] and "skipped sfid" not in texts[1]
   # And what goes wrong in one stops both.
   assert (error, other_error) == ("process 1: made on purpose", "made on purpose")

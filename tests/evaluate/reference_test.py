@@ -12,14 +12,14 @@ def open_npz(path, network):
 
 
 def test_saved_statistics_give_the_same_distance(evaluate, folders, tmp_path):
-  expected = evaluate(*folders)["figures"]["FD-Tiny"]["value"]
+  expected = evaluate(*folders)["results"]["FD-Tiny"]["value"]
   path = tmp_path / "stats.npz"
   evaluate(folders[1], None, asked=["inception_score"], save_stats=path)
   found = evaluate(folders[0], path)
-  assert found["figures"]["FD-Tiny"]["value"] == pytest.approx(expected, rel=1e-9)
-  assert found["figures"]["FD-Tiny"]["of"] == "23 samples, a file's statistics"
+  assert found["results"]["FD-Tiny"]["value"] == pytest.approx(expected, rel=1e-9)
+  assert found["results"]["FD-Tiny"]["computed_on"] == "23 samples, a file's statistics"
   assert found["protocol"]["reference"]["count"] == 31
-  assert found["left_out"]["kid"] == "the reference is a file of statistics: name images"
+  assert found["skipped"]["kid"] == "the reference is a file of statistics: name images"
 
 
 def test_statistics_of_another_network(evaluate, folders, make_network, tmp_path):
@@ -45,11 +45,11 @@ def test_an_npz_of_something_else(make_network, tmp_path):
 
 
 def test_samples_as_adm_writes_them(evaluate, folders, tmp_path, small_shards):
-  expected = evaluate(*folders, save_npz=tmp_path / "samples.npz")["figures"]
+  expected = evaluate(*folders, save_npz=tmp_path / "samples.npz")["results"]
   with np.load(tmp_path / "samples.npz") as arrays:
     assert list(arrays) == ["arr_0"]
     assert arrays["arr_0"].shape == (23, 16, 16, 3) and arrays["arr_0"].dtype == np.uint8
-  assert evaluate(tmp_path / "samples.npz", folders[1], out="other")["figures"] == expected
+  assert evaluate(tmp_path / "samples.npz", folders[1], out="other")["results"] == expected
 
 
 def test_adm_images_go_with_any_network(make_network, tmp_path, smooth_images):

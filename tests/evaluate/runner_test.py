@@ -12,7 +12,7 @@ from imgtx_jax.errors import UserError
 from imgtx_jax.evaluate import feature_networks, feature_store, image_sets, runner
 from imgtx_jax.metrics.frechet import Moments, frechet_distance
 
-FIGURES = {
+RESULTS = {
   "FD-Tiny": "frechet",
   "IS-Tiny": "inception_score",
   "KID-Tiny": "kid",
@@ -24,7 +24,7 @@ FIGURES = {
 
 
 def values(found):
-  return {name: figure["value"] for name, figure in found["figures"].items()}
+  return {name: result["value"] for name, result in found["results"].items()}
 
 
 def of_folder(network, folder):
@@ -35,22 +35,22 @@ def of_folder(network, folder):
 
 def test_two_folders(evaluate, folders, make_network, capsys):
   found = evaluate(*folders)
-  assert {name: f["metric"] for name, f in found["figures"].items()} == FIGURES
+  assert {name: f["metric"] for name, f in found["results"].items()} == RESULTS
   ours, theirs = (of_folder(make_network(), folder) for folder in folders)
   expected = frechet_distance(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
   assert expected > 0.01
-  assert found["figures"]["FD-Tiny"]["value"] == pytest.approx(expected, rel=1e-4)
-  assert found["figures"]["FD-Tiny"]["of"] == "23 samples, 31 references"
-  assert set(found["left_out"]) == {
+  assert found["results"]["FD-Tiny"]["value"] == pytest.approx(expected, rel=1e-4)
+  assert found["results"]["FD-Tiny"]["computed_on"] == "23 samples, 31 references"
+  assert set(found["skipped"]) == {
     "sfid",
     "class_accuracy",
     "reconstruction",
     "codes",
     "nearest",
   }
-  assert "left out sfid: tiny gives no spatial features" in capsys.readouterr().out
+  assert "skipped sfid: tiny gives no spatial features" in capsys.readouterr().out
   (line, *_) = runner.table(found)
-  assert line.split()[:2] == ["FD-Tiny", f"{found['figures']['FD-Tiny']['value']:.5g}"]
+  assert line.split()[:2] == ["FD-Tiny", f"{found['results']['FD-Tiny']['value']:.5g}"]
 
 
 def test_any_batch_and_devices_give_the_same(evaluate, folders, small_shards, monkeypatch):
@@ -80,7 +80,7 @@ def test_a_kill_in_the_middle_changes_nothing(evaluate, folders, small_shards, m
   again = evaluate(*folders, out="broken", report=lambda *step: left.append(step))
   assert [title for title, *_ in left] == ["reference"] * 5
   assert left[-1] == ("reference", 21, 21)
-  assert (again["figures"], again["protocol"]) == (whole["figures"], whole["protocol"])
+  assert (again["results"], again["protocol"]) == (whole["results"], whole["protocol"])
 
 
 def test_the_protocol_tells_all(evaluate, folders, make_network):
@@ -140,14 +140,14 @@ def test_a_damaged_shard_is_made_again(evaluate, folders, small_shards, tmp_path
   seen = []
   again = evaluate(*folders, report=lambda *step: seen.append(step))
   assert seen == [("samples", 5, 5)]
-  assert again["figures"] == before["figures"]
+  assert again["results"] == before["results"]
 
 
-def test_an_unreadable_image_is_left_out_and_told(evaluate, folders):
+def test_an_unreadable_image_is_skipped_and_told(evaluate, folders):
   (folders[0] / "011.png").write_bytes(b"nothing")
   found = evaluate(*folders)
   assert found["protocol"]["samples"]["unreadable"] == 1
-  assert found["figures"]["IS-Tiny"]["of"] == "22 samples, 2 splits"
+  assert found["results"]["IS-Tiny"]["computed_on"] == "22 samples, 2 splits"
 
 
 def test_features_of_nan_stop_it(evaluate, folders, make_network):
@@ -179,10 +179,10 @@ def test_sizes_that_differ(evaluate, folders, make_network):
   words = "samples are 32×32 and the reference 16×16, and tiny does not resize"
   with pytest.raises(UserError, match=words):
     evaluate(*folders)
-  assert "FD-Tiny" in evaluate(*folders, network=make_network(resize="inside"))["figures"]
+  assert "FD-Tiny" in evaluate(*folders, network=make_network(resize="inside"))["results"]
 
 
 def test_nothing_to_compare_with(evaluate, folders):
   found = evaluate(folders[0], None)
-  assert list(found["figures"]) == ["IS-Tiny"]
-  assert found["left_out"]["frechet"] == "there is nothing to compare with: give --reference"
+  assert list(found["results"]) == ["IS-Tiny"]
+  assert found["skipped"]["frechet"] == "there is nothing to compare with: give --reference"

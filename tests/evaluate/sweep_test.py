@@ -35,8 +35,8 @@ def test_the_plot_has_a_panel_for_all_there_is():
   def evaluation(x):
     names = {"FD-Tiny": "frechet", "precision-Tiny": "precision_recall"}
     names["recall-Tiny"] = "precision_recall"
-    figures = {name: {"name": name, "metric": m, "value": x} for name, m in names.items()}
-    return {"figures": figures, "timing": {"drawing_seconds_an_image": 0.1 + x}}
+    results = {name: {"name": name, "metric": m, "value": x} for name, m in names.items()}
+    return {"results": results, "timing": {"drawing_seconds_an_image": 0.1 + x}}
 
   found = [(value, evaluation(value / 10)) for value in (0, 4, 16)]
   picture = Image.open(io.BytesIO(sweep.draw("prefix", found)))

@@ -1,5 +1,5 @@
 """The audit of a trained model: which classes it renders badly, favours or drops, and what its
-discriminator and class head judge by. One self-contained page, and the same figures as JSON.
+discriminator and class head judge by. One self-contained page, and the same numbers as JSON.
 
 The discriminator's logit is relativistic: it has no zero and is compared within a label only.
 """
@@ -43,19 +43,19 @@ def run_audit(
   checkpoint="last",
 ):
   """Audits a work directory's last stage that trained a discriminator: writes the page and its
-  figures, returns a summary.
+  numbers, returns a summary.
 
   num: samples with a label, all classes in turn, and as many without one. prefix: the dial k (None:
   all codes). options: SamplingOptions. network: a FeatureNetwork, the name of one, or None; where
-  it is None or its weights are missing, the figures on features are left out and the page says so.
+  it is None or its weights are missing, metrics on features are skipped and the page says so.
   checkpoint: which of the stage's, "last" or "best".
-  out: the HTML file ("" or None: audit.html in the work directory); the figures go beside it, as
+  out: the HTML file ("" or None: audit.html in the work directory); the numbers go beside it, as
   .json. Returns audit["summary"] and the two paths: {"worst", "ranked_by", "biases", "page",
-  "figures"}. Raises UserError where neither finetune nor gan has finished, or on a prefix or num
+  "json"}. Raises UserError where neither finetune nor gan has finished, or on a prefix or num
   that is none.
   """
   began = time.monotonic()
-  page, figures = _paths(out or Path(directory) / "audit.html")
+  page, numbers = _paths(out or Path(directory) / "audit.html")
   if num < 2 * len(class_names):
     raise UserError(
       f"--num={num} is under {2 * len(class_names)}, two samples for each of the "
@@ -75,22 +75,22 @@ def run_audit(
     | {"checkpoint": checkpoint, "step": int(results[stage.name]["step"])}
     | {"num": num, "seed": seed, "prefix": prefix, "num_codes": stage.num_codes}
   }
-  audit |= _class_figures(sets, class_names, data_counts, seed)
+  audit |= _class_results(sets, class_names, data_counts, seed)
   audit["stability"] = probes.stability(examiner, sets["held_out"], sets["samples"])
   shown = {"real": sets["held_out"], "samples": sets["samples"]}
-  audit["looks"], pictures = probes.looks(examiner, shown, class_names)
+  audit["saliency"], pictures = probes.saliency_maps(examiner, shown, class_names)
   audit["summary"] = summarize(audit)
   audit["protocol"]["seconds"] = time.monotonic() - began
   pictures["corrupted"] = sets["held_out"].images[0]
   text = json.dumps(report.finite(audit), indent=1, ensure_ascii=False, allow_nan=False)
-  write_atomically(figures, text.encode())
+  write_atomically(numbers, text.encode())
   title = Path(directory).resolve().name
   write_atomically(page, html_page.render(title, audit, pictures).encode())
-  return audit["summary"] | {"page": str(page), "figures": str(figures)}
+  return audit["summary"] | {"page": str(page), "json": str(numbers)}
 
 
 def _paths(out):
-  """(page, figures) for the name of a page."""
+  """Returns the paths of the page and of its JSON."""
   out = Path(out)
   if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
     raise UserError(f"the audit's page cannot be called {out}; name an .html file")
@@ -140,7 +140,7 @@ def _gather(examiner, sampler, config, classes, num, pair):
   return sets, counts
 
 
-def _class_figures(sets, class_names, data_counts, seed):
+def _class_results(sets, class_names, data_counts, seed):
   """{"confusion", "unconditional": of the class head, "by_features", "classes"} of audit.json."""
   held_out, samples = sets["held_out"], sets["samples"]
   head = _sorted(sets, class_names, data_counts, lambda found: found.answer)
@@ -158,9 +158,9 @@ def _class_figures(sets, class_names, data_counts, seed):
       "data_count": int(data_counts[i]),
       "held_out": int(real[i].sum()),
       "samples": int(own[i].sum()),
-      "recognised_real": _share(real[i, i], real[i].sum()),
-      "recognised_samples": _share(own[i, i], own[i].sum()),
-      "told_apart": class_metrics.roc_auc(
+      "accuracy_real": _share(real[i, i], real[i].sum()),
+      "accuracy_samples": _share(own[i, i], own[i].sum()),
+      "auc": class_metrics.roc_auc(
         held_out.logit[held_out.labels == i], samples.logit[samples.labels == i]
       ),
       "distance": _distance(samples, sets["training"], i, seed),
@@ -204,7 +204,7 @@ def _share(part, whole):
 
 
 def _protocol(directory, sets, network, reason, options):
-  """What must be told with the figures."""
+  """Returns what must be told with the numbers."""
   told = None
   if network is not None:
     told = {key: getattr(network, key) for key in ("name", "label", "resize", "weights_sha256")}
@@ -212,7 +212,7 @@ def _protocol(directory, sets, network, reason, options):
   return {
     "workdir": str(directory),
     "network": told,
-    "left_out": reason,
+    "skipped": reason,
     "splits": small_sample.SPLITS,
     "neighbours": small_sample.NEIGHBOURS,
     "images": {name: len(found) for name, found in sets.items()},

@@ -19,7 +19,7 @@ _BAR = 240  # units of a bar's width
 
 
 def render(title, audit, pictures):
-  """The page's text. audit: the figures of audit.json; pictures: as audit_probes.looks gives them,
+  """The page's text. audit: the values of audit.json; pictures: of probes.saliency_maps,
   and "corrupted": an image uint8 [H, W, 3] to show the corruptions on."""
   names = audit["confusion"]["names"]
   return template("audit.html.jinja").render(
@@ -33,7 +33,9 @@ def render(title, audit, pictures):
     listed=LISTED,
     matrices=len(names) <= MATRIX,
     judges=_judges(audit),
-    looks=[_looks(name, audit["looks"][name], pictures[name]) for name in ("real", "samples")],
+    saliency=[
+      _saliency(name, audit["saliency"][name], pictures[name]) for name in ("real", "samples")
+    ],
     thumbnails=_thumbnails(pictures["corrupted"]),
     strongest=max((abs(row["real"]["shift"]) for row in audit["stability"]), default=0) or 1.0,
   )
@@ -51,7 +53,7 @@ def _ranked(rows):
   def key(row):
     distance = row["distance"]
     kernel = -distance["samples"]["kernel"] if distance else math.inf
-    seen = row["recognised_samples"]
+    seen = row["accuracy_samples"]
     return kernel, math.inf if seen is None else seen
 
   return sorted(rows, key=key)
@@ -132,16 +134,16 @@ def _bars(rows):
   return bars
 
 
-def _looks(name, figures, pictures):
+def _saliency(name, numbers, pictures):
   """The rows of pictures of one set: the mean first."""
   words = {"real": "Held-out images", "samples": "Samples"}[name]
   rows = [
-    {"caption": f"Mean of {figures['images']}", "detail": "", "cells": _cells(pictures["mean"])}
+    {"caption": f"Mean of {numbers['images']}", "detail": "", "cells": _cells(pictures["mean"])}
   ]
-  for example, shown in zip(figures["examples"], pictures["examples"], strict=True):
+  for example, shown in zip(numbers["examples"], pictures["examples"], strict=True):
     detail = f"the class head says {example['answer']} ({example['probability']:.0%})"
     rows.append({"caption": example["label"], "detail": detail, "cells": _cells(shown)})
-  return {"words": words, "figures": figures, "rows": rows}
+  return {"words": words, "numbers": numbers, "rows": rows}
 
 
 def _cells(shown):

@@ -19,7 +19,7 @@ def stability(examiner, real, samples):
     accuracy    share whose answer is their label
     shift       mean change of the logit, in units of its deviation within a label
     above_own   share whose logit is above the mean of the model's samples of the label
-  The row of strength 0, called "none", has the figures of the images as they are.
+  The row of strength 0, called "none", has the values of the images as they are.
   """
   sets = {"real": real, "samples": samples}
   before = {name: _as_they_are(found) for name, found in sets.items()}
@@ -54,7 +54,7 @@ def _own_means(samples):
 
 
 def _shifted(before, after, own):
-  """The figures of `stability` for one set."""
+  """Returns the values of `stability` for one set."""
   labels = before["labels"]
   deviation = class_metrics.within_class_deviation(before["logit"], labels)
   known = np.array([label in own for label in labels.tolist()])
@@ -68,14 +68,14 @@ def _shifted(before, after, own):
   }
 
 
-def looks(examiner, sets, class_names):
-  """Heat maps of {name: ImageSet}: (figures for the page and audit.json, pictures for the page).
+def saliency_maps(examiner, sets, class_names):
+  """Returns saliency of {name: ImageSet}: (numbers for audit.json, pictures for the page).
 
-  figures: {"edge_area", name: {"images": how many, map: share of it at the edges, "self": of the
+  numbers: {"edge_area", name: {"images": how many, map: share of it at the edges, "self": of the
   attention that [cls] keeps, "examples": […]}}. pictures: {name: {"mean": {image, attention, logit,
   class}, "examples": [the same of single images]}}.
   """
-  figures, pictures = {"edge_area": None}, {}
+  numbers, pictures = {"edge_area": None}, {}
   for name, found in sets.items():
     images = found.images[:AVERAGED]
     labels = found.labels[: len(images)]
@@ -84,15 +84,15 @@ def looks(examiner, sets, class_names):
     # Each image counts the same, however steep its gradient.
     maps = {key: value / _totals(value) for key, value in maps.items()}
     chosen = choose(labels, len(class_names))
-    figures["edge_area"] = edge_share(np.ones(images.shape[1:3]))
-    figures[name] = {"images": len(images), "self": self_share}
-    figures[name] |= {key: edge_share(maps[key].mean(axis=0)) for key in MAPS}
-    figures[name]["examples"] = [_example(found, i, class_names, maps) for i in chosen]
+    numbers["edge_area"] = edge_share(np.ones(images.shape[1:3]))
+    numbers[name] = {"images": len(images), "self": self_share}
+    numbers[name] |= {key: edge_share(maps[key].mean(axis=0)) for key in MAPS}
+    numbers[name]["examples"] = [_example(found, i, class_names, maps) for i in chosen]
     mean = {key: maps[key].mean(axis=0) for key in MAPS}
     mean["image"] = images.mean(axis=0).round().astype(np.uint8)
     examples = [{key: maps[key][i] for key in MAPS} | {"image": images[i]} for i in chosen]
     pictures[name] = {"mean": mean, "examples": examples}
-  return figures, pictures
+  return numbers, pictures
 
 
 def choose(labels, classes):

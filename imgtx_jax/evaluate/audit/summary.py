@@ -1,4 +1,4 @@
-"""What an audit found, in sentences with figures."""
+"""The results of an audit in sentences."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ _NAMED = 2  # favoured and dropped classes that are named
 
 
 def summarize(audit):
-  """{"worst": [{name, text}], "ranked_by": words, "biases": [sentences]} of an audit's figures.
+  """{"worst": [{name, text}], "ranked_by": words, "biases": [sentences]} of an audit.
 
   Classes rank by their kernel distance, which has no bias in small sets; without features by the
   share of their samples that the class head recognises.
@@ -19,15 +19,15 @@ def summarize(audit):
     ranked = sorted(measured, key=lambda row: -row["distance"]["samples"]["kernel"])
     by = "kernel distance, largest first"
   else:
-    ranked = [row for row in rows if row["recognised_samples"] is not None]
-    ranked = sorted(ranked, key=lambda row: row["recognised_samples"])
+    ranked = [row for row in rows if row["accuracy_samples"] is not None]
+    ranked = sorted(ranked, key=lambda row: row["accuracy_samples"])
     by = "the share of samples that the class head recognises, least first"
   worst = [{"name": row["name"], "text": _describe(row, network)} for row in ranked[:WORST]]
   return {"worst": worst, "ranked_by": by, "biases": _biases(audit)}
 
 
 def _describe(row, network):
-  """A class's figures as one line."""
+  """Returns the results of a class as one line."""
   parts = []
   if row["distance"]:
     ours, real = row["distance"]["samples"], row["distance"]["real"]
@@ -39,13 +39,13 @@ def _describe(row, network):
     if ours["precision"] is not None:
       parts.append(f"precision {ours['precision']:.0%} ({real['precision']:.0%})")
       parts.append(f"recall {ours['recall']:.0%} ({real['recall']:.0%})")
-  recognised = f"the class head recognises {percent(row['recognised_samples'])} of its samples"
-  parts.append(f"{recognised} and {percent(row['recognised_real'])} of its held-out images")
+  recognised = f"the class head recognises {percent(row['accuracy_samples'])} of its samples"
+  parts.append(f"{recognised} and {percent(row['accuracy_real'])} of its held-out images")
   return ", ".join(parts)
 
 
 def _biases(audit):
-  """Sentences, one a kind of bias, each with its figures."""
+  """Returns sentences, one for each kind of bias."""
   found = [_head(audit["confusion"])]
   judges = [("the class head", audit)]
   if audit["by_features"]:
@@ -60,7 +60,7 @@ def _biases(audit):
       found += _confused(counts, names, words, who)
   found += _told_apart(audit["classes"])
   found += _unstable(audit["stability"])
-  return found + _edges(audit["looks"])
+  return found + _edges(audit["saliency"])
 
 
 def _is_trusted(confusion):
@@ -111,14 +111,14 @@ def _confused(counts, names, words, who):
 
 
 def _told_apart(rows):
-  known = [row for row in rows if row["told_apart"] is not None]
+  known = [row for row in rows if row["auc"] is not None]
   if not known:
     return []
-  most, least = (choose(known, key=lambda row: row["told_apart"]) for choose in (max, min))
+  most, least = (choose(known, key=lambda row: row["auc"]) for choose in (max, min))
   return [
     f"The discriminator tells samples from held-out images best in {most['name']} (the real one "
-    f"has the higher logit in {most['told_apart']:.0%} of pairs; 50% is guessing) and least in "
-    f"{least['name']} ({least['told_apart']:.0%})."
+    f"has the higher logit in {most['auc']:.0%} of pairs; 50% is guessing) and least in "
+    f"{least['name']} ({least['auc']:.0%})."
   ]
 
 
@@ -140,8 +140,8 @@ def _unstable(rows):
   ]
 
 
-def _edges(looks):
-  area, real = looks["edge_area"], looks["real"]
+def _edges(saliency):
+  area, real = saliency["edge_area"], saliency["real"]
   return [
     f"The outer eighth of held-out images, {area:.0%} of their area, has "
     f"{real['attention']:.0%} of the attention on patches, {real['logit']:.0%} of the logit's "

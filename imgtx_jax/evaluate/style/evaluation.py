@@ -31,7 +31,7 @@ def run(pairs, methods, *, out, batch_size, leak_pairs, leak_rounds, report=None
   """Measures methods on Pairs; a dict of rows, leak, protocol and timing, or None in other
   processes than the first.
 
-  out: the folder that figures are kept in. leak_pairs: on so many pairs each method that can is
+  out: the folder that values are kept in. leak_pairs: on so many pairs each method that can is
   applied leak_rounds times to its own output in the same style; 0: none. report: see
   evaluation.Progress.
   """
@@ -72,17 +72,17 @@ def _fill(images, extractor, *, out, batch_size, report):
 
 
 def versions():
-  """Of what computes the figures."""
+  """Of what computes the values."""
   return {"imgtx_jax": imgtx_jax.__version__, "jax": jax.__version__}
 
 
 def _means(store, names, column=None):
-  """{name: {"value", "deviation"}} over pairs; column: of the round."""
+  """{name: {"value", "std"}} over pairs; column: of the round."""
   found = {}
   for name in names:
     values = store.read(name).astype(np.float64)
     values = values if column is None else values[:, column]
-    found[name] = {"value": float(values.mean()), "deviation": float(values.std())}
+    found[name] = {"value": float(values.mean()), "std": float(values.std())}
   return found
 
 
@@ -92,7 +92,7 @@ def _protocol(pairs, methods, leaks):
     "pairs": pairs.fingerprint,
     "methods": {method.name: method.fingerprint for method in methods},
     "networks": describe(),
-    "deviation": "over pairs, which share contents and styles: no standard error",
+    "std": "over pairs, which share contents and styles: no standard error",
     "versions": versions(),
   }
   for images, _ in leaks.values():
@@ -130,15 +130,15 @@ def table(found):
   """Lines: a row a method, then what repetition does to content."""
   heads = [f"{label} {better}".rstrip() for label, better, _ in METRICS.values()] + ["s a pair"]
   rows = [["", *heads]]
-  for name, figures in found["rows"].items():
+  for name, values in found["rows"].items():
     seconds = found["timing"]["methods"].get(name, {}).get("seconds_a_pair")
-    cells = [f"{figures[metric]['value']:.4g}" for metric in METRICS]
+    cells = [f"{values[metric]['value']:.4g}" for metric in METRICS]
     rows.append([name, *cells, "" if seconds is None else f"{seconds:.3g}"])
   lines = _aligned(rows)
   for name, rounds in found["leak"].items():
     rows = [[f"{name}, applied", *heads[: len(CONTENT)]]]
-    for count, figures in rounds.items():
-      rows.append([f"{count} ×", *(f"{figures[metric]['value']:.4g}" for metric in CONTENT)])
+    for count, values in rounds.items():
+      rows.append([f"{count} ×", *(f"{values[metric]['value']:.4g}" for metric in CONTENT)])
     lines += ["", *_aligned(rows)]
   return lines
 

@@ -75,7 +75,7 @@ def test_page_is_one_self_contained_file(found):
   assert "a &lt;run&gt;" in page
   # A mean and examples of 2 sets with 4 pictures each, and 1 + 6 · 3 corrupted images.
   images = re.findall(r"<img [^>]*>", page)
-  examples = [len(figures["looks"][name]["examples"]) for name in ("real", "samples")]
+  examples = [len(figures["saliency"][name]["examples"]) for name in ("real", "samples")]
   assert len(images) == 4 * (2 + sum(examples)) + 19
   assert all(re.search(r'alt="[^"]+"', image) for image in images)
 
@@ -111,12 +111,12 @@ def test_classes_and_summary(found):
   text = page.replace("&amp;", "&").replace("&#39;", "'")
   for sentence in [row["text"] for row in summary["worst"]] + summary["biases"]:
     assert sentence in text
-  assert summary["page"].endswith("audit.html") and summary["figures"].endswith("audit.json")
+  assert summary["page"].endswith("audit.html") and summary["json"].endswith("audit.json")
 
 
 def test_looks_and_stability(found):
   _, figures, _ = found
-  looks = figures["looks"]
+  looks = figures["saliency"]
   assert looks["edge_area"] == pytest.approx(1 - 0.75**2)
   for name in ("real", "samples"):
     assert 0 < looks[name]["self"] < 1 and 3 <= len(looks[name]["examples"]) <= 6
@@ -169,7 +169,7 @@ def test_summary_names_the_worst_classes_and_the_biases(found):
   kernels = [0.1, 0.9, 0.3, 0.8, 0.2, 0.7, 0.6, 0.05, 0.5]
   for row, kernel in zip(figures["classes"], kernels, strict=True):
     row["distance"]["samples"]["kernel"] = kernel
-    row["told_apart"] = kernel
+    row["auc"] = kernel
   names = figures["confusion"]["names"]
   counts = np.diag([10] * 9)
   counts[2, 4] = 30

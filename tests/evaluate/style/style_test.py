@@ -80,7 +80,7 @@ def model(batch_size=4):
   return style_methods.Model(FakeStylizer(), configs.default(), batch_size)
 
 
-def figures(found, row):
+def values_of(found, row):
   return {name: figure["value"] for name, figure in found["rows"][row].items()}
 
 
@@ -107,7 +107,7 @@ def test_pairs_are_all_or_spread_evenly(folders, pairs):
 def test_baselines(measure, pairs):
   methods = [style_methods.Identity(), style_methods.StyleCopy(), style_methods.ColorTransfer()]
   found = measure(methods)
-  same, copy, color = (figures(found, method.name) for method in methods)
+  same, copy, color = (values_of(found, method.name) for method in methods)
   assert same["ssim"] == pytest.approx(1.0, abs=1e-5)
   for name in ("lpips", "lpips_gray", "cfsd", "content"):
     assert 0 <= same[name] < 1e-5 and copy[name] > 1e-4 and color[name] > 1e-5
@@ -135,18 +135,16 @@ def test_rows_at_several_strengths_and_their_plot(measure, pairs):
   assert np.abs(none - full).max() > 10
   np.testing.assert_allclose(half, (none + full) / 2, atol=1.5)  # the fake is linear in the style
   prints = [str(method.fingerprint) for method in methods]
-  assert len(set(prints)) == len(prints)  # or one's figures would be taken for another's
+  assert len(set(prints)) == len(prints)  # or one's results would be taken for another's
   plot = Image.open(io.BytesIO(strength_plot.draw(found, names[1:])))
   assert plot.format == "PNG" and len(plot.convert("RGB").getcolors(1 << 24)) > 10
 
 
 def test_the_table_by_hand():
-  figures = {name: {"value": 0.25} for name in style_measures.METRICS}
+  values = {name: {"value": 0.25} for name in style_measures.METRICS}
   timing = {"methods": {"one": {"seconds_a_pair": 0.125}}}
-  leak = {"one": {"1": figures, "20": figures}}
-  lines = evaluation.table(
-    {"rows": {"one": figures, "two": figures}, "leak": leak, "timing": timing}
-  )
+  leak = {"one": {"1": values, "20": values}}
+  lines = evaluation.table({"rows": {"one": values, "two": values}, "leak": leak, "timing": timing})
   heads, one, two, blank, applied, once, last = lines
   assert heads.startswith("     SSIM ↑  LPIPS ↓  LPIPS gray ↓") and heads.endswith("  s a pair")
   assert one.split() == ["one", *["0.25"] * 9, "0.125"] and len(one) == len(heads)
@@ -162,7 +160,7 @@ def test_content_measures_order_blurred_outputs(measure, pairs, tmp_path):
     folder = write_outputs(pairs, tmp_path / f"r{radius}", change)
     methods.append(style_methods.Files(f"r{radius}", folder, pairs))
   found = measure(methods)
-  values = [figures(found, method.name) for method in methods]
+  values = [values_of(found, method.name) for method in methods]
   for name in ("lpips", "lpips_gray", "cfsd", "content"):
     assert values[0][name] < values[1][name] < values[2][name]
   assert values[0]["ssim"] > values[1]["ssim"] > values[2]["ssim"]
@@ -171,7 +169,7 @@ def test_content_measures_order_blurred_outputs(measure, pairs, tmp_path):
 def test_outputs_of_another_size_are_resized(measure, pairs, tmp_path):
   large = write_outputs(pairs, tmp_path / "large", lambda image: image.resize((64, 64)))
   found = measure([style_methods.Files("large", large, pairs)])
-  assert figures(found, "large")["ssim"] > 0.99
+  assert values_of(found, "large")["ssim"] > 0.99
   assert found["protocol"]["methods"]["large"]["path"].endswith("large")
 
 
@@ -184,7 +182,7 @@ def test_the_model_and_repetition(measure, pairs):
   assert list(leak) == ["1", "2", "4"] and set(found["leak"]) == {"this model", "colour mean-std"}
   for name in style_measures.CONTENT:
     # Once applied it is the row itself, then the content fades.
-    assert leak["1"][name]["value"] == pytest.approx(figures(found, "this model")[name], rel=1e-4)
+    assert leak["1"][name]["value"] == pytest.approx(values_of(found, "this model")[name], rel=1e-4)
     sign = -1 if name == "ssim" else 1
     assert sign * leak["1"][name]["value"] < sign * leak["4"][name]["value"]
   assert found["protocol"]["leak"] == {"pairs": 6, "rounds": 4, "bits": 8}
@@ -192,13 +190,13 @@ def test_the_model_and_repetition(measure, pairs):
   assert "this model, applied" in text and "4 ×" in text
   fewer = measure(methods[:1], leak_pairs=2)
   assert fewer["protocol"]["leak"]["pairs"] == 2
-  assert figures(fewer, "this model") == figures(found, "this model")
+  assert values_of(fewer, "this model") == values_of(found, "this model")
 
 
 def test_any_batch_gives_the_same(measure):
   first = measure([model()], out="a")
   again = measure([model(3)], out="b", batch_size=1)
-  assert figures(again, "this model") == pytest.approx(figures(first, "this model"), rel=1e-4)
+  assert values_of(again, "this model") == pytest.approx(values_of(first, "this model"), rel=1e-4)
 
 
 def test_a_kill_in_the_middle_changes_nothing(measure, pairs, monkeypatch):
@@ -215,9 +213,9 @@ def test_a_kill_in_the_middle_changes_nothing(measure, pairs, monkeypatch):
   counted = []
   again = measure([second], batch_size=2, report=lambda *line: counted.append(line))
   assert [total for _, _, total in counted] == [4, 4]  # of six: a shard was whole
-  assert figures(again, "this model") == pytest.approx(figures(whole, "this model"), rel=1e-4)
+  assert values_of(again, "this model") == pytest.approx(values_of(whole, "this model"), rel=1e-4)
   counted.clear()
-  assert figures(measure([model()], report=lambda *line: counted.append(line)), "this model")
+  assert values_of(measure([model()], report=lambda *line: counted.append(line)), "this model")
   assert not counted
 
 
