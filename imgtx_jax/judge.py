@@ -38,8 +38,11 @@ PICTURE_SIDE = 224  # pixels, at least
 
 
 class Judgement(NamedTuple):
-  """label: the one compared within (the number of classes is none); score and share: see the
-  module; probabilities [K] of the classes."""
+  """The result for one image.
+
+  label: the one compared within (K: none). score, share: see the module. probabilities: [K], of the
+  classes.
+  """
 
   label: int
   score: float
@@ -48,15 +51,15 @@ class Judgement(NamedTuple):
 
   @property
   def verdict(self):
-    """In a word."""
+    """Returns "real" or "fake"."""
     return "real" if self.share >= REAL_SHARE else "fake"
 
 
 class Judge:
-  """A trained discriminator and the model's own images for it to compare with.
+  """A trained discriminator, and the model's own images for it to compare with.
 
-  stage: a FinetuneStage or GanStage; results: {stage: checkpoint} of workdir.results, of it and its
-  sources; prefix: the dial k of the model's own images.
+  stage: a FinetuneStage or GanStage. results: {stage: checkpoint} of workdir.results, of it and its
+  sources. prefix: the dial k of the model's own images.
   """
 
   def __init__(self, stage, results, prefix):
@@ -70,7 +73,7 @@ class Judge:
     self._own_logits = {}
 
   def examine(self, image, label=None):
-    """The Judgement on an image, uint8 [H, W, 3], as `label` or as its likeliest class."""
+    """Returns the Judgement on an image uint8 [H, W, 3], as `label` or as its likeliest class."""
     none = self.stage.classes
     _, probabilities = self._verdict(self.params, image[None], jnp.full(1, none))
     probabilities = np.asarray(probabilities[0])
@@ -85,7 +88,7 @@ class Judge:
     )
 
   def own_logits(self, label):
-    """Logits [SAMPLES] of the model's own images of a label."""
+    """Returns logits [SAMPLES] of the model's own images of a label."""
     if label not in self._own_logits:
       labels = jnp.full(SAMPLES, label)
       images = self._draw(self.drawing_params, labels)
@@ -93,8 +96,11 @@ class Judge:
     return self._own_logits[label]
 
   def look(self, image, label):
-    """Where the discriminator looks at an image, uint8 [H, W, 3]: attention [h, w] of [cls] on the
-    patches, and |gradient| [H, W] of the logit by the pixels, summed over the channels."""
+    """Returns saliency of an image uint8 [H, W, 3].
+
+    It is attention [h, w] of [cls] on the patches, and |gradient| [H, W] of the logit by the
+    pixels, summed over channels.
+    """
     attention, gradient = self._look(self.params, image[None], jnp.full(1, label))
     return np.asarray(attention), np.asarray(gradient)
 
@@ -104,7 +110,7 @@ class Judge:
     return verdict.logit, jax.nn.softmax(verdict.class_logits)
 
   def _draw_of(self, params, labels):
-    """uint8 images, for a file is judged on whole numbers too."""
+    """Returns uint8 images, for files are judged on whole numbers too."""
     key = rng.stream(rng.root_key(self.stage.config.seed), "judge", 0)
     keys = rng.example_keys(key, jnp.arange(len(labels)))
     options = sampling(self.stage.config)
@@ -142,14 +148,14 @@ def main(flags, files):
 
 
 def load(directory, config, class_names, prefix, checkpoint="last"):
-  """The Judge of a work directory."""
+  """Returns the Judge of a work directory."""
   stage, results = load_judging_stage(directory, config, class_names, "judging", checkpoint)
   check_prefix(stage, prefix)
   return Judge(stage, results, prefix)
 
 
 def describe(file, judgement, class_names):
-  """Two lines: real or fake, and the likeliest classes."""
+  """Returns two lines: real or fake, and the likeliest classes."""
   label = [*class_names, "none"][judgement.label]
   likeliest = np.argsort(-judgement.probabilities, kind="stable")[:CLASSES_SHOWN]
   classes = "  ".join(f"{class_names[i]} {judgement.probabilities[i]:.1%}" for i in likeliest)
@@ -160,7 +166,7 @@ def describe(file, judgement, class_names):
 
 
 def write_picture(path, judge, files, images, judgements):
-  """A row for each image: itself, the attention of [cls] on it, and the pixels' gradient."""
+  """Writes a row for each image: itself, the attention of [cls] on it, the pixels' gradient."""
   scale = math.ceil(PICTURE_SIDE / images[0].shape[0])
   cells, captions = [], []
   for file, image, judgement in zip(files, images, judgements, strict=True):

@@ -122,7 +122,7 @@ def check_flags(flags):
 
 
 def output(out, content, look_name, in_batch):
-  """Path of the output of a content File in a look, below --out."""
+  """Returns the path of the output of a content File in a look, below --out."""
   return Path(out, f"{content.name}--{look_name}.png") if in_batch else Path(out)
 
 

@@ -180,7 +180,7 @@ def help_text(command, doc=""):
 
 
 def _introduction(doc):
-  """The first two paragraphs of a docstring, as lines."""
+  """Returns the first two paragraphs of a docstring, as lines."""
   return "\n\n".join(doc.strip().split("\n\n")[:2]).splitlines()
 
 

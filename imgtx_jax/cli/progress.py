@@ -32,14 +32,14 @@ class Display:
       self._bar.stop()
 
   def line(self, text):
-    """One line of its own."""
+    """Prints one line of its own."""
     if self._bar:
       self._bar.console.print(text, highlight=False, markup=False)
     else:
       print(text, flush=True)
 
   def update(self, step, images_per_second, step_seconds, metrics):
-    """After `step` steps: the rate, the time to go, and the first few metrics."""
+    """Shows the rate, the time to go and the first few metrics after `step` steps."""
     figures = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in metrics.items())
     rate = f"{images_per_second:.1f} images/s"
     if self._bar:

@@ -29,7 +29,7 @@ class StopSignals:
       signal.signal(number, handler)
 
   def agreed(self):
-    """The signal to stop at now, or None; to be asked once in every step, by every process."""
+    """Returns the signal to stop at now, or None; every process calls it once in every step."""
     if processes.should_stop():
       self.number = signal.SIGTERM
     return self.number

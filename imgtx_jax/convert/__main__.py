@@ -127,7 +127,7 @@ def naming(file):
 
 
 def sha256(path):
-  """SHA-256 of a file, in hexadecimal."""
+  """Returns the SHA-256 of a file, in hexadecimal."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

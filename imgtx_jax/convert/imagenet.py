@@ -54,7 +54,7 @@ def prepare(tars, data_dir, report=print):
 
 
 def _find(tars):
-  """The paths of the two tars in a folder, by split."""
+  """Returns {split: path} of the two tars in a folder."""
   if not tars.is_dir():
     raise UserError(f"--tars={tars} is no folder: give the one that holds {_both()}")
   missing = [name for name in TARS.values() if not (tars / name).is_file()]
@@ -73,7 +73,7 @@ def _both():
 
 
 def _members(path):
-  """The names in a tar; of the big ones only the headers are read."""
+  """Returns the names in a tar; of the big ones only the headers are read."""
   with _naming_damage(path), tarfile.open(path, "r:") as tar:
     return [member.name for member in tar if member.isfile()]
 
@@ -136,7 +136,7 @@ def _check_space(files, data_dir):
 
 @contextlib.contextmanager
 def _explain(files, data_dir):
-  """One line for a disk that fills up, and for damage within the tars."""
+  """Turns a full disk, and damage within the tars, into a UserError."""
   try:
     with explain_disk(data_dir):
       yield
@@ -157,12 +157,12 @@ def _explain(files, data_dir):
 
 
 class _NeverRaisedError(Exception):
-  """In the place of what TensorFlow's files raise and Python's do not."""
+  """Stands for exceptions of TensorFlow's files, which Python's never raise."""
 
 
 @contextlib.contextmanager
 def _without_tensorflow():
-  """(tensorflow_datasets, imagenet2012's builder), which do without TensorFlow inside the block."""
+  """Yields (tensorflow_datasets, imagenet2012's builder), which then do without TensorFlow."""
   import tensorflow_datasets as tfds  # a second, and only this needs it
   from tensorflow_datasets.core import shuffle
   from tensorflow_datasets.core.download import extractor
@@ -205,7 +205,7 @@ def _raise_open_files(soft, hard):
 
 
 def _to_rgb_jpeg(data, quality=100):
-  """Encoded bytes to an RGB JPEG; as TFDS, which decodes and encodes at that quality."""
+  """Returns encoded bytes as an RGB JPEG; as TFDS, which decodes and encodes at that quality."""
   encoded = io.BytesIO()
   with Image.open(io.BytesIO(data)) as image:
     image.convert("RGB").save(encoded, "JPEG", quality=quality)

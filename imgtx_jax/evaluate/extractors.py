@@ -21,11 +21,11 @@ from imgtx_jax.pretrained.vgg import vgg16_means
 
 @dataclasses.dataclass(frozen=True)
 class FeatureNetwork:
-  """One network with its weights.
+  """A frozen network with its weights.
 
-  label: what a Fréchet distance of its features is called. resize: what happens to images first.
+  label: name of a Fréchet distance of its features. resize: how images are resized first.
   weights_sha256: of the file that the weights were published in. smallest: the least side.
-  apply: (params, images uint8 [B, H, W, 3]) -> {"features": [B, D], …}, pure.
+  apply: (params, images uint8 [B, H, W, 3]) → {"features": [B, D], …}, pure.
   """
 
   name: str
@@ -110,11 +110,11 @@ NETWORKS = {"vgg16": _vgg16, "inception": _inception, "efficientnet": _efficient
 
 
 def extractor(network, batch_size=64):
-  """uint8 images [n, H, W, 3] of any n -> what the network gives, as NumPy arrays of n rows.
+  """Returns a function uint8 images [n, H, W, 3] → {part: NumPy array [n, …]}.
 
   One program of one batch size (rounded up to what the local devices divide) serves every call;
-  the last batch is filled up with images that are dropped again. What an image gets does not depend
-  on those beside it. Every process works alone, on its own devices.
+  the last batch is filled up with images that are dropped again. Results do not depend on the other
+  images of a batch. Every process works alone, on its own devices.
   """
   run = sharding.map_local(network.apply, network.params)
 

@@ -22,7 +22,7 @@ MOST_ROWS = 50_000  # of a set, for metrics that hold all features: spread evenl
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """The metrics' own choices. nearest: how many samples the picture shows."""
+  """Settings of the metrics; nearest: how many samples the picture shows."""
 
   kid_subsets: int = 100
   kid_subset_size: int = 1000
@@ -46,7 +46,7 @@ class Result(NamedTuple):
 
 
 class Metric(NamedTuple):
-  """See the module."""
+  """How a metric is computed; see the module."""
 
   need: Callable
   uses: Callable
@@ -54,7 +54,7 @@ class Metric(NamedTuple):
 
 
 def named(name, network):
-  """A result's name with its network: "KID" alone is that of FID's published weights."""
+  """Returns a result's name with its network; "KID" alone is that of FID's published weights."""
   return name if network.label == "FID" else f"{name}-{network.label.removeprefix('FD-')}"
 
 
@@ -166,7 +166,7 @@ def _neighbours(stores, subject, settings):
 
 
 def _both(stores):
-  """Features of samples and reference, at most MOST_ROWS of each."""
+  """Returns features of samples and reference, at most MOST_ROWS of each."""
   return [
     stores[name, "network"].spread("features", MOST_ROWS) for name in ("samples", "reference")
   ]
@@ -233,7 +233,7 @@ def _need_classes(subject, settings):
 
 
 def judges(subject):
-  """Which networks can say how often the samples are of the class that was asked for."""
+  """Returns the networks that can classify the samples: "discriminator", "classifier"."""
   samples, model = subject.samples, subject.model
   if samples is None or model is None or not samples.labelled:
     return []

@@ -9,7 +9,7 @@ _BLOCK = 2**25  # distances at a time: 128 MB
 
 
 def need(subject):
-  """Why there is nothing to look among, or ""."""
+  """Returns why nearest training images cannot be computed, or ""."""
   if subject.training is None:
     return "it looks among a work directory's training images: give --workdir"
   if subject.training.size != subject.samples.size:
@@ -46,8 +46,11 @@ def measure(stores, subject):
 
 
 def write_picture(path, stores, subject, count, batch_size):
-  """A row for each of the first `count` samples: itself, its nearest training image by pixels (and
-  the root of the mean squared difference, of 255), and by features (and their distance)."""
+  """Writes a picture with a row for each of the first `count` samples.
+
+  A row has the sample, its nearest training image by pixels (with the root of the mean squared
+  difference, of 255), and by features (with their distance).
+  """
   (batch, *_) = subject.samples.batches(range(min(count, subject.samples.count)), batch_size)
   queries = batch["image"]
 
@@ -72,8 +75,10 @@ def write_picture(path, stores, subject, count, batch_size):
 
 
 def search(queries, chunks):
-  """(distance float64 [q], row int64 [q]) of the nearest of all rows of chunks [n, D] to each of
-  queries [q, D]."""
+  """Finds the nearest row to each of the queries [q, D] among all rows of chunks [n, D].
+
+  Returns (distances float64 [q], rows int64 [q]).
+  """
   best, rows, start = np.full(len(queries), np.inf), np.zeros(len(queries), np.int64), 0
   for chunk in chunks:
     step = max(1, _BLOCK // len(queries))

@@ -15,15 +15,19 @@ from imgtx_jax.data import transforms
 
 
 def exact(discriminator):
-  """The Discriminator in plain float32, whatever training ran on: it has every gradient, and
-  weights of attention to look at."""
+  """Returns the Discriminator in float32 and plain attention.
+
+  All of its gradients exist then, and its attention weights can be read.
+  """
   block = dataclasses.replace(discriminator.block, attention_kernel="xla", remat="none")
   return discriminator.clone(dtype=jnp.float32, block=block)
 
 
 def roll_out(weights):
-  """Attention [L, heads, T, T] through all layers (arXiv:2005.00928): how much the first token has
-  of each token's input; [T], of sum 1. Half of every layer is the residual branch."""
+  """Returns attention roll-out (arXiv:2005.00928) of the first token, [T], of sum 1.
+
+  weights: attention [L, heads, T, T] of all layers. Half of every layer is the residual branch.
+  """
   size = weights.shape[-1]
   row = jnp.zeros(size).at[0].set(1.0)
   for layer in weights.mean(axis=1)[::-1]:
@@ -32,12 +36,19 @@ def roll_out(weights):
 
 
 def look(discriminator, params, images, labels, repeat=lambda x: x):
-  """What a Discriminator of exact() looks at, of images uint8 [B, H, W, 3] as labels int [B].
+  """Returns saliency maps of images under a discriminator.
 
-  repeat: images [B, H, W, 3] as it wants to see them (Adversary.repeat).
-  Returns a dict: attention [B, h, w], how much [cls] has of every patch (what is missing to 1 is
-  its own); logit [B, H, W], |gradient| of the logit by the pixels, summed over the channels; and
-  class [B, H, W], the same of the log-probability of the likeliest class.
+  Args:
+    discriminator: of exact().
+    params: its parameters.
+    images: uint8 [B, H, W, 3].
+    labels: int [B].
+    repeat: images [B, H, W, 3] → the discriminator's input (Adversary.repeat).
+
+  Returns:
+    A dict: attention [B, h, w], the attention of [cls] on every patch (what is missing to 1 is its
+    own); logit [B, H, W], |gradient| of the logit by the pixels, summed over channels; class
+    [B, H, W], the same of the log-probability of the likeliest class.
   """
   pixels = transforms.normalize(images)
 
@@ -61,14 +72,15 @@ def look(discriminator, params, images, labels, repeat=lambda x: x):
 
 
 def cap(gradient):
-  """|gradient| [H, W] cut at its 98 % quantile: few pixels hold most of it, and the others would
-  all look black."""
+  """Returns |gradient| [H, W] cut at its 98 % quantile, so that few pixels do not hide the rest."""
   return np.minimum(gradient, np.quantile(gradient, 0.98))
 
 
 def overlay(image, heat, interpolation):
-  """Heat [h, w] in colours, from its least (black) to its most (yellow), over the grey image,
-  uint8 [H, W, 3]."""
+  """Returns the grey image under a heat map in colours, uint8 [H, W, 3].
+
+  heat: [h, w], shown from its least (black) to its most (yellow); image: uint8 [H, W, 3].
+  """
   height, width, _ = image.shape
   heat = cv2.resize(np.asarray(heat, np.float32), (width, height), interpolation=interpolation)
   heat = (heat - heat.min()) / max(np.ptp(heat), 1e-12)

@@ -23,7 +23,10 @@ PLOT_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": Fal
 
 
 def parse(text, options):
-  """(name, values) of "cfg_scale=1,1.5,2"; options: {name: (least, most or None)}."""
+  """Returns (name, values) of a text such as "cfg_scale=1,1.5,2".
+
+  options: {name: (least, most or None)}. Raises UserError for anything else.
+  """
   name, _, listed = text.partition("=")
   if name not in options:
     raise UserError(f"--sweep={text}: {name!r} is not one of: {', '.join(options)}")
@@ -39,7 +42,7 @@ def parse(text, options):
 
 
 def write(folder, name, evaluations):
-  """sweep.json and sweep.png in a folder; evaluations: [(value, Evaluator.run's dict)]."""
+  """Writes sweep.json and sweep.png to a folder; evaluations: [(value, Evaluator.run's dict)]."""
   found = {
     "option": name,
     "evaluations": [{"value": value} | evaluation for value, evaluation in evaluations],
@@ -50,8 +53,11 @@ def write(folder, name, evaluations):
 
 
 def draw(name, evaluations):
-  """The plot as PNG bytes: what there is of distance, Inception Score, precision and recall against
-  the value; precision against recall; distance against seconds."""
+  """Returns a plot as PNG bytes.
+
+  It shows each distance, the Inception Score, precision and recall over the option's value,
+  precision over recall, and the distance over the seconds an image takes.
+  """
   values = [value for value, _ in evaluations]
   seconds = [e["timing"].get("drawing_seconds_an_image") for _, e in evaluations]
   by_metric = {}

@@ -14,8 +14,11 @@ STRENGTHS = (1, 2, 3)
 
 
 class Corruption(NamedTuple):
-  """apply(image uint8 [H, W, 3], amount, draw) → uint8 [H, W, 3]; amounts of the strengths;
-  unit: how to write an amount, a format string."""
+  """A corruption.
+
+  apply: (image uint8 [H, W, 3], amount, draw) → uint8 [H, W, 3]. amounts: one for each strength.
+  unit: format string of an amount.
+  """
 
   apply: Callable
   amounts: tuple[float, ...]
@@ -63,8 +66,10 @@ CORRUPTIONS = {
 
 
 def corrupt(name, images, strength, seed=0):
-  """Images [n, H, W, 3] under the corruption of that name; strength 0 … 3. Image i's noise depends
-  on the seed and i alone, and is the same at every strength but for its size."""
+  """Returns images [n, H, W, 3] under the corruption of that name; strength: 0 … 3.
+
+  The noise of image i depends on the seed and i alone, and scales with the strength.
+  """
   if strength == 0:
     return images.copy()
   apply, amounts, _ = CORRUPTIONS[name]
@@ -76,7 +81,7 @@ def corrupt(name, images, strength, seed=0):
 
 
 def describe(name, strength):
-  """The amount in words, such as "quality 40"."""
+  """Returns the amount in words, such as "quality 40"."""
   _, amounts, unit = CORRUPTIONS[name]
   return unit.format(amounts[strength - 1]).replace("-", "\u2212")
 

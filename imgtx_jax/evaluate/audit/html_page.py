@@ -42,7 +42,7 @@ def render(title, audit, pictures):
 
 
 def _small(value):
-  """Three significant digits, or a dash."""
+  """Returns three significant digits, or a dash."""
   return "–" if value is None else f"{value:.3g}".replace("-", "\u2212")
 
 
@@ -60,7 +60,7 @@ def _ranked(rows):
 
 
 def _judges(audit):
-  """The class head and the discriminant on features: confusions and class-unconditional shares."""
+  """Returns confusions and class-unconditional fractions of the class head and the discriminant."""
   judges = [("the class head", audit)]
   if audit["by_features"]:
     who = f"the discriminant on {audit['protocol']['network']['name']} features"
@@ -80,7 +80,7 @@ def _judges(audit):
 
 
 def _confusion(names, counts, words):
-  """A matrix with shares for the page, and its strongest confusions."""
+  """Returns a confusion matrix for the page, and its strongest confusions."""
   totals = counts.sum(axis=1)
   shares = counts / np.maximum(totals, 1)[:, None]
   rows = [
@@ -135,7 +135,7 @@ def _bars(rows):
 
 
 def _saliency(name, numbers, pictures):
-  """The rows of pictures of one set: the mean first."""
+  """Returns the rows of pictures of one set, the mean first."""
   words = {"real": "Held-out images", "samples": "Samples"}[name]
   rows = [
     {"caption": f"Mean of {numbers['images']}", "detail": "", "cells": _cells(pictures["mean"])}
@@ -147,7 +147,7 @@ def _saliency(name, numbers, pictures):
 
 
 def _cells(shown):
-  """Data URIs of an image and its three heat maps."""
+  """Returns data URIs of an image and its three saliency maps."""
   image = shown["image"]
   scale = math.ceil(_SIDE / image.shape[0])
   large = image.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -162,7 +162,7 @@ def _cells(shown):
 
 
 def _thumbnails(image):
-  """{(corruption, strength): data URI} of one image; ("none", 0) is the image itself."""
+  """Returns {(corruption, strength): data URI} of one image; ("none", 0) is the image itself."""
   found = {("none", 0): _data_uri(image)}
   for name in corruptions.CORRUPTIONS:
     for strength in corruptions.STRENGTHS:
@@ -171,6 +171,6 @@ def _thumbnails(image):
 
 
 def _data_uri(image):
-  """An image uint8 [H, W, 3] as a PNG in a data URI."""
+  """Returns an image uint8 [H, W, 3] as a PNG in a data URI."""
   _, data = cv2.imencode(".png", image[:, :, ::-1])
   return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()

@@ -12,13 +12,13 @@ EDGE = 1 / 8  # of the side, at each edge
 
 
 def stability(examiner, real, samples):
-  """The answers on real and sampled images (ImageSets) under each corruption at each strength.
+  """Predicts real and sampled images (ImageSets) under each corruption at each strength.
 
   Returns dicts: name, strength, amount (in words), and for "real" and "samples" a dict of
-    unchanged   share of images whose class answer stays
-    accuracy    share whose answer is their label
-    shift       mean change of the logit, in units of its deviation within a label
-    above_own   share whose logit is above the mean of the model's samples of the label
+    unchanged   fraction of images whose predicted class stays
+    accuracy    fraction whose predicted class is their label
+    shift       mean change of the logit, in standard deviations within a label
+    above_own   fraction whose logit is above the mean of the model's samples of the label
   The row of strength 0, called "none", has the values of the images as they are.
   """
   sets = {"real": real, "samples": samples}
@@ -40,13 +40,13 @@ def stability(examiner, real, samples):
 
 
 def _as_they_are(found):
-  """What is known already of the images that an ImageSet kept."""
+  """Returns the predictions on the images that an ImageSet kept."""
   count = len(found.images)
   return {name: getattr(found, name)[:count] for name in ("labels", "logit", "answer")}
 
 
 def _own_means(samples):
-  """{label: mean logit of the samples}."""
+  """Returns {label: mean logit of the samples}."""
   return {
     label: samples.logit[samples.labels == label].mean()
     for label in np.unique(samples.labels).tolist()
@@ -105,15 +105,17 @@ def choose(labels, classes):
 
 
 def edge_share(heat):
-  """Share of a map [h, w] that lies within EDGE of the side from an edge; the map is taken as
-  constant over each of its cells."""
+  """Returns the fraction of a map [h, w] within EDGE of the side from an edge.
+
+  The map is constant over each of its cells.
+  """
   rows, columns = (_edge_weights(size) for size in heat.shape)
   inside = np.outer(1 - rows, 1 - columns)
   return float(np.sum(heat * (1 - inside)) / max(np.sum(heat), 1e-12))
 
 
 def _edge_weights(size):
-  """How much of each of `size` cells along a side lies at an edge; [size]."""
+  """Returns the fraction of each of `size` cells along a side that lies at an edge; [size]."""
   ends = np.arange(size + 1) / size
   inner = np.minimum(ends[1:], 1 - EDGE) - np.maximum(ends[:-1], EDGE)
   return 1 - np.maximum(inner, 0) * size

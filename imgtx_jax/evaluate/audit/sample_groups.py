@@ -16,9 +16,12 @@ _CHUNK = 4  # batches that are read or drawn at a time
 
 @dataclasses.dataclass
 class ImageSet:
-  """labels int [n] (of samples: what was asked for), logit float32 [n] of the discriminator within
-  the label, answer int [n] and probability float32 [n] of the class head, features [n, D] or None,
-  and the first KEPT images uint8 [≤ n, H, W, 3]."""
+  """Predictions on a set of images.
+
+  labels: int [n]; of samples, the label that was asked for. logit: float32 [n] of the discriminator
+  within the label. answer, probability: int [n] and float32 [n], the class head's prediction.
+  features: [n, D] or None. images: the first KEPT images, uint8 [≤ n, H, W, 3].
+  """
 
   labels: np.ndarray
   logit: np.ndarray
@@ -47,16 +50,16 @@ class Examiner:
     self._extract = network and extractors.extractor(network, batch_size)
 
   def judge(self, images, labels):
-    """(logit [n], answer [n], probability of the answer [n]) of uint8 images [n, H, W, 3]."""
+    """Returns (logit [n], answer [n], its probability [n]) of uint8 images [n, H, W, 3]."""
     found = self._in_batches(self._run, images, labels)
     return found["logit"], found["answer"], found["probability"]
 
   def look(self, images, labels):
-    """Heat maps: see heat.look."""
+    """Returns saliency maps: see saliency.look."""
     return self._in_batches(self._look, images, labels)
 
   def examine(self, chunks):
-    """The ImageSet of chunks (images uint8 [n, H, W, 3], labels int [n])."""
+    """Returns the ImageSet of chunks (images uint8 [n, H, W, 3], labels int [n])."""
     parts, images, kept = [], [], 0
     for chunk, labels in chunks:
       found = {"features": self._extract(chunk)["features"]} if self._extract else {}
@@ -115,15 +118,17 @@ def read(source, indices, data, batch_size):
 
 
 def spread(source, limit, seed=0):
-  """At most `limit` indices of a source, spread evenly over it, in random order."""
+  """Returns at most `limit` indices of a source, spread evenly over it, in random order."""
   indices = np.arange(min(limit, len(source))) * len(source) // min(limit, len(source))
   return np.random.default_rng(seed).permutation(indices)
 
 
 def spread_over_classes(source, per_class, classes):
-  """(indices, counts [K] of the classes in the source): at most per_class of every class, spread
-  evenly. A source that does not know its labels before reading gives an even spread over all, and
-  None for the counts."""
+  """Returns (indices, counts [K] of the classes in the source).
+
+  The indices are at most per_class of every class, spread evenly. If a source does not know its
+  labels before reading, they are spread evenly over all, and the counts are None.
+  """
   labels = getattr(source, "labels", None)
   if labels is None:
     return spread(source, per_class * classes), None
@@ -136,5 +141,5 @@ def spread_over_classes(source, per_class, classes):
 
 
 def _split(index, batch_size):
-  """Nearly even chunks of _CHUNK batches or fewer: a short last one would compile once more."""
+  """Returns nearly even chunks of _CHUNK batches or fewer; a short last one would compile again."""
   return np.array_split(index, max(1, math.ceil(len(index) / (_CHUNK * batch_size))))

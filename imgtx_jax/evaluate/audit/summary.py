@@ -64,12 +64,12 @@ def _biases(audit):
 
 
 def _is_trusted(confusion):
-  """Whether a classifier is clearly better than guessing, as a mean over classes."""
+  """Returns whether a classifier is clearly better than guessing, as a mean over classes."""
   return confusion["mean_accuracy"] >= 1.5 / len(confusion["names"])
 
 
 def _head(confusion):
-  """How far the class head can be trusted, as a sentence."""
+  """Returns a sentence on the accuracy of the class head."""
   counts, accuracy = np.array(confusion["real"]), confusion["mean_accuracy"]
   total, answers = counts.sum(), counts.sum(axis=0)
   most, guessing = int(np.argmax(answers)), 1 / len(counts)
@@ -99,7 +99,7 @@ def _favoured(rows, num, who):
 
 
 def _confused(counts, names, words, who):
-  """The strongest confusion, of classes with at least 5 images."""
+  """Returns a sentence on the strongest confusion, of classes with at least 5 images."""
   totals = counts.sum(axis=1)
   shares = counts / np.maximum(totals, 1)[:, None] * (totals >= 5)[:, None]
   np.fill_diagonal(shares, 0.0)
@@ -123,7 +123,7 @@ def _told_apart(rows):
 
 
 def _unstable(rows):
-  """The corruption that changes most class answers, and the one that moves the logit most."""
+  """Returns sentences on the corruptions that change the classes and the logit most."""
   rows = [row for row in rows if row["strength"]]
   upset = min(rows, key=lambda row: row["real"]["unchanged"])
   moved = max(rows, key=lambda row: abs(row["real"]["shift"]))
@@ -150,10 +150,10 @@ def _edges(saliency):
 
 
 def percent(share):
-  """A share in per cent, or a dash where there is none."""
+  """Returns a fraction in per cent, or a dash for None."""
   return "–" if share is None else f"{share:.0%}"
 
 
 def signed(value):
-  """Two decimals with a sign: +0.52, −1.30."""
+  """Returns two decimals with a sign: +0.52, −1.30."""
   return f"{round(value, 2) + 0.0:+.2f}".replace("-", "\u2212")

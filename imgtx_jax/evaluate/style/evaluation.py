@@ -23,7 +23,7 @@ _REPEATS = 5  # of which the median time counts
 
 
 def default_batch(size):
-  """Images of side `size` at a time: VGG16 takes about 2 GB for them."""
+  """Returns the batch size for images of side `size`; VGG16 takes about 2 GB for it."""
   return max(1, 8 * 256**2 // size**2)
 
 
@@ -63,7 +63,7 @@ def run(pairs, methods, *, out, batch_size, leak_pairs, leak_rounds, report=None
 
 
 def _fill(images, extractor, *, out, batch_size, report):
-  """The FeatureStore of an image set, filled."""
+  """Returns the filled FeatureStore of an image set."""
   with runner.agreement():
     store = FeatureStore(out, extractor, images.fingerprint, versions(), images.count, SHARD)
   title = f"{images.method.name}, repeated" if extractor.name == "leak" else images.method.name
@@ -72,12 +72,12 @@ def _fill(images, extractor, *, out, batch_size, report):
 
 
 def versions():
-  """Of what computes the values."""
+  """Returns {name: version} of what computes the results."""
   return {"imgtx_jax": imgtx_jax.__version__, "jax": jax.__version__}
 
 
 def _means(store, names, column=None):
-  """{name: {"value", "std"}} over pairs; column: of the round."""
+  """Returns {name: {"value", "std"}} over pairs; column: index of the round."""
   found = {}
   for name in names:
     values = store.read(name).astype(np.float64)
@@ -116,7 +116,7 @@ def time_method(method, pairs):
 
 
 def _seconds(function):
-  """The median time of a call, in seconds; the first one compiles and does not count."""
+  """Returns the median seconds of a call, after one more that compiles."""
   function()
   taken = []
   for _ in range(_REPEATS):
@@ -127,7 +127,7 @@ def _seconds(function):
 
 
 def table(found):
-  """Lines: a row a method, then what repetition does to content."""
+  """Returns lines: a row for each method, then the content measures after repetition."""
   heads = [f"{label} {better}".rstrip() for label, better, _ in METRICS.values()] + ["s a pair"]
   rows = [["", *heads]]
   for name, values in found["rows"].items():

@@ -50,7 +50,7 @@ def run(flags, asked, folder):
 
 
 def check_flags(flags, asked):
-  """UserError for flags that do not go with --metrics=style."""
+  """Raises UserError for flags that do not go with --metrics=style."""
   if asked != ["style"]:
     raise UserError("--metrics=style is measured alone; leave the other metrics out")
   if not (flags.content and flags.style):

@@ -11,8 +11,11 @@ _MEASURES = (("ssim", "SSIM with the content ↑"), ("lpips", "LPIPS from the co
 
 
 def draw(found, curve):
-  """PNG bytes; found: style.run's dict; curve: the rows of one model by rising strength, joined by
-  a line. The style image itself, far from all others, is left out."""
+  """Returns a plot as PNG bytes.
+
+  found: result of style.evaluation.run. curve: the rows of one model by rising strength, joined by
+  a line. The style image itself, far from all others, is skipped.
+  """
   with matplotlib.rc_context(PLOT_STYLE):
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for place, (measure, label) in enumerate(_MEASURES, 1):

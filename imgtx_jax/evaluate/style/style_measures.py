@@ -35,7 +35,7 @@ METRICS = CONTENT | STYLE
 
 
 def describe():
-  """What a protocol says of the networks and measures."""
+  """Returns what a protocol says of the networks and measures."""
   return {
     "vgg16_sha256": lpips_weights.sha256("vgg"),
     "alexnet_sha256": lpips_weights.sha256("alex"),
@@ -45,8 +45,10 @@ def describe():
 
 
 class Measures:
-  """The measures of outputs of Pairs, batch_size at a time: one program for all methods. What is
-  known of a content or a style is computed once for as long as it is among the last used ones."""
+  """Measures outputs of Pairs, batch_size at a time, in one program for all methods.
+
+  What is computed of a content or a style is kept while it is among those used last.
+  """
 
   def __init__(self, pairs, batch_size):
     if not lpips_weights.available():
@@ -63,11 +65,11 @@ class Measures:
     self._style = functools.lru_cache(256)(lambda i: self._of_style(pairs.styles.read(i)))
 
   def extractor(self):
-    """Of Outputs: each name in METRICS, float32 [n]."""
+    """Returns the Extractor of Outputs: each name in METRICS, float32 [n]."""
     return Extractor("style", describe(), self._run)
 
   def repeated_extractor(self):
-    """Of RepeatedOutputs: each name in CONTENT, float32 [n, R]."""
+    """Returns the Extractor of RepeatedOutputs: each name in CONTENT, float32 [n, R]."""
     return Extractor("leak", describe(), self._run_repeated)
 
   def _run(self, batch):
@@ -104,13 +106,13 @@ def _stack(trees):
 
 
 def describe_content(params, batch):
-  """image uint8 [B, H, W, 3] → the image, and its features [B, h, w, C] of CONTENT_LAYER."""
+  """Returns the image uint8 [B, H, W, 3] and its features [B, h, w, C] of CONTENT_LAYER."""
   found = style_losses.features(params["vgg"], transforms.normalize(batch["image"]))
   return {"image": batch["image"], "features": found[CONTENT_LAYER]}
 
 
 def describe_style(params, batch):
-  """image uint8 [B, H, W, 3] → what an output's style is compared with."""
+  """Returns what outputs' styles are compared with, of images uint8 [B, H, W, 3]."""
   images = transforms.normalize(batch["image"])
   return _style_of(images, style_losses.features(params["vgg"], images))
 
@@ -124,8 +126,11 @@ def _style_of(images, features):
 
 
 def compare(params, batch):
-  """image uint8 [B, H, W, 3], content and style as described above, and other, the moments of
-  another style → {name in METRICS: [B]}."""
+  """Returns {name in METRICS: [B]} of a batch.
+
+  batch: image uint8 [B, H, W, 3], content and style as described above, and other, the moments of
+  another style.
+  """
   images = transforms.normalize(batch["image"])
   features = style_losses.features(params["vgg"], images)
   ours, theirs = _style_of(images, features), batch["style"]
@@ -138,7 +143,7 @@ def compare(params, batch):
 
 
 def compare_content(params, batch):
-  """image uint8 [B, H, W, 3] and content as described above → {name in CONTENT: [B]}."""
+  """Returns {name in CONTENT: [B]} of image uint8 [B, H, W, 3] and content as described above."""
   images = transforms.normalize(batch["image"])
   features = style_losses.features(params["vgg"], images)
   return _compare_content(params, images, features, batch["content"])

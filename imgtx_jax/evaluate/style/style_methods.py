@@ -23,8 +23,11 @@ _MODEL = (*_TOKENIZER, "generator.", "style_encoder.")
 
 
 class Method(abc.ABC):
-  """name: of its row; fingerprint: {name: plain value} of all that decides its outputs; repeats:
-  whether it can be applied to its own output."""
+  """A method of style transfer.
+
+  name: of its row. fingerprint: {name: plain value} of what decides its outputs. repeats: whether
+  it can be applied to its own output.
+  """
 
   name: str
   fingerprint: dict
@@ -32,11 +35,11 @@ class Method(abc.ABC):
 
   @abc.abstractmethod
   def apply(self, contents, pairs, rows):
-    """uint8 images [n, S, S, 3] in the styles of the Pairs' rows int [n]; the same shape."""
+    """Returns uint8 images [n, S, S, 3] in the styles of the Pairs' rows int [n]."""
 
 
 class Identity(Method):
-  """The content as it is: the best of content measures."""
+  """Returns the content as it is: the best value of content measures."""
 
   name, fingerprint = "identity", {}
 
@@ -45,7 +48,7 @@ class Identity(Method):
 
 
 class StyleCopy(Method):
-  """The style image in the place of the output: the best of style measures."""
+  """Returns the style image: the best value of style measures."""
 
   name, fingerprint = "style copy", {}
 
@@ -54,7 +57,7 @@ class StyleCopy(Method):
 
 
 class ColorTransfer(Method):
-  """Mean and deviation of each colour channel."""
+  """Gives each colour channel the style's mean and standard deviation."""
 
   name, repeats = "colour mean-std", True
   fingerprint = {"rule": "mean and deviation of each RGB channel, clipped"}
@@ -65,8 +68,10 @@ class ColorTransfer(Method):
 
 
 class Model(Method):
-  """A stylizer.Stylizer; a style is encoded once for as long as it is among the last that were
-  used. config: its work directory's. strength in [0, 1]: of the style."""
+  """A trained stylizer.
+
+  config: of its work directory. strength: of the style, in [0, 1]. Styles used last stay encoded.
+  """
 
   name, repeats = "this model", True
 
@@ -94,13 +99,13 @@ class Model(Method):
     return np.concatenate(parts)[: len(rows)]
 
   def single(self):
-    """The same one, an image at a time."""
+    """Returns the same method with a batch size of 1."""
     found = copy.copy(self)
     found.batch_size = 1
     return found
 
   def encode(self, style):
-    """The Style, at the strength, of one image, uint8 [S, S, 3]; batch 1, NumPy arrays."""
+    """Returns the Style of one image uint8 [S, S, 3] at the strength; batch 1, NumPy arrays."""
     style = self.stylizer.styles(style[None].astype(np.float32) / 127.5 - 1)
     if self.strength < 1:
       parts = [1.0 - self.strength, self.strength]
@@ -109,7 +114,7 @@ class Model(Method):
 
 
 class Files(Method):
-  """Another method's outputs: FOLDER/CONTENT--STYLE.png (or .jpg, .webp), of any size."""
+  """The outputs of another method: FOLDER/CONTENT--STYLE.png (or .jpg, .webp), of any size."""
 
   def __init__(self, name, folder, pairs):
     self.name, self.folder = name, folder
@@ -131,9 +136,11 @@ class Files(Method):
 
 
 def open_methods(pairs, *, directory, outputs, batch_size, checkpoint="last", strengths=()):
-  """The Methods to compare on Pairs: the baselines, the style stage of a work directory (or None;
-  checkpoint: its "last" or "best") at strength 1 and at each of strengths, and the folders of
-  outputs, texts NAME=FOLDER."""
+  """Returns the Methods to compare on Pairs.
+
+  They are the baselines, the style stage of a work directory (or None; checkpoint: "last" or
+  "best") at strength 1 and at each of strengths, and the folders of outputs, texts NAME=FOLDER.
+  """
   methods = [Identity(), StyleCopy(), ColorTransfer()]
   if directory:
     config, _ = workdir.read(directory)

@@ -14,7 +14,7 @@ _KEPT = 64  # images of a folder in memory
 
 
 class Folder:
-  """The images of a folder (and below), as squares [size, size, 3] of uint8; names: their stems."""
+  """Images of a folder and below it, as squares uint8 [size, size, 3]; names: the files' stems."""
 
   def __init__(self, flag, path, size):
     if not Path(path).is_dir():
@@ -32,8 +32,11 @@ class Folder:
 
 
 class Pairs:
-  """Every content with every style, contents first; at most `limit` of them (0: all), spread
-  evenly. size: the side of the squares that all images are cropped and resized to."""
+  """Every content with every style, contents first.
+
+  limit: at most this many pairs, spread evenly (0: all). size: side of the squares that all images
+  are cropped and resized to.
+  """
 
   def __init__(self, contents, styles, *, size, limit=0):
     self.contents, self.styles = (
@@ -56,21 +59,21 @@ class Pairs:
     }
 
   def content(self, rows):
-    """The content images of pairs, uint8 [n, S, S, 3]."""
+    """Returns the content images of pairs, uint8 [n, S, S, 3]."""
     return np.stack([self.contents.read(i) for i in self.places[rows, 0].tolist()])
 
   def style(self, rows):
-    """The style images of pairs, uint8 [n, S, S, 3]."""
+    """Returns the style images of pairs, uint8 [n, S, S, 3]."""
     return np.stack([self.styles.read(i) for i in self.places[rows, 1].tolist()])
 
   def name(self, row):
-    """What the output of a pair is called: CONTENT--STYLE, by the files' names without endings."""
+    """Returns the name of a pair's output: CONTENT--STYLE, of the files' stems."""
     content, style = self.places[row]
     return f"{self.contents.names[content]}--{self.styles.names[style]}"
 
 
 class Outputs(image_sets.ImageSet):
-  """A Method's outputs of Pairs."""
+  """The image set of a Method's outputs of Pairs."""
 
   def __init__(self, method, pairs):
     self.method, self.pairs = method, pairs
@@ -89,10 +92,10 @@ class Outputs(image_sets.ImageSet):
 
 
 class RepeatedOutputs(image_sets.ImageSet):
-  """A Method's outputs of its own outputs, in the same style, `rounds` times; in 8 bits each time.
+  """The image set of a Method applied `rounds` times to its own outputs, in 8 bits, in one style.
 
-  count: of the pairs, at most so many, spread evenly. The batches' images are uint8
-  [n, R, S, S, 3], after the R rounds in `seen`; their rows are those of the Pairs.
+  count: at most this many pairs, spread evenly. The batches' images are uint8 [n, R, S, S, 3],
+  after the R rounds in `seen`; their rows are those of the Pairs.
   """
 
   def __init__(self, method, pairs, *, count, rounds):
