@@ -102,7 +102,7 @@ def test_an_unknown_flag_is_one_line(name, tmp_path):
     env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=600,
   )
   assert done.returncode == 2, done.stderr
   assert "no_such_flag" in done.stderr
