@@ -9,13 +9,13 @@ MAX_SEED = 2**64 - 1
 
 
 def root_key(seed):
-  """The root key of a seed of 0 … MAX_SEED; jax.random.key alone would drop the upper 32 bits."""
+  """Returns the root key of a seed in 0 … MAX_SEED; jax.random.key drops the upper 32 bits."""
   key = jax.random.key(seed % 2**32)
   return jax.random.fold_in(key, np.uint32(seed >> 32)) if seed >> 32 else key
 
 
 def seed_32(seed):
-  """A seed of 32 bits out of one of 0 … MAX_SEED: itself where it has no more."""
+  """Maps a seed in 0 … MAX_SEED to 32 bits; seeds under 2³² stay as they are."""
   return seed if seed < 2**32 else zlib.crc32(f"seed {seed}".encode())
 
 

@@ -39,7 +39,7 @@ def main(flags):
   contents = batch_jobs.find(flags.content, notes)
   styles = [file for path in flags.style for file in batch_jobs.find(path, notes)]
   apart = Path(flags.style[0]).is_dir()
-  check_outputs(flags, in_batch, contents, styles, batch_jobs.look_names(styles, apart))
+  check_outputs(flags, in_batch, contents, styles, batch_jobs.style_names(styles, apart))
   for note in notes:
     print(f"note: {note}", flush=True)
   weights = None if apart else color_and_masks.parse_weights(flags.weights, len(styles))
@@ -57,7 +57,7 @@ def main(flags):
     batch_size=flags.batch_size,
     hard=flags.hard,
   )
-  looks, failures = batch_jobs.read_looks(
+  named_styles, failures = batch_jobs.read_styles(
     renderer,
     styles,
     apart=apart,
@@ -65,7 +65,7 @@ def main(flags):
     masked=len(flags.mask) > 1,
     size=flags.style_size,
   )
-  count = render(flags, renderer, contents, looks, options, in_batch, failures)
+  count = render(flags, renderer, contents, named_styles, options, in_batch, failures)
   if failures and not in_batch:
     raise UserError(failures[0])
   print(f"{count} images in {time.monotonic() - began:.1f} s, compiling included", flush=True)
@@ -74,13 +74,13 @@ def main(flags):
     sys.exit(1)
 
 
-def render(flags, renderer, contents, looks, options, in_batch, failures):
+def render(flags, renderer, contents, styles, options, in_batch, failures):
   """Renders and writes; returns the number of outputs, and adds to the list of failures."""
-  total, count, reported = len(contents) * len(looks), 0, time.monotonic()
+  total, count, reported = len(contents) * len(styles), 0, time.monotonic()
   rows = {}
-  for content, look, picture in batch_jobs.render(renderer, contents, looks, options, failures):
+  for content, style, picture in batch_jobs.render(renderer, contents, styles, options, failures):
     if flags.out:
-      image_files.write(output(flags.out, content.file, look.name, in_batch), picture)
+      image_files.write(output(flags.out, content.file, style.name, in_batch), picture)
     if flags.grid:
       row = rows.setdefault(content.file, [image_grid.thumbnail(content.picture.on_white())])
       row.append(image_grid.thumbnail(picture.on_white()))
@@ -89,7 +89,7 @@ def render(flags, renderer, contents, looks, options, in_batch, failures):
       print(f"{count} of {total} images", flush=True)
       reported = time.monotonic()
   if flags.grid and rows:
-    columns = [image_grid.strips_thumbnail(look.images) for look in looks]
+    columns = [image_grid.strips_thumbnail(style.images) for style in styles]
     image_grid.save_contact_sheet(flags.grid, columns, rows.values())
   return count
 
@@ -121,19 +121,19 @@ def check_flags(flags):
     raise UserError("--output_size=work is the size of --size; give both, or neither")
 
 
-def output(out, content, look_name, in_batch):
-  """Returns the path of the output of a content File in a look, below --out."""
-  return Path(out, f"{content.name}--{look_name}.png") if in_batch else Path(out)
+def output(out, content, style_name, in_batch):
+  """Returns the path of the output of a content File in a style, below --out."""
+  return Path(out, f"{content.name}--{style_name}.png") if in_batch else Path(out)
 
 
-def check_outputs(flags, in_batch, contents, styles, look_names):
+def check_outputs(flags, in_batch, contents, styles, style_names):
   """Raises UserError if an output could not be written, or would replace or become an input."""
   files = (*flags.mask, *(file.path for file in (*contents, *styles)))
   inputs = {Path(path).resolve() for path in files}
   outputs = [Path(flags.grid)] if flags.grid else []
   if flags.out:
     outputs += [
-      output(flags.out, content, name, in_batch) for content in contents for name in look_names
+      output(flags.out, content, name, in_batch) for content in contents for name in style_names
     ]
   for path, times in Counter(outputs).items():
     image_files.check_name(path)

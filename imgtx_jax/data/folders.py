@@ -1,4 +1,4 @@
-"""How a folder of images is read: its splits, its classes, the images below.
+"""Lists folders of images: splits, classes, and the images below them.
 
 Splits go by these names, in any case of letters:
 
@@ -30,8 +30,10 @@ _SHOWN = 5  # names in a message
 
 
 def find_splits(path):
-  """(the folder of training classes, that of held-out classes or None, notes) of a data folder;
-  UserError where it does not keep the rule."""
+  """Returns a data folder's (folder of training classes, folder of held-out ones or None, notes).
+
+  Raises UserError if it does not follow the module's rules.
+  """
   names = folders(path)
   found = {split: [n for n in names if n.lower() in words] for split, words in SPLITS.items()}
   named = [name for split in found.values() for name in split]
@@ -66,7 +68,7 @@ def _no_classes(path):
 
 
 def folders(path):
-  """The names of the folders in a folder that count, sorted; [] where there is none."""
+  """Returns the sorted names of the folders in a folder, without hidden ones; [] if none."""
   if not os.path.isdir(path):
     return []
   return sorted(e.name for e in _entries(path) if _counts(e.name) and e.is_dir())
@@ -87,8 +89,11 @@ def _entries(path):
 
 
 def list_classes(root):
-  """(files, labels, class names, notes) of a folder of class folders: files "CLASS/…/image.jpg" and
-  the number of their class, in order."""
+  """Lists the images of a folder of class folders.
+
+  Returns (files, labels, class names, notes): paths "CLASS/…/image.jpg", and the number of each
+  one's class. Raises UserError if there are no classes, or classes without images.
+  """
   walk = Walk(root)
   classes = [name for name in folders(root) if walk.claim(name)]
   if not classes:
@@ -113,13 +118,13 @@ def list_classes(root):
 
 
 def list_images(root):
-  """(files, notes): the images in a folder and below it, in the order of their paths."""
+  """Returns (files, notes): the images in and below a folder, sorted by path."""
   walk = Walk(root)
   return walk.images(""), walk.all_notes()
 
 
 def check_same_classes(train, val):
-  """UserError unless two folders hold the same class folders."""
+  """Raises UserError unless two folders hold the same class folders."""
   ours, theirs = set(folders(train)), set(folders(val))
   if ours != theirs:
     lone = [f"{c} only in {train}" for c in sorted(ours - theirs)[:3]]
@@ -131,19 +136,19 @@ def check_same_classes(train, val):
 
 
 def is_image(name):
-  """Whether a file's name is that of a kind of image that can be decoded."""
+  """Returns whether a file's suffix is that of an image format that can be decoded."""
   return name.lower().endswith(SUFFIXES)
 
 
 def readable(name):
-  """A file's name as text that can be printed: bytes that are not UTF-8 become \\xNN."""
+  """Returns a file's name as printable text: bytes that are not UTF-8 become \\xNN."""
   return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class Walk:
   """Lists the images below the folders of one root, each real folder once.
 
-  notes: lines on what was passed over.
+  notes: lines about folders that were left out.
   """
 
   def __init__(self, root):
@@ -156,7 +161,7 @@ class Walk:
       above = os.path.dirname(above)
 
   def claim(self, name):
-    """Takes the class folder root/name in; False where it leads back to a folder above it."""
+    """Adds the class folder root/name; returns False if it links back to a folder above it."""
     path = os.path.join(self.root, name)
     before = self._seen.setdefault(_identity(path), name)
     if before == name:
@@ -167,7 +172,7 @@ class Walk:
     return False
 
   def images(self, folder):
-    """Paths of the images in root/folder and below, relative to root, sorted."""
+    """Returns the sorted paths, relative to root, of the images in root/folder and below."""
     found, todo = [], [folder]
     while todo:
       inside = todo.pop()
@@ -197,7 +202,7 @@ class Walk:
     self._example = min(self._example or path, path)
 
   def left_out(self):
-    """How many files were passed over, of which kinds; "" if there were none."""
+    """Returns a line about the files that are no images by their names; "" if there are none."""
     if not self._others:
       return ""
     kinds = sorted(self._others.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
@@ -208,7 +213,7 @@ class Walk:
     )
 
   def all_notes(self):
-    """Every note, in text that can be printed."""
+    """Returns all notes as printable text."""
     return [readable(note) for note in [*self.notes, self.left_out()] if note]
 
 

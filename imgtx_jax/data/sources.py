@@ -1,16 +1,16 @@
-"""Where images come from: the embedded emoji, a folder of class folders, folders of images without
-classes, or a TFDS data set.
+"""Sources of images: the embedded emoji, class folders, folders without classes, TFDS data sets.
 
 A source is a picklable sequence: source[i] is {"image": encoded bytes or uint8 [H, W, 3],
-"label": int, "name": str}. It also counts what turned out to be unreadable (source.corrupt).
+"label": int, "name": str}. source.corrupt counts its unreadable images.
 
-The embedded data set (emoji/noto32.npz, 3,781 Noto emoji, Apache-2.0) was made from 64x64
-renderings on white: each 32x32 pixel is the rounded mean of four, and the category "Component"
-(5 images, too few to learn or to hold out) is left out. About 10 % of the base names of each
-category (the name before "~", which marks skin tones) are held out: base names with an identical
-image anywhere (flags of dependencies, families) form a group, groups are ordered by the SHA-256
-of their first name, and whole groups are taken until the share is reached. The file was written
-once with zip level 9 and holds image, label, name, class_name, and validation (the held-out mark).
+The embedded data set (emoji/noto32.npz, 3,781 Noto emoji, Apache-2.0) was made from 64 × 64
+renderings on white. Each of its 32 × 32 pixels is the rounded mean of four. The category
+"Component" (5 images, too few to learn or to hold out) is left out. About 10 % of the base names of
+each category are held out, where a base name is the name before "~", which marks skin tones. Base
+names with an identical image (flags of dependencies, families) form a group. Groups are ordered by
+the SHA-256 of their first name, and whole groups are taken until the fraction is reached. The file
+was written once with zip level 9 and holds image, label, name, class_name and validation (whether
+the image is held out).
 """
 
 import abc
@@ -25,16 +25,26 @@ from imgtx_jax.data import folders
 from imgtx_jax.data.unreadable import CorruptImages
 from imgtx_jax.errors import UserError
 
-HELD_OUT = 0.05  # of each class, where a folder or a TFDS data set has no validation split
-FEW = 10  # images of a class: below that it is hardly learned
-_SHOWN = 5  # names in a line
+HELD_OUT = 0.05  # fraction of each class if a folder or a TFDS data set has no validation split
+FEW = 10  # a class with fewer images is hardly learned
+_SHOWN = 5  # names in a message
 
 
 def open_source(name, *, split, path="", seed=0, key="config.data"):
-  """The source called "emoji", "folder", "images" or "tfds:NAME"; split is "train" or "validation".
+  """Opens a source of images.
 
-  path is the folder ("images": or several, with commas), or TFDS's data_dir; seed chooses the
-  held-out part of a folder without one. key: the config keys .source and .path, for messages.
+  Args:
+    name: "emoji", "folder", "images" or "tfds:NAME".
+    split: "train" or "validation".
+    path: the folder ("images": one or several, separated by commas), or TFDS's data_dir.
+    seed: chooses the held-out images of a folder without a validation split.
+    key: prefix of the config keys .source and .path, for messages.
+
+  Returns:
+    A Source.
+
+  Raises:
+    UserError: if there is no such data.
   """
   if split not in ("train", "validation"):
     raise ValueError(f'split is "train" or "validation", not {split!r}')
@@ -52,8 +62,10 @@ def open_source(name, *, split, path="", seed=0, key="config.data"):
 
 
 def open_files(path, key=""):
-  """Every image in a folder and below it, in the order of their paths, without classes. key: what
-  the path is called in a message."""
+  """Opens all images in and below a folder, sorted by path, as a Source of one class.
+
+  key: the name of the path in messages. Raises UserError if there is no image.
+  """
   name = f"{key}={path}" if key else path
   if not os.path.isdir(path):
     raise UserError(f"{name} holds no image, for it is no folder: name a folder of images")
@@ -65,7 +77,13 @@ def open_files(path, key=""):
 
 
 def describe(title, training, held_out):
-  """Lines on what a run trains on: how many images of which classes, and what to know of them."""
+  """Describes the data of a run in lines of text: numbers of images, classes, and notes.
+
+  Args:
+    title: start of each line.
+    training: Source of the training split.
+    held_out: Source of the validation split.
+  """
   names, classes = training.class_names, ""
   if names != [""]:
     classes = f" of {len(names)} classes for training ({_some(names)})"
@@ -84,8 +102,10 @@ def _some(names):
 
 
 def _open_images(path, split, seed, key):
-  """The images in each of the folders in path and below it, 5 % of each held out; one class. A
-  folder that is named twice counts twice."""
+  """Opens the images in and below each folder of path, 5 % of each held out, of one class.
+
+  A folder that is named twice counts twice.
+  """
   paths_given = split_paths(path)
   if not paths_given:
     raise UserError(f'the data source "images" needs a path, {key}: a folder of images, or several')
@@ -102,14 +122,14 @@ def _open_images(path, split, seed, key):
 
 
 def split_paths(text):
-  """The folders that are named between commas; one whose name has a comma may stand alone."""
+  """Splits paths at commas; a single folder may have a comma in its name."""
   if os.path.isdir(text):
     return [text]
   return [folder.strip() for folder in text.split(",") if folder.strip()]
 
 
 class Source(abc.ABC):
-  """A sequence of examples with class names. notes: lines on what was found and is not used."""
+  """A sequence of examples with class names. notes: lines about files that are not used."""
 
   def __init__(self, class_names, notes=()):
     self.class_names = [str(c) for c in class_names]
@@ -118,6 +138,7 @@ class Source(abc.ABC):
 
   @property
   def num_classes(self):
+    """Returns the number of classes."""
     return len(self.class_names)
 
   @abc.abstractmethod
@@ -128,22 +149,24 @@ class Source(abc.ABC):
 
   @abc.abstractmethod
   def name(self, index):
-    """What to call an example, readable or not."""
+    """Returns the name of an example, readable or not."""
 
   def identity(self, index):
-    """What tells an example from the others, wherever the data lie: its name, save for files that
-    are named with their folders."""
+    """Returns a string that identifies an example independently of the data's location.
+
+    It is the name, except for files whose names contain their folders.
+    """
     return self.name(index)
 
   def digest(self):
-    """sha256, in hexadecimal, of the class names and of every example's identity, in order."""
+    """Returns the SHA-256, in hexadecimal, of the class names and all identities, in order."""
     names = hashlib.sha256("\n".join(self.class_names).encode())
     for index in range(len(self)):
       names.update(f"\n{self.identity(index)}".encode())
     return names.hexdigest()
 
   def class_counts(self):
-    """How many examples each class has, [K]; None where only reading the examples would tell."""
+    """Returns the number of examples of each class, [K]; None if only reading would tell."""
     labels = getattr(self, "labels", None)
     if labels is None:
       return None
@@ -151,7 +174,7 @@ class Source(abc.ABC):
 
 
 class ArraySource(Source):
-  """Images in memory: images uint8 [n, H, W, 3], labels [n], names [n]."""
+  """A source of images in memory: images uint8 [n, H, W, 3], labels int [n], names [n]."""
 
   def __init__(self, images, labels, names, class_names):
     super().__init__(class_names)
@@ -183,9 +206,9 @@ def _open_emoji(split):
 
 
 class FolderSource(Source):
-  """Encoded images root/files[i], where files[i] is "class/…/image.jpg" and labels[i] its class.
+  """A source of the encoded images root/files[i] with class labels[i], int [n].
 
-  identities: see Source.identity; the files' names by default.
+  identities: see Source.identity; by default the files.
   """
 
   def __init__(self, root, files, labels, class_names, identities=None, notes=()):
@@ -209,7 +232,7 @@ class FolderSource(Source):
 
 
 def _open_folder(path, split, seed, key):
-  """A folder of class folders, or of splits that hold them; see data/folders.py."""
+  """Opens a folder of class folders, or of splits of class folders; see data/folders.py."""
   if not path:
     raise UserError(f'the data source "folder" needs a path, {key}, to a folder of class folders')
   if not os.path.isdir(path):
@@ -229,15 +252,18 @@ def _open_folder(path, split, seed, key):
 
 
 def _hold_out(files, labels, split, seed):
-  """Indices of one side: in each class the 5 % (at least one of two) with the smallest hashes."""
+  """Returns the sorted indices of one split.
+
+  Of each class the 5 % with the smallest hashes are held out, at least one if there are two.
+  """
   by_class = {}
   for index, label in enumerate(labels):
     by_class.setdefault(label, []).append(index)
   chosen = []
   for indices in by_class.values():
     indices.sort(key=lambda i: _hash(f"{seed}:{files[i]}"))
-    share = max(1, round(HELD_OUT * len(indices))) if len(indices) > 1 else 0
-    chosen += indices[share:] if split == "train" else indices[:share]
+    count = max(1, round(HELD_OUT * len(indices))) if len(indices) > 1 else 0
+    chosen += indices[count:] if split == "train" else indices[:count]
   return sorted(chosen)
 
 
@@ -246,7 +272,7 @@ def _hash(name):
 
 
 class TfdsSource(Source):
-  """Encoded images of a TFDS data source, read without TensorFlow."""
+  """A source of the encoded images of a TFDS data set, read without TensorFlow."""
 
   def __init__(self, examples, image_key, label_key, title, class_names):
     super().__init__(class_names)
@@ -266,7 +292,7 @@ class TfdsSource(Source):
 
 
 def _open_tfds(name, data_dir, split):
-  import tensorflow_datasets as tfds  # a second, and only this source needs it
+  import tensorflow_datasets as tfds  # takes a second, and only this source needs it
 
   where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
   command = f"tfds build {name} --file_format=array_record --data_dir={where}"
@@ -282,7 +308,7 @@ def _open_tfds(name, data_dir, split):
   if not builder.is_prepared():
     raise UserError(f'the TFDS data set "{name}" is not prepared in {where}: {remedy}')
   splits, features = list(builder.info.splits), builder.info.features
-  # What it is supervised by comes first: there may be coarser labels beside, and masks.
+  # The supervised keys come first: there may be coarser labels and masks too.
   keys = [k for k in builder.info.supervised_keys or () if k in features] + list(features)
   images = [k for k in keys if isinstance(features[k], tfds.features.Image)]
   labels = [k for k in keys if isinstance(features[k], tfds.features.ClassLabel)]

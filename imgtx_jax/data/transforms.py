@@ -27,11 +27,11 @@ class CorruptImageError(ValueError):
 
 
 def decode(data):
-  """Encoded bytes of any kind in image_files.SUFFIXES to a uint8 RGB image [H, W, 3].
+  """Decodes bytes of any format in image_files.SUFFIXES to a uint8 RGB image [H, W, 3].
 
-  Grayscale, palette, CMYK, 16-bit and float images become RGB (see io/image_files.py), transparent
-  pixels lie on white, and the EXIF orientation is applied. Raises CorruptImageError for anything
-  else, truncated files included.
+  Grayscale, palette, CMYK, 16-bit and float images become RGB (see io/image_files.py). Transparent
+  pixels are composed over white. The EXIF orientation is applied. Raises CorruptImageError for
+  other and for truncated files.
   """
   image = _decode_opencv(data) if _opencv_suffices(data) else None
   return _decode_pillow(data) if image is None else image
@@ -90,8 +90,10 @@ def _decode_pillow(data):
 
 
 def read_image(file, size):
-  """An image file that a user named, as the networks take it: uint8 [size, size, 3], the centred
-  square."""
+  """Reads the centred square of an image file at [size, size, 3], uint8.
+
+  Raises a UserError that names the file if it cannot be read.
+  """
   try:
     with open(file, "rb") as stream:
       image = decode(stream.read())

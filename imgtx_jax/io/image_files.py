@@ -1,10 +1,10 @@
-"""Image files that users name, with what networks do not see: size, orientation, alpha, profile.
+"""Reads and writes users' image files with their size, orientation, alpha and colour profile.
 
-Reads what Pillow reads, and TIFFs of 16-bit and float colours: colour, grey, palette and CMYK
-become 8-bit RGB, turned as their EXIF orientation says. The RGB values are kept as they are and so
-is their colour profile: pixels that nothing changes stay the same to the bit. Of several frames or
-pages the first is read. Float values are 0 … 1, or 0 … 255 where one is above 1; 32-bit integers
-are 0 … 255, or 0 … 65535 where one is above 255; anything else is refused.
+It reads what Pillow reads, and TIFFs of 16-bit and float colours. Colour, grey, palette and CMYK
+images become 8-bit RGB, rotated by their EXIF orientation. RGB values and the colour profile are
+kept, so that unchanged pixels stay equal to the bit. Only the first frame or page is read. Float
+values must be in 0 … 1, or in 0 … 255 if one is above 1. 32-bit integers must be in 0 … 255, or in
+0 … 65535 if one is above 255.
 """
 
 import io
@@ -62,15 +62,17 @@ class Picture(NamedTuple):
 
 
 def read(file):
-  """The Picture in a file; UserError, in one line, for a file that is missing, no whole image, too
-  small or too large."""
+  """Reads the Picture in a file.
+
+  Raises a UserError of one line if the file is missing, no whole image, too small or too large.
+  """
   try:
     data = Path(file).read_bytes()
   except OSError as error:
     raise UserError(f"{file} cannot be read ({error.strerror}); give image files") from error
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size says it better
+      warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size raises instead
       with open_image(data) as image:
         _check_size(file, *image.size)
         return _read(image)
@@ -101,7 +103,7 @@ def _too_large(start):
 
 
 def open_image(data):
-  """A Pillow image out of encoded bytes, its pixels not yet decoded where Pillow knows its kind."""
+  """Opens encoded bytes as a Pillow image; pixels are decoded later if Pillow knows the format."""
   try:
     return Image.open(io.BytesIO(data))
   except UnidentifiedImageError:
@@ -119,7 +121,7 @@ def open_image(data):
 
 
 def _tiff_pixels(data):
-  """Returns how many pixels a TIFF's header tells of; 0 if it is damaged."""
+  """Returns the number of pixels in a TIFF's header; 0 if it is damaged."""
   try:
     header = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
     file = io.BytesIO(data)
@@ -131,7 +133,7 @@ def _tiff_pixels(data):
 
 
 def upright(image):
-  """A Pillow image of 8 bits a sample, turned as its EXIF orientation says."""
+  """Rotates a Pillow image by its EXIF orientation and converts it to 8 bits per sample."""
   image = ImageOps.exif_transpose(image)
   if image.mode.startswith("I") or image.mode == "F":  # which convert() would clip at 255
     image = Image.fromarray(to_bytes(np.asarray(image)))
@@ -139,7 +141,7 @@ def upright(image):
 
 
 def to_bytes(values):
-  """Samples of any type as uint8, by the ranges that the module names; ValueError beyond them."""
+  """Converts samples of any type to uint8 by the module's ranges; raises ValueError outside."""
   if values.dtype == np.uint8:
     return values
   if values.dtype.itemsize == 2 and values.dtype.kind == "u":
@@ -155,11 +157,11 @@ def to_bytes(values):
 
 
 def has_alpha(file):
-  """Whether an image file has transparency; False where it cannot be read."""
+  """Returns whether an image file has transparency; False if it cannot be read."""
   try:
     with Image.open(file) as image:
       return image.has_transparency_data
-  except Exception:  # whoever reads it says why
+  except Exception:  # reading it later raises the reason
     return False
 
 
@@ -187,7 +189,7 @@ def check_name(file):
 
 
 def check_alpha(file):
-  """UserError unless the format that a file's name says keeps an alpha channel."""
+  """Raises UserError if the format of the file's suffix has no alpha channel."""
   if Path(file).suffix.lower() in _WITHOUT_ALPHA:
     raise UserError(f"{file} cannot keep the content's alpha channel: write .png or .webp")
 

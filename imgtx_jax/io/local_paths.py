@@ -1,4 +1,4 @@
-"""Paths as users write them: "~" expanded, made absolute, remote ones refused; the cache folder."""
+"""Checks users' paths: expands "~", makes them absolute, refuses remote ones; the cache folder."""
 
 import os
 import re
@@ -11,7 +11,7 @@ _LONGEST = 255  # bytes of a name, on the usual file systems
 
 
 def expand(text):
-  """A path with its "~" expanded; ValueError, in one line, for one that cannot be used."""
+  """Expands "~" in a path; raises a ValueError of one line if the path cannot be used."""
   if _REMOTE.match(text):
     raise ValueError(
       "paths must be on this machine's file systems: mount the bucket as a folder (gcsfuse, "
@@ -26,13 +26,16 @@ def expand(text):
 
 
 def absolute(text):
-  """A path as an absolute one, "" for ""; ValueError as for expand."""
+  """Returns an absolute path, or "" for ""; raises ValueError as expand does."""
   return os.path.abspath(expand(text)) if text else text
 
 
 def cache_folder():
-  """Where what several work directories share is kept: $IMGTX_CACHE, else ~/.cache/imgtx_jax; None
-  where there is no home folder, as in containers."""
+  """Returns the folder that work directories share: $IMGTX_CACHE or ~/.cache/imgtx_jax.
+
+  It is None if there is no home folder, as in some containers. Raises UserError if $IMGTX_CACHE is
+  no usable path.
+  """
   try:
     given = absolute(os.environ.get("IMGTX_CACHE", ""))
   except ValueError as error:

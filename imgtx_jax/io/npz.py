@@ -1,11 +1,11 @@
-"""What goes wrong in reading .npz files and other zip archives that are damaged."""
+"""The exceptions that damaged .npz files and other zip archives raise."""
 
 import struct
 import zipfile
 import zlib
 
-# zipfile and NumPy raise nearly every type on damaged bytes; an array's header may ask for any
-# amount of memory.
+# zipfile and NumPy raise nearly every type on damaged bytes. MemoryError: a damaged header may ask
+# for any amount.
 DAMAGE = (
   *(OSError, EOFError, ValueError, KeyError, TypeError, IndexError, SyntaxError),
   *(NotImplementedError, RuntimeError, OverflowError, MemoryError),

@@ -1,4 +1,4 @@
-"""Checks of outputs before the work: whether they can be written, and what is there already."""
+"""Checks outputs before the work: whether they can be written, and which files exist already."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,17 @@ from pathlib import Path
 from imgtx_jax.errors import UserError
 from imgtx_jax.io.image_files import SUFFIXES
 
-_LONGEST = 250  # bytes of a file's name: 255 are usual, and an unfinished file's has 5 more
+_LONGEST = 250  # bytes of a file's name: the limit is mostly 255, and .tmp names have 5 more
 
 
 def check_file(flag, path, suffixes=()):
-  """UserError unless a file can be written to `path`; "" asks for none. suffixes: how its name may
-  end. flag: where it was named."""
+  """Raises UserError unless a file can be written to path.
+
+  Args:
+    flag: that gave the path, for the message.
+    path: of the file; "" for none.
+    suffixes: allowed suffixes, or () for any.
+  """
   if not path:
     return
   if suffixes and Path(path).suffix.lower() not in suffixes:
@@ -23,8 +28,10 @@ def check_file(flag, path, suffixes=()):
 
 
 def check_folder(flag, path):
-  """UserError unless files can be written into the folder `path`, there or not; "" asks for
-  none."""
+  """Raises UserError unless files can be written into the folder path, which need not exist.
+
+  flag: that gave the path. "" stands for no folder.
+  """
   if path:
     _check_writable(flag, path, os.path.abspath(path))
 
@@ -41,13 +48,13 @@ def _check_writable(flag, path, folder):
 
 
 def check_name_length(path):
-  """UserError for a file whose name is too long to be written."""
+  """Raises UserError if a file's name is too long to be written."""
   if len(os.fsencode(Path(path).name)) > _LONGEST:
     raise UserError(f"{path}: its name has over {_LONGEST} bytes; give the inputs shorter names")
 
 
 def other_images(folder, names):
-  """The names of the images in a folder, sorted, that are not among `names`."""
+  """Returns the sorted names of the images in a folder that are not among `names`."""
   if not os.path.isdir(folder):
     return []
   there = {name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES)}

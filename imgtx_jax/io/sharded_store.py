@@ -1,12 +1,13 @@
 """Arrays of many examples on disk, in shards with checksums.
 
-FOLDER/index.json        what the arrays are of (the fingerprint), the layout and, once all shards
-                         are there, the CRC-32 of every file of every shard
+FOLDER/index.json        the fingerprint, the layout and, once all shards are finished, the CRC-32
+                         of each file
 FOLDER/codes-00012.npy   the array "codes" of shard 12: a row for each of its examples
 FOLDER/shard-00012.json  the CRC-32s of a finished shard that the index does not list yet
 
-A shard counts only with its CRC-32s, so a build that was broken off goes on with the missing shards
-and a damaged shard is made again. Processes that share the folder make their own shards.
+A shard is finished when its CRC-32s are written. An interrupted build goes on with the missing
+shards, and damaged shards are built again. Processes that share the folder build shards of their
+own.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from imgtx_jax.io.atomic import write_atomically
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-  """How many examples there are, and how many a shard has (the last one may have fewer)."""
+  """The numbers of examples in all and per shard; the last shard may have fewer."""
 
   examples: int
   shard_examples: int

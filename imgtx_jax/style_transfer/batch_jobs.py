@@ -1,4 +1,4 @@
-"""Contents × looks: files in, pictures out, in batches. What fails is listed, the rest goes on."""
+"""Batch jobs: renders every content file in every style, and lists the files that fail."""
 
 from collections import Counter
 from pathlib import Path
@@ -17,15 +17,18 @@ from imgtx_jax.style_transfer.tiled_renderer import StyleRenderer
 
 
 class File(NamedTuple):
-  """A file, and its name in the names of outputs."""
+  """A file and its part of the names of outputs."""
 
   path: str
   name: str
 
 
-class Look(NamedTuple):
-  """name: in the names of outputs; images: of its styles, uint8 [h, w, 3] each; styles: what the
-  renderer takes, one, or one a mask."""
+class NamedStyle(NamedTuple):
+  """A style that gives one output per content.
+
+  name: its part of the names of outputs. images: its style images, uint8 [h, w, 3] each, for
+  contact sheets. styles: one Style [1], or one per mask.
+  """
 
   name: str
   images: list
@@ -33,8 +36,12 @@ class Look(NamedTuple):
 
 
 class Content(NamedTuple):
-  """file; picture: of the size of the outputs; padded: float32 [H, W, 3] in [-1, 1], of the size to
-  work at, which is `shape` without the padding; masks: [K, h, w], or None."""
+  """A content that is ready to render.
+
+  file: File. picture: Picture at the outputs' size. padded: float32 [H, W, 3] in [-1, 1] at the
+  working size, padded. shape: the working size (h, w) without padding. masks: [K, h', w'] at the
+  outputs' size, or None.
+  """
 
   file: File
   picture: Picture
@@ -44,9 +51,12 @@ class Content(NamedTuple):
 
 
 class Options(NamedTuple):
-  """size: of the shorter side to work at, 0 for the content's own; at_work_size: whether outputs
-  have it too; keep_color: one of style_controls.KEEP_COLOR; masks: [(file, [H, W] in [0, 1])], one
-  for every look as a whole or one for each of its styles, or none."""
+  """Options of a batch job.
+
+  size: shorter side of the working size; 0 for the content's own size. at_work_size: whether
+  outputs have the working size. keep_color: one of color_and_masks.KEEP_COLOR. masks: pairs (file,
+  mask [H, W] in [0, 1]): one for the whole style, one per style of a NamedStyle, or none.
+  """
 
   size: int = 0
   at_work_size: bool = False
@@ -55,8 +65,10 @@ class Options(NamedTuple):
 
 
 def find(path, notes):
-  """The Files in a folder and below it, in the order of their paths, or the one file. Lines on what
-  is left out are added to the list `notes`."""
+  """Returns the Files in and below a folder, sorted by path, or the one file.
+
+  Lines about files that are left out are appended to the list `notes`.
+  """
   if not Path(path).is_dir():
     return [File(str(path), Path(path).stem)]
   source = sources.open_files(path)
@@ -69,17 +81,29 @@ def find(path, notes):
   return [File(str(Path(path, f)), name) for f, name in zip(files, names, strict=True)]
 
 
-def look_names(files, apart):
-  """The names of the Looks of style Files: of each, or of all as one."""
+def style_names(files, apart):
+  """Returns the names of the NamedStyles of style Files: one each if apart, else one of all."""
   names = [file.name.replace("/", "_") for file in files]
   return names if apart else ["+".join(names)]
 
 
-def read_looks(renderer: StyleRenderer, files, *, apart, weights, masked, size):
-  """(the Looks of style Files, a line for each that failed).
+def read_styles(renderer: StyleRenderer, files, *, apart, weights, masked, size):
+  """Reads and encodes style Files.
 
-  apart: each is a look of its own (a folder's; those that fail are left out). Else all are one
-  look: mixed by the weights, or if masked each in its own place.
+  Args:
+    renderer: StyleRenderer.
+    files: style Files.
+    apart: whether each file is a style of its own, and files that fail are left out. Otherwise all
+      files are one style.
+    weights: of the mixture, if not apart.
+    masked: whether each file of one style has a mask of its own; they are then not mixed.
+    size: side to which style images are resized.
+
+  Returns:
+    A list of NamedStyles, and a line for each file that failed.
+
+  Raises:
+    UserError: if no file can be read, or, if not apart, one cannot be read.
   """
   styles, images, failures, read = [], [], [], []
   for file in files:
@@ -92,22 +116,22 @@ def read_looks(renderer: StyleRenderer, files, *, apart, weights, masked, size):
       continue
     style = renderer.encode(image, size)
     styles.append(renderer.at_strength(style) if apart else style)
-    # Enough to show it; a folder's whole paintings would fill the memory.
+    # Contact sheets need no more; all paintings of a folder in full would fill the memory.
     images.append(transforms.center_crop(image, size))
     read.append(file)
   if not styles:
     raise UserError(f"none of {len(files)} styles can be read: {failures[0]}")
   if apart:
-    parts = zip(look_names(read, apart), images, styles, strict=True)
-    return [Look(name, [image], [style]) for name, image, style in parts], failures
+    parts = zip(style_names(read, apart), images, styles, strict=True)
+    return [NamedStyle(name, [image], [style]) for name, image, style in parts], failures
   if not masked:
     styles = [mix(styles, weights)]
-  (name,) = look_names(read, apart)
-  return [Look(name, images, [renderer.at_strength(style) for style in styles])], failures
+  (name,) = style_names(read, apart)
+  return [NamedStyle(name, images, [renderer.at_strength(s) for s in styles])], failures
 
 
 def open_content(renderer: StyleRenderer, file, options: Options):
-  """The Content of a File; UserError if it cannot be read or a mask does not fit it."""
+  """Reads a File as Content; raises UserError if it cannot be read or a mask has another size."""
   picture = image_files.read(file.path)
   for path, mask in options.masks:
     if mask.shape != picture.rgb.shape[:2]:
@@ -124,7 +148,7 @@ def open_content(renderer: StyleRenderer, file, options: Options):
     alpha = None if picture.alpha is None else resize(picture.alpha, shape)
     picture = Picture(resize(picture.rgb, shape), alpha, picture.profile)
     if masks is not None:
-      # Linear where it grows: a cubic would overshoot around the mask, which must stay 0.
+      # Linear if it grows: cubic interpolation would overshoot where the mask must stay 0.
       linear = cv2.INTER_AREA if shape[0] < masks.shape[1] else cv2.INTER_LINEAR
       masks = np.stack([cv2.resize(m, shape[::-1], interpolation=linear) for m in masks])
   work = renderer.padded(resize(visible(picture), shape))
@@ -132,8 +156,11 @@ def open_content(renderer: StyleRenderer, file, options: Options):
 
 
 def visible(picture):
-  """Float32 [H, W, 3] in [-1, 1]; pixels that are wholly transparent, whose colours nobody sees,
-  have the mean of the others: else they would stain their neighbours."""
+  """Returns a Picture as float32 [H, W, 3] in [-1, 1].
+
+  Fully transparent pixels get the mean of the others: their hidden colours would bleed into
+  neighbours.
+  """
   image = picture.rgb / np.float32(127.5) - 1
   if picture.alpha is not None:
     hidden = picture.alpha == 0
@@ -142,9 +169,19 @@ def visible(picture):
   return image
 
 
-def render(renderer: StyleRenderer, files, looks, options: Options, failures):
-  """Yields (Content, Look, the output Picture) for every pair of a content File and a Look, in
-  order. Lines about contents that fail are added to the list `failures`."""
+def render(renderer: StyleRenderer, files, styles, options: Options, failures):
+  """Renders all pairs of a content and a style.
+
+  Args:
+    renderer: StyleRenderer.
+    files: content Files.
+    styles: NamedStyles.
+    options: Options.
+    failures: list to which a line is appended for each content that fails.
+
+  Yields:
+    (Content, NamedStyle, output Picture) for each pair, contents first.
+  """
   pending = []
   for file in files:
     try:
@@ -152,11 +189,11 @@ def render(renderer: StyleRenderer, files, looks, options: Options, failures):
     except UserError as error:
       failures.append(str(error))
       continue
-    for look in looks:
+    for style in styles:
       if pending and pending[0][0].padded.shape != content.padded.shape:
         yield from _flush(renderer, pending, options)
         pending = []
-      pending.append((content, look))
+      pending.append((content, style))
       if sum(len(other.styles) for _, other in pending) >= renderer.room(content.padded.shape[:2]):
         yield from _flush(renderer, pending, options)
         pending = []
@@ -165,15 +202,23 @@ def render(renderer: StyleRenderer, files, looks, options: Options, failures):
 
 
 def _flush(renderer, pending, options):
-  pairs = [(content.padded, style) for content, look in pending for style in look.styles]
+  """Renders pending pairs (Content, NamedStyle) of equal shape in one batch; yields as render."""
+  pairs = [(content.padded, style) for content, named in pending for style in named.styles]
   rendered = renderer.render([c for c, _ in pairs], [style for _, style in pairs])
-  for content, look in pending:
-    own, rendered = rendered[: len(look.styles)], rendered[len(look.styles) :]
-    yield content, look, finish(renderer, content, own, options)
+  for content, named in pending:
+    own, rendered = rendered[: len(named.styles)], rendered[len(named.styles) :]
+    yield content, named, finish(renderer, content, own, options)
 
 
 def finish(renderer: StyleRenderer, content: Content, rendered, options: Options):
-  """The output Picture of a content and its renderings [K, H, W, 3] in the styles of a look."""
+  """Returns the output Picture of a content.
+
+  Args:
+    renderer: StyleRenderer.
+    content: Content.
+    rendered: [K, H, W, 3], its renderings in the K styles of a NamedStyle.
+    options: Options.
+  """
   height, width = content.shape
   base = visible(content.picture)
   images = [renderer.finish(base, image[:height, :width]) for image in rendered]

@@ -239,8 +239,8 @@ def test_names_that_are_not_utf8(call, place, no_training, monkeypatch):
 
 
 def render_nothing(renderer, pending, options):
-  for content, look in pending:
-    yield content, look, content.picture
+  for content, style in pending:
+    yield content, style, content.picture
 
 
 @pytest.fixture

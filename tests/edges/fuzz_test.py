@@ -180,8 +180,8 @@ def stubs(monkeypatch, no_training):
     return {"attention": jnp.ones((1, 4, 4)), "logit": jnp.ones((1, 16, 16))}
 
   def render(renderer, pending, options):
-    for content, look in pending:
-      yield content, look, content.picture
+    for content, style in pending:
+      yield content, style, content.picture
 
   monkeypatch.setattr(sampler.Sampler, "draw", draw)
   monkeypatch.setattr(sample, "first_rows", first_rows)
