@@ -1,5 +1,6 @@
 """Before jax is imported: the CPU as 4 devices, so that tests can compare the parallel modes."""
 
+import functools
 import getpass
 import importlib.metadata
 import importlib.util
@@ -45,13 +46,34 @@ def forget_programs():
 
 
 @pytest.fixture(scope="session")
-def first_state():
-  """make(stage, key, batch shape, restored) → the stage's first TrainState, compiled as one
-  program: op by op it takes ten times as long."""
+def first_states():
+  """make(name, config, classes, shape, seed=0) → (stage, its first TrainState, {stage before it:
+  what it left, untrained}).
+
+  Compiled as one program a stage, for op by op it takes five times as long, and kept for the next
+  test that asks for the same.
+  """
   import jax
 
-  def make(stage, key, shape, restored):
-    return jax.jit(lambda key, restored: stage.init(key, shape, restored))(key, restored)
+  from imgtx_jax.config import defaults
+  from imgtx_jax.stages import STAGES, build
+
+  kept = {}
+
+  def make(name, config, classes, shape, seed=0):
+    before = {}
+    for source in STAGES[name].sources:
+      _, state, _ = make(source, config, classes, shape, seed)
+      before[source] = {"params": state.params, "ema": state.ema, "variables": state.variables}
+    stage = build(name, config, classes)
+    others = tuple(f"{other}." for other in STAGES if other not in (name, *STAGES[name].sources))
+    flat = defaults.flatten(config).items()
+    values = json.dumps([item for item in flat if not item[0].startswith(others)], default=str)
+    wanted = name, values, classes, shape, seed
+    if wanted not in kept:
+      init = jax.jit(functools.partial(stage.init, batch_shape=shape))
+      kept[wanted] = init(jax.random.key(seed), restored=before)
+    return stage, kept[wanted], before
 
   return make
 
@@ -123,7 +145,7 @@ def parse_flags():
 
 
 @pytest.fixture(scope="session")
-def untrained_workdir(first_state):
+def untrained_workdir():
   """make(config, directory, class names): a work directory of finished stages that have their
   first, random weights."""
   import jax
@@ -139,7 +161,9 @@ def untrained_workdir(first_state):
     for count, task in enumerate(tasks):
       results = workdir.results(directory, tasks[:count])
       stage = build(task.stage, config, len(names))
-      state = first_state(stage, jax.random.key(0), (1, size, size, 3), results)
+      state = jax.jit(functools.partial(stage.init, batch_shape=(1, size, size, 3)))(
+        jax.random.key(0), restored=results
+      )
       checkpoints = Checkpoints(directory / task.name / "checkpoints")
       checkpoints.save(1, state.replace(frozen={}), wait=True)
       checkpoints.close()

@@ -11,7 +11,7 @@ import pytest
 from imgtx_jax.losses.adversarial import AdversarialOptions
 from imgtx_jax.models.discriminator import Discriminator
 from imgtx_jax.models.transformer import BlockConfig
-from imgtx_jax.stages import STAGES, adversarial, build
+from imgtx_jax.stages import STAGES, adversarial
 from imgtx_jax.training import optimizer
 from imgtx_jax.training.optimizer import OptimizerOptions
 from imgtx_jax.training.train_state import TrainState
@@ -190,20 +190,9 @@ def test_a_generator_learns_both_modes_of_a_toy():
 # -- One step of all players -----------------------------------------------------------------------
 
 
-def start(name, config, batch):
-  """(stage, its first state) on untrained earlier stages."""
-  restored = {}
-  for earlier in (*STAGES[name].sources, name):
-    stage = build(earlier, config, 3)
-    init = lambda restored, stage=stage: stage.init(KEY, batch["image"].shape, restored)  # noqa: E731
-    state = jax.jit(init)(restored)
-    restored[earlier] = {"params": state.params, "ema": state.ema, "variables": state.variables}
-  return stage, state
-
-
 @pytest.mark.parametrize("name, network", AVERAGED)
 def test_averages_forget_the_first_weights_as_the_warm_up_says(
-  name, network, tiny_config, smooth_images, random_vgg
+  first_states, name, network, tiny_config, smooth_images, random_vgg
 ):
   """Weights that stay as they are, and an average that starts at 0: what it lacks of them is the
   weight that a start has in it."""
@@ -215,7 +204,7 @@ def test_averages_forget_the_first_weights_as_the_warm_up_says(
   assert tiny_config[name].ema_decay > 0.99
   batch = {"image": smooth_images(8, 16), "label": np.zeros(8, np.int32)}
   batch |= {other: smooth_images(8, 16, seed=1) for other in STAGES[name].companion_names}
-  stage, state = start(name, tiny_config, batch)
+  stage, state, _ = first_states(name, tiny_config, 3, batch["image"].shape)
   state = state.replace(ema=jax.tree.map(jnp.zeros_like, state.ema))
   step = jax.jit(functools.partial(stage.step, axis=None))
   for _ in range(3):

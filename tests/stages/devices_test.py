@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imgtx_jax.distributed import sharding
-from imgtx_jax.stages import STAGES, build
+from imgtx_jax.stages import STAGES
 
 MODES = {
   "one": dict(mode="jit", count=1),
@@ -40,7 +40,7 @@ def small_shards(monkeypatch):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_all_modes_agree(name, tiny_config, smooth_images, small_shards, random_vgg):
+def test_all_modes_agree(first_states, name, tiny_config, smooth_images, small_shards, random_vgg):
   tiny_config.data.flip = True
   tiny_config.generator.taps = ()
   for network in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
@@ -58,12 +58,7 @@ def test_all_modes_agree(name, tiny_config, smooth_images, small_shards, random_
     tiny_config.adversary.update(dict(penalty_every=2, consistency_weight=0.1))
   # Adam divides by the gradient's size: a large epsilon keeps it from blowing up the last digits.
   tiny_config.optimizer.epsilon = 1e-3
-  key = jax.random.key(0)
-  restored = {}
-  for earlier in (*STAGES[name].sources, name):
-    stage = build(earlier, tiny_config, 3)
-    state = stage.init(key, (16, 16, 16, 3), restored)
-    restored[earlier] = {"params": state.params, "ema": state.ema, "variables": state.variables}
+  stage, state, _ = first_states(name, tiny_config, 3, (16, 16, 16, 3))
   batches = [
     {"image": smooth_images(16, 16, seed), "label": np.arange(16, dtype=np.int32) % 3}
     for seed in range(2)

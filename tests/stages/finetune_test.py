@@ -15,22 +15,22 @@ from imgtx_jax.stages.finetune import gpt_gradient
 CLASSES = 3
 
 
-def start(config, images, *, open_gates=False):
-  """A finetune stage and its first state on untrained earlier stages."""
-  key = jax.random.key(1)
-  batch = {"image": images, "label": np.arange(len(images), dtype=np.int32) % CLASSES}
-  restored = {}
-  for name in ("tokenizer", "pretrain"):
-    state = build(name, config, CLASSES).init(key, images.shape, restored)
-    restored[name] = {"params": state.params, "ema": state.ema, "variables": state.variables}
-  stage = build("finetune", config, CLASSES)
-  state = stage.init(key, images.shape, restored)
-  if open_gates:
-    opened = jax.tree_util.tree_map_with_path(
-      lambda path, x: jnp.full_like(x, 0.5) if "gate" in str(path) else x, state.params
-    )
-    state = state.replace(params=opened)
-  return stage, state, batch, restored, key
+@pytest.fixture
+def start(first_states):
+  """make(config, images, open_gates=False) → a finetune stage, its first state on untrained earlier
+  stages, a batch, what those stages left, a key."""
+
+  def make(config, images, *, open_gates=False):
+    batch = {"image": images, "label": np.arange(len(images), dtype=np.int32) % CLASSES}
+    stage, state, restored = first_states("finetune", config, CLASSES, images.shape, seed=1)
+    if open_gates:
+      opened = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.full_like(x, 0.5) if "gate" in str(path) else x, state.params
+      )
+      state = state.replace(params=opened)
+    return stage, state, batch, dict(restored), jax.random.key(1)
+
+  return make
 
 
 def render(stage, generator, state, task, states):
@@ -65,7 +65,7 @@ def loss_parts(stage, state, images, task, draws, image, taps, logits):
   return stage._loss(state, images, task, against, image, taps, logits)[1]
 
 
-def test_full_prefix_renders_what_the_decoder_does(tiny_config, smooth_images):
+def test_full_prefix_renders_what_the_decoder_does(start, tiny_config, smooth_images):
   stage, state, batch, restored, key = start(tiny_config, smooth_images(8, 16))
   task = make_task(stage, state, batch, key, 16)
   image = forward(stage, state, task)[0]
@@ -74,7 +74,7 @@ def test_full_prefix_renders_what_the_decoder_does(tiny_config, smooth_images):
 
 
 @pytest.mark.parametrize("prefix", [0, 4, 15])
-def test_codes_past_the_prefix_change_nothing(tiny_config, smooth_images, prefix):
+def test_codes_past_the_prefix_change_nothing(start, tiny_config, smooth_images, prefix):
   stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
   task = make_task(stage, state, batch, key, prefix)
   hidden = stage.order[prefix:]
@@ -88,7 +88,7 @@ def test_codes_past_the_prefix_change_nothing(tiny_config, smooth_images, prefix
 
 @pytest.mark.parametrize("trained", ["all", "last:1", "adapter", "none"])
 def test_the_images_gradient_trains_the_part_of_the_gpt_that_is_asked(
-  tiny_config, smooth_images, trained
+  start, tiny_config, smooth_images, trained
 ):
   tiny_config.finetune.gpt_trained = trained
   stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
@@ -132,7 +132,7 @@ def test_the_images_gradient_trains_the_part_of_the_gpt_that_is_asked(
     np.testing.assert_array_equal(image, render(stage, plain, state, task, states)[0])
 
 
-def test_of_several_noises_the_one_of_the_nearest_image_is_taken(tiny_config, smooth_images):
+def test_of_several_noises_the_one_of_the_nearest_image_is_taken(start, tiny_config, smooth_images):
   tiny_config.finetune.noise_candidates = 5
   stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
   images = stage.prepare(batch)
@@ -157,7 +157,7 @@ def test_of_several_noises_the_one_of_the_nearest_image_is_taken(tiny_config, sm
   assert len(set(best[:6])) > 1
 
 
-def test_bank_rows_have_no_reconstruction_target(tiny_config, smooth_images):
+def test_bank_rows_have_no_reconstruction_target(start, tiny_config, smooth_images):
   stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16))
   images = stage.prepare(batch)
   task = make_task(stage, state, batch, key, 16) | {"real": jnp.zeros(8)}
@@ -168,7 +168,7 @@ def test_bank_rows_have_no_reconstruction_target(tiny_config, smooth_images):
   assert parts["generator_loss"] > 0
 
 
-def test_reconstruction_fades_with_the_prefix(tiny_config, smooth_images):
+def test_reconstruction_fades_with_the_prefix(start, tiny_config, smooth_images):
   stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16))
   images = stage.prepare(batch)
   draws = {name: jax.random.split(key, 8) for name in ("augment", "noise")}
@@ -188,7 +188,7 @@ def test_reconstruction_fades_with_the_prefix(tiny_config, smooth_images):
   assert found[8] == pytest.approx(0.5 * float(share.mean()), rel=1e-5)
 
 
-def test_early_reconstruction_counts_everywhere_and_fades(tiny_config, smooth_images):
+def test_early_reconstruction_counts_everywhere_and_fades(start, tiny_config, smooth_images):
   tiny_config.finetune.reconstruct_all_steps = 4
   stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16))
   images = stage.prepare(batch)
@@ -206,14 +206,14 @@ def test_early_reconstruction_counts_everywhere_and_fades(tiny_config, smooth_im
   assert found(0) > found(3) > found(4) == 0
 
 
-def test_a_generator_that_starts_afresh(tiny_config, smooth_images):
+def test_a_generator_that_starts_afresh(start, tiny_config, smooth_images):
   tiny_config.finetune.init_from_decoder = False
   _, state, _, restored, _ = start(tiny_config, smooth_images(8, 16))
   decoder = restored["tokenizer"]["ema"]["generator"]["embed"]["kernel"]
   assert not np.allclose(state.params["generator"]["generator"]["embed"]["kernel"], decoder)
 
 
-def test_bank_holds_samples_of_the_gpt(tiny_config, smooth_images):
+def test_bank_holds_samples_of_the_gpt(start, tiny_config, smooth_images):
   stage, state, _, _, key = start(tiny_config, smooth_images(8, 16))
   # A GPT that always answers code 5: what it samples fills the bank.
   gpt = jax.tree.map(jnp.zeros_like, state.ema["gpt"])
@@ -227,7 +227,7 @@ def test_bank_holds_samples_of_the_gpt(tiny_config, smooth_images):
   assert np.all(bank == 5)
 
 
-def test_players_move_and_the_frozen_stay(tiny_config, smooth_images):
+def test_players_move_and_the_frozen_stay(start, tiny_config, smooth_images):
   """Conditioned images are shown to the discriminator here, and in the next test: one program."""
   tiny_config.adversary.see_taps = True
   stage, state, batch, _, key = start(tiny_config, smooth_images(16, 16))
@@ -243,7 +243,7 @@ def test_players_move_and_the_frozen_stay(tiny_config, smooth_images):
   assert jax.tree.all(jax.tree.map(np.array_equal, state.frozen, after.frozen))
 
 
-def test_a_second_round_goes_on_from_the_first(tiny_config, smooth_images):
+def test_a_second_round_goes_on_from_the_first(start, tiny_config, smooth_images):
   stage, state, batch, restored, key = start(tiny_config, smooth_images(8, 16))
   gpt = jax.tree.map(lambda x: x + 1.0, state.ema["gpt"])
   generator = jax.tree.map(lambda x: x + 1.0, state.params["generator"])
@@ -268,7 +268,7 @@ def test_a_second_round_goes_on_from_the_first(tiny_config, smooth_images):
   )
 
 
-def test_discriminator_learns_to_tell_generated_images(tiny_config, smooth_images):
+def test_discriminator_learns_to_tell_generated_images(start, tiny_config, smooth_images):
   tiny_config.adversary.see_taps = True
   stage, state, batch, _, key = start(tiny_config, smooth_images(16, 16))
   step = jax.jit(functools.partial(stage.step, axis=None))
@@ -277,7 +277,7 @@ def test_discriminator_learns_to_tell_generated_images(tiny_config, smooth_image
   assert metrics["logit_margin"] > 0.3
 
 
-def test_an_image_depends_on_its_own_key_and_label(tiny_config, smooth_images):
+def test_an_image_depends_on_its_own_key_and_label(start, tiny_config, smooth_images):
   stage, state, _, restored, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
   params = {name: state.params[name] for name in ("generator", "gpt")}
   params["quantizer"] = restored["tokenizer"]["ema"]["quantizer"]
@@ -291,7 +291,9 @@ def test_an_image_depends_on_its_own_key_and_label(tiny_config, smooth_images):
   assert np.all(np.asarray(codes)[:, stage.order[4:]] == 0)
 
 
-def test_without_codes_places_noise_and_class_are_heard_from_the_start(tiny_config, smooth_images):
+def test_without_codes_places_noise_and_class_are_heard_from_the_start(
+  start, tiny_config, smooth_images
+):
   stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16))
   task = make_task(stage, state, batch, key, 0)
   image = np.asarray(forward(stage, state, task)[0])
@@ -308,7 +310,7 @@ def test_without_codes_places_noise_and_class_are_heard_from_the_start(tiny_conf
 
 
 @pytest.mark.parametrize("memory", ["states", "class", "none", "untrained"])
-def test_memory(tiny_config, smooth_images, memory):
+def test_memory(start, tiny_config, smooth_images, memory):
   """Sampling renders what training does from the same codes, and the image hears the GPT it should:
   its class and code tables."""
   tiny_config.finetune.memory = memory
@@ -347,7 +349,7 @@ def test_memory(tiny_config, smooth_images, memory):
   assert ("cross_attention" in block) == (memory != "none")
 
 
-def test_pictures_before_and_after_refinement(tiny_config, smooth_images):
+def test_pictures_before_and_after_refinement(start, tiny_config, smooth_images):
   tiny_config.pictures = 3
   tiny_config.generator.taps = ()
   for network in ("encoder", "generator", "gpt", "discriminator"):

@@ -4,19 +4,22 @@ import functools
 
 import jax
 import numpy as np
-
-from imgtx_jax.stages import build
+import pytest
 
 CLASSES = 3
 
 
-def start(config, images):
-  stage, key = build("gan", config, CLASSES), jax.random.key(1)
-  batch = {"image": images, "label": np.arange(len(images), dtype=np.int32) % CLASSES}
-  return stage, stage.init(key, images.shape, {}), batch, key
+@pytest.fixture
+def start(first_states):
+  def make(config, images):
+    batch = {"image": images, "label": np.arange(len(images), dtype=np.int32) % CLASSES}
+    stage, state, _ = first_states("gan", config, CLASSES, images.shape, seed=1)
+    return stage, state, batch, jax.random.key(1)
+
+  return make
 
 
-def test_players_move_and_the_discriminator_learns(tiny_config, smooth_images):
+def test_players_move_and_the_discriminator_learns(start, tiny_config, smooth_images):
   tiny_config.discriminator.update(dict(attention="l2", spectral_norm=True, depth=1))
   tiny_config.generator.update(dict(depth=1, taps=()))
   tiny_config.adversary.update(dict(penalty="exact", penalty_fraction=1.0))
@@ -47,7 +50,7 @@ def test_players_move_and_the_discriminator_learns(tiny_config, smooth_images):
     np.testing.assert_array_equal(first, last, err_msg=str(path))
 
 
-def test_noise_and_class_are_heard_and_figures_come_out(tiny_config, smooth_images):
+def test_noise_and_class_are_heard_and_figures_come_out(start, tiny_config, smooth_images):
   stage, state, batch, key = start(tiny_config, smooth_images(8, 16))
   grids = jax.jit(stage.pictures)(state, batch, key)
   assert set(grids) == {"samples_k0", "conditioned_k0"} and set(stage.captions) < set(grids)

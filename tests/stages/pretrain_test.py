@@ -11,12 +11,13 @@ from imgtx_jax.stages import build
 CLASSES = 3
 
 
-def start(config, images):
-  key = jax.random.key(1)
-  tokenizer = build("tokenizer", config, CLASSES).init(key, images.shape, {})
-  restored = {"tokenizer": {"params": tokenizer.params, "ema": tokenizer.ema}}
-  stage = build("pretrain", config, CLASSES)
-  return stage, stage.init(key, images.shape, restored), key
+@pytest.fixture
+def start(first_states):
+  def make(config, images):
+    stage, state, _ = first_states("pretrain", config, CLASSES, images.shape)
+    return stage, state, jax.random.key(0)
+
+  return make
 
 
 def permuted_share(stage, step, count=2000):
@@ -25,7 +26,7 @@ def permuted_share(stage, step, count=2000):
   return np.mean(np.any(orders != stage.order, axis=1))
 
 
-def test_permuted_orders_are_annealed_to_none(tiny_config, smooth_images):
+def test_permuted_orders_are_annealed_to_none(start, tiny_config, smooth_images):
   tiny_config.pretrain.permute_steps = 100
   tiny_config.pretrain.permute_anneal_steps = 200
   stage, _, _ = start(tiny_config, smooth_images(4, 16))
@@ -35,7 +36,7 @@ def test_permuted_orders_are_annealed_to_none(tiny_config, smooth_images):
   assert permuted_share(stage, 300) == permuted_share(stage, 10_000) == 0.0
 
 
-def test_permuted_examples_have_orders_of_their_own(tiny_config, smooth_images):
+def test_permuted_examples_have_orders_of_their_own(start, tiny_config, smooth_images):
   tiny_config.pretrain.permute_steps = 100
   stage, _, _ = start(tiny_config, smooth_images(4, 16))
   orders = np.asarray(stage.draw_orders(jax.random.key(0), 3, np.arange(8)))
@@ -54,7 +55,7 @@ def test_permuted_orders_bring_target_positions(tiny_config):
 
 
 @pytest.mark.parametrize("permuted", [False, True])
-def test_learns_the_codes_of_a_batch(tiny_config, smooth_images, permuted):
+def test_learns_the_codes_of_a_batch(start, tiny_config, smooth_images, permuted):
   """With random orders it takes longer, but learns the same."""
   tiny_config.pretrain.permute_steps = 60 if permuted else 0
   tiny_config.pretrain.permute_anneal_steps = 60 if permuted else 0

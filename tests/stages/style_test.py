@@ -34,16 +34,18 @@ def config(tiny_config):
   return tiny_config
 
 
-def start(config, batch=8, size=16, seed=0):
-  """(stage, its first state, the tokenizer stage and its weights)."""
-  key, shape = jax.random.key(seed), (batch, size, size, 3)
-  tokenizer = build("tokenizer", config, CLASSES)
-  weights = tokenizer.init(key, shape, {}).ema
-  stage = build("style", config, CLASSES)
-  return stage, stage.init(key, shape, {"tokenizer": {"ema": weights}}), tokenizer, weights
+@pytest.fixture
+def start(first_states):
+  """make(config) → (stage, its first state, the tokenizer stage and its weights)."""
+
+  def make(config, batch=8, size=16, seed=0):
+    stage, state, before = first_states("style", config, CLASSES, (batch, size, size, 3), seed)
+    return stage, state, build("tokenizer", config, CLASSES), before["tokenizer"]["ema"]
+
+  return make
 
 
-def test_at_the_start_a_style_gives_colours_and_texture_to_the_decoders_trunk(config):
+def test_at_the_start_a_style_gives_colours_and_texture_to_the_decoders_trunk(start, config):
   stage, state, _, weights = start(config)
   draw = np.random.default_rng(0)
   images = draw.uniform(-0.5, 0.5, (2, 24, 8, 3)).astype(np.float32)
@@ -65,7 +67,7 @@ def test_at_the_start_a_style_gives_colours_and_texture_to_the_decoders_trunk(co
   assert found.image.std() < 0.7 * found.moved.std()
 
 
-def test_strength_chooses_no_other_windows(config):
+def test_strength_chooses_no_other_windows(start, config):
   """A little more strength changes an image a little."""
   stage, state, *_ = start(config)
   content, painting = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1, 32, 32, 3))
@@ -82,7 +84,7 @@ def test_strength_chooses_no_other_windows(config):
   assert max(steps) < 3 * np.abs(found[-1] - found[0]).max() / 20
 
 
-def test_null_gives_the_content_back_whatever_was_learned(config):
+def test_null_gives_the_content_back_whatever_was_learned(start, config):
   stage, state, *_ = start(config)
   images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
   draw = np.random.default_rng(1)
@@ -101,7 +103,7 @@ def test_null_gives_the_content_back_whatever_was_learned(config):
     assert 0 < np.abs(half.image - half.moved).mean() < np.abs(full.image - full.moved).mean()
 
 
-def test_a_part_of_an_image_is_rendered_as_in_the_whole(config):
+def test_a_part_of_an_image_is_rendered_as_in_the_whole(start, config):
   stage, state, *_ = start(config)
   images = np.random.default_rng(0).uniform(-1, 1, (1, 64, 16, 3)).astype(np.float32)
   rng = np.random.default_rng(1)
@@ -120,7 +122,7 @@ def test_a_part_of_an_image_is_rendered_as_in_the_whole(config):
   assert np.abs(elsewhere.image[:, 28:] - whole.image[:, 44:]).max() > 1e-2
 
 
-def test_how_strong_detail_is_shows_at_full_size(config, smooth_images):
+def test_how_strong_detail_is_shows_at_full_size(start, config, smooth_images):
   stage, state, *_ = start(config)
   image = smooth_images(1, 64) / np.float32(127.5) - 1
   small = image.reshape(1, 32, 2, 32, 2, 3).mean((2, 4))
@@ -136,7 +138,7 @@ def test_how_strong_detail_is_shows_at_full_size(config, smooth_images):
   assert np.abs(copy.matrix - full.matrix).max() > 1e-3
 
 
-def test_a_discriminator_of_styles_is_a_player_more(config):
+def test_a_discriminator_of_styles_is_a_player_more(start, config):
   config.style.adversarial_weight = 0.1
   stage, state, *_ = start(config)
   batch = {
@@ -155,7 +157,7 @@ def test_a_discriminator_of_styles_is_a_player_more(config):
   assert "all alike" in stage.guard(100, calm | {"variety": 0.03})
 
 
-def test_style_loss_falls_by_half(config, smooth_images):
+def test_style_loss_falls_by_half(start, config, smooth_images):
   config.style.update(dict(batch_size=4, partial_prob=0.0, jitter_prob=0.0, steps=100))
   config.style.update(dict(content_weight=0.1, identity_weight=1.0))
   config.style.optimizer.update(dict(learning_rate=2e-3, warmup_steps=5, schedule="constant"))
@@ -182,7 +184,7 @@ def test_style_loss_falls_by_half(config, smooth_images):
   np.testing.assert_allclose(pictures[1, 0] * 127.5 + 127.5, batch["style"][0], atol=0.01)
 
 
-def test_vgg16_sees_crops_at_random_places(config, smooth_images):
+def test_vgg16_sees_crops_at_random_places(start, config, smooth_images):
   config.style.shift = 4
   stage, state, *_ = start(config)
   shifts = [tuple(np.asarray(stage._shift(jax.random.key(0), step))) for step in range(40)]

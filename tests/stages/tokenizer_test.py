@@ -14,7 +14,8 @@ from imgtx_jax.training import optimizer
 
 def train(stage, batch, steps, key):
   """The state after so many steps, and the first and the last step's metrics."""
-  state = stage.init(key, batch["image"].shape, {})
+  init = functools.partial(stage.init, batch_shape=batch["image"].shape, restored={})
+  state = jax.jit(init)(key)
   step = jax.jit(functools.partial(stage.step, axis=None), donate_argnums=0)
   state = jax.tree.map(lambda x: x.copy(), state)
   history = []
