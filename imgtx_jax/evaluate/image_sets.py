@@ -16,10 +16,10 @@ from imgtx_jax.io import npz
 
 
 class ImageSet(abc.ABC):
-  """count images of one size (height, width); labelled: whether their labels mean something.
+  """Images of one size, read a batch at a time.
 
-  fingerprint: {name: plain value} of all that decides the images; protocols tell it too. notes:
-  lines on files that were found and left out.
+  count: how many. size: (height, width). labelled: whether their labels mean something.
+  fingerprint: {name: plain value} of all that decides the images; protocols hold it too.
   """
 
   count: int
@@ -38,9 +38,10 @@ class ImageSet(abc.ABC):
 
 
 class SourceImages(ImageSet):
-  """Images of a data source, at most `limit` (0: all), spread evenly: classes come in order.
+  """Images of a data source.
 
-  size: the side of their centred squares; None takes them as they are, which must be one size.
+  limit: at most this many (0: all), spread evenly, because classes come in order. size: the side of
+  their centred squares; None takes them as they are, and they must have one size.
   """
 
   def __init__(self, source, fingerprint, *, size=None, limit=0, threads=4, labelled=False):
@@ -69,7 +70,7 @@ class SourceImages(ImageSet):
     return pipeline.in_order(self.source, indices, crop=crop, threads=self.threads, ahead=ahead)
 
   def _find_size(self):
-    """Of the first image that can be read."""
+    """Returns the size of the first image that can be read."""
     for row in range(self.count):
       (example,) = self._examples(range(row, row + 1), 1)
       if example["label"] >= 0:
@@ -86,9 +87,10 @@ class SourceImages(ImageSet):
 
 
 class NpzImages(ImageSet):
-  """Images of an .npz as ADM writes them: arr_0 uint8 [n, H, W, 3] and, of some, arr_1 labels [n].
+  """Images of an .npz as ADM writes them.
 
-  Read a batch at a time out of the archive, compressed or not.
+  It holds arr_0 uint8 [n, H, W, 3] and in some files arr_1, labels [n]. They are read a batch at a
+  time out of the archive, compressed or not.
   """
 
   def __init__(self, path, *, limit=0):
@@ -180,7 +182,7 @@ class NpzImages(ImageSet):
 
 
 class DrawnImages(ImageSet):
-  """Images that a sampler.Sampler draws of labels int [count]: image i of label i, number i."""
+  """Images that a sampler.Sampler draws; image i has labels[i] of int [count] and the number i."""
 
   labelled = True
 
@@ -205,7 +207,7 @@ class DrawnImages(ImageSet):
 
 
 def open_files(path, *, size=None, limit=0):
-  """The ImageSet of a folder (the images in it and below) or an .npz file that a user named."""
+  """Returns the ImageSet of a folder (the images in it and below) or an .npz file."""
   path = Path(path)
   if path.is_dir():
     source = sources.open_files(path)
@@ -216,7 +218,7 @@ def open_files(path, *, size=None, limit=0):
 
 
 def open_data(name, split, *, path="", size, limit=0, threads=4):
-  """The ImageSet of a split ("train", "validation") of a data source, in squares of side size."""
+  """Returns the ImageSet of a split ("train", "validation") of a data source, as squares."""
   source = sources.open_source(name, split=split, path=path)
   fingerprint = {
     "kind": "data",
@@ -230,18 +232,18 @@ def open_data(name, split, *, path="", size, limit=0, threads=4):
 
 
 def sides(shape):
-  """Height and width for people."""
+  """Returns height and width in words."""
   return f"{shape[0]}×{shape[1]}"
 
 
 def hash_file(path):
-  """sha256 of a file's bytes, in hexadecimal."""
+  """Returns the SHA-256 of a file's bytes, in hexadecimal."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_fingerprint(source):
-  """Names, sizes and times of change stand for the content, which is not read for it."""
+  """Returns a fingerprint of names, sizes and times of change; the contents are not read."""
   listed = hashlib.sha256()
   for file in source.files:
     try:
@@ -254,7 +256,7 @@ def folder_fingerprint(source):
 
 
 def batch(images, labels, rows, seconds=0.0):
-  """What ImageSet.batches yields; images: a list or an array."""
+  """Returns a batch as ImageSet.batches yields it; images: a list or an array."""
   return {
     "image": np.stack(images) if isinstance(images, list) else images,
     "label": np.asarray(labels, np.int32),

@@ -29,13 +29,16 @@ class Model:
 
   @property
   def draws(self):
-    """Whether it draws images: a tokenizer alone does not."""
+    """Returns whether it draws images: a tokenizer alone does not."""
     return bool(self.stage.draws_with)
 
 
 @dataclasses.dataclass
 class Subject:
-  """widths: {part: D} of what the network gives. Sets that are not there are None."""
+  """What is evaluated; absent image sets are None.
+
+  widths: {part: D} of the network's features.
+  """
 
   network: extractors.FeatureNetwork
   widths: dict
@@ -47,8 +50,10 @@ class Subject:
 
 
 def load_model(directory, stage="", checkpoint="last"):
-  """The Model of a work directory; stage: "" for the last one that is finished; checkpoint: which
-  one of it, "last" or "best"."""
+  """Returns the Model of a work directory.
+
+  stage: "" for the last finished one. checkpoint: "last" or "best" of that stage.
+  """
   config, class_names = workdir.read(directory)
   only = (stage,) if stage else ("tokenizer", *SAMPLING_STAGES)
   built, results = load_stage(directory, config, class_names, only, checkpoint)
@@ -56,7 +61,7 @@ def load_model(directory, stage="", checkpoint="last"):
 
 
 def widths(network, size=None):
-  """{part: width} of what a FeatureNetwork gives for images of a size; without running it."""
+  """Returns {part: width} of a FeatureNetwork's outputs for images of a size; does not run it."""
   size = size or (max(network.smallest, 32),) * 2
   image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
   found = jax.eval_shape(network.apply, network.params, image)
@@ -92,7 +97,7 @@ def draw_samples(model, options, *, count, prefix, seed, rule, batch_size):
 
 
 def draw_labels(model, count, rule, seed):
-  """(labels int32 [count], the rule in words)."""
+  """Returns (labels int32 [count], the rule in words)."""
   classes = len(model.class_names)
   given = None if rule == "balanced" else data_labels(model, rule == "data")
   if given is None:

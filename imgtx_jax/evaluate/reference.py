@@ -22,8 +22,11 @@ _PARTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 @dataclasses.dataclass
 class Reference:
-  """about: for the protocol; images: an ImageSet or None; statistics: {part: (mean, covariance)} of
-  a file, which go before those of the images."""
+  """What samples are compared with.
+
+  about: for the protocol. images: an ImageSet or None. statistics: {part: (mean, covariance)} of a
+  file, used before those of the images.
+  """
 
   about: dict
   images: image_sets.ImageSet | None = None
@@ -104,7 +107,7 @@ def _open_npz(path, network, widths, limit):
 
 
 def _refuse(path, found, network, widths):
-  """Why the file's statistics are not of this network, or "" if they are."""
+  """Returns why the file's statistics are not of this network, or "" if they are."""
   if "mu" not in found or "sigma" not in found:
     return f"{path} has no mu and sigma"
   own = str(found.get("weights_sha256", network.weights_sha256))

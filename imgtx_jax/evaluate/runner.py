@@ -54,7 +54,7 @@ def choose(asked, subject, settings, among=tuple(METRICS)):
 
 
 def check_sizes(subject):
-  """UserError where samples and reference differ in size and the network sees it."""
+  """Raises UserError if samples and reference differ in size and the network sees it."""
   ours, theirs = subject.samples, subject.reference and subject.reference.images
   if ours and theirs and tuple(ours.size) != tuple(theirs.size):
     if subject.network.resize == "none":
@@ -116,7 +116,7 @@ class Evaluator:
         self._say(f"warning: the {len(digests)} samples are {distinct} distinct images")
 
   def _compute(self, subject, metrics, stores, skipped):
-    """What run returns, of filled stores."""
+    """Returns what run returns, from filled stores."""
     results = {}
     for name in metrics:
       for result in METRICS[name].compute(stores, subject, self.settings):
@@ -134,7 +134,7 @@ class Evaluator:
   # -- Features ------------------------------------------------------------------------------------
 
   def _gather(self, subject, used):
-    """{(set, extractor): FeatureStore} of all pairs, filled."""
+    """Returns {(set, extractor): FeatureStore} of all pairs, filled."""
     stores = {}
     for title in ("samples", "reference", "training", "held_out"):
       names = list(dict.fromkeys(name for where, name in used if where == title))
@@ -159,7 +159,7 @@ class Evaluator:
     fill(_TITLES.get(title, title), images, wanted, self.batch_size, self.report)
 
   def _extractor(self, name, subject):
-    """Made once: each compiles a program."""
+    """Returns an Extractor by name; each is made once, because it compiles a program."""
     if name not in self._extractors:
       size, model = self.batch_size, subject.model
       make = {
@@ -213,7 +213,7 @@ class Evaluator:
     }
 
   def _timing(self, stores):
-    """Not part of the protocol: what drawing took, compilation aside."""
+    """Returns the seconds of drawing, without compilation; it is not part of the protocol."""
     timing = {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
     if ("samples", "examples") in stores:
       seconds = stores["samples", "examples"].read("seconds")
@@ -222,7 +222,7 @@ class Evaluator:
     return timing
 
   def _say(self, text):
-    """Once: a sweep comes by here for every value."""
+    """Prints a line once; a sweep evaluates several times."""
     if jax.process_index() == 0 and text not in self._said:
       self._said.add(text)
       print(text, flush=True)
@@ -251,7 +251,7 @@ def fill(title, images, wanted, batch_size, report=None):
 
 
 def write(path, found):
-  """The evaluation as a JSON file."""
+  """Writes an evaluation to a JSON file."""
   write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False).encode())
 
 
@@ -270,7 +270,7 @@ def table(found):
 
 @contextlib.contextmanager
 def agreement():
-  """A barrier at the end of its body: where that failed in one process, it raises in all."""
+  """Ends with a barrier: if its body failed in one process, it raises in all."""
   error = None
   try:
     yield
@@ -300,7 +300,7 @@ class Progress:
       self.display.__exit__(*error)
 
   def add(self, done, total):
-    """After a batch: so many of this run's images are done."""
+    """Shows that `done` of this run's `total` images are done, after a batch."""
     if jax.process_index() == 0:
       self._show(done, total)
     if self.report:
