@@ -101,7 +101,7 @@ def read_image(file, size):
     raise UserError(f"{file} cannot be read ({error.strerror}); give image files") from error
   except CorruptImageError as error:
     raise UserError(
-      f"{file} is no whole image ({error}); give image files such as JPEG, PNG, WebP or TIFF"
+      f"{file} is no whole image ({error}); give JPEG, PNG, WebP or TIFF files"
     ) from error
   return center_crop(image, size)
 

@@ -83,7 +83,7 @@ def read(file):
   except Exception as error:  # Pillow's decoders raise nearly every type on damaged bytes
     reason = "not a known format" if isinstance(error, UnidentifiedImageError) else error
     raise UserError(
-      f"{file} is no whole image ({reason}); give image files such as JPEG, PNG, WebP or TIFF"
+      f"{file} is no whole image ({reason}); give JPEG, PNG, WebP or TIFF files"
     ) from error
 
 
