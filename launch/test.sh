@@ -10,4 +10,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment test
 cd "$root"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+exec "$python" -m pytest -n 2 --dist worksteal "$@"
