@@ -124,16 +124,12 @@ def _digest(flat, class_names):
   decides = {
     key: value
     for key, value in flat.items()
-    if not (_is_free(key) or key in configs.PATH_KEYS or key in ("rounds", "stages"))
+    if key not in (*FREE_KEYS, *configs.PATH_KEYS, "rounds", "stages")
     and not key.startswith("sample.")
     and value != defaults.get(key)
   }
   text = json.dumps([decides, list(class_names)], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _is_free(key):
-  return key in FREE_KEYS
 
 
 def _check_config(workdir, flat):
@@ -145,7 +141,7 @@ def _check_config(workdir, flat):
     ours, theirs = flat.get(key, "absent"), found.get(key, "absent")
     if key in configs.PATH_KEYS and theirs and os.path.abspath(str(theirs)) == ours:
       continue  # an older version stored paths as they were given
-    if ours != theirs and not _is_free(key):
+    if ours != theirs and key not in FREE_KEYS:
       raise UserError(
         f"{workdir} belongs to another config: {key} is {theirs!r} there and {ours!r} here; "
         "use another --workdir, or set it back"

@@ -99,7 +99,7 @@ DAMAGES = {
     "a number that is none": changed(tokenizer__optimizer__learning_rate=float("nan")),
     "a free key out of range": changed(parallel__mode="both"),
     "sampling out of range": changed(sample__guidance="none"),
-    "a list for a number": changed(gpt__layers=[2]),
+    "a list for a number": changed(gpt__depth=[2]),
   },
 }
 CASES = [(file, case) for file, cases in DAMAGES.items() for case in cases]

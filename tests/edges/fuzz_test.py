@@ -43,7 +43,7 @@ CHECKPOINTS = tuple(f"work/1-{stage}/checkpoints" for stage in STAGES)
 IMAGES = ("a.png", "b.jpg", "c.webp", "d.tif", "e.gif")
 # Arguments, the inputs that are damaged, and what the command may write.
 MAIN = ("--config=config.py", "--workdir=work", "--config.data.path=data")
-CONVERT = ("--out=out", "--image_size=8", "--heads=2")
+CONVERT = ("--out=out", "--image_size=8", "--num_heads=2")
 STYLIZE = ("--workdir=work", "--style_size=64", "--style=b.jpg")
 CASES = {
   "main": (MAIN, ("config.py", "data", *WORK, *SUMMARIES), ("work",)),

@@ -17,6 +17,7 @@ from imgtx_jax.data import pipeline, sources, transforms
 from imgtx_jax.errors import UserError
 from imgtx_jax.io import image_files
 from imgtx_jax.sampling import autoregressive
+from imgtx_jax.sampling.options import SamplingOptions
 
 RAMP = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
 COLOURS = np.dstack([RAMP, RAMP[::-1], RAMP.T])
@@ -109,7 +110,7 @@ def test_a_temperature_near_zero_draws_as_zero_does(temperature, top_p):
   logits = jax.random.normal(jax.random.key(0), (16, 64)) * 30
 
   def draw(temperature):
-    options = autoregressive.Decoding(temperature=temperature, top_p=top_p)
+    options = SamplingOptions(temperature=temperature, top_p=top_p)
     return autoregressive.draw_codes(logits, jax.random.split(jax.random.key(1), 16), 0, options)
 
   assert (draw(temperature) == jnp.argmax(logits, axis=-1)).all()
