@@ -155,7 +155,7 @@ def random_resized_crop(image, size, rng, min_scale, max_scale=1.0):
   return _resize(image[top : top + side, left : left + side], size)
 
 
-class CropPlan(NamedTuple):
+class CropSet(NamedTuple):
   """A fixed list of crops [size, size, 3] of an image.
 
   sides: the image's centred square is resized to each of these. table: int32 [C, 4], per crop the
@@ -172,8 +172,8 @@ class CropPlan(NamedTuple):
     return (len(self.sides), max(self.sides), max(self.sides), 3)
 
 
-def plan_crops(size, kind, scales, flip):
-  """Returns the CropPlan with sides int(scale * size); equal crops are listed once.
+def make_crop_set(size, kind, scales, flip):
+  """Returns the CropSet with sides int(scale * size); equal crops are listed once.
 
   Args:
     size: the side of a crop.
@@ -192,17 +192,17 @@ def plan_crops(size, kind, scales, flip):
     table += [(index, *corner, 0) for corner in dict.fromkeys(corners)]
   if flip:
     table += [(*row[:3], 1) for row in table]
-  return CropPlan(size, sides, np.array(table, np.int32))
+  return CropSet(size, sides, np.array(table, np.int32))
 
 
-def resize_squares(image, plan):
-  """Resizes the largest centred square of an image [H, W, 3] to each side of a CropPlan.
+def resize_squares(image, crop_set):
+  """Resizes the largest centred square of an image [H, W, 3] to each side of a CropSet.
 
   Returns uint8 [sides, S, S, 3], where S is the largest side; smaller squares are padded by zeros
   below and to the right.
   """
-  stacked = np.zeros(plan.square_shape, np.uint8)
-  for square, side in zip(stacked, plan.sides, strict=True):
+  stacked = np.zeros(crop_set.square_shape, np.uint8)
+  for square, side in zip(stacked, crop_set.sides, strict=True):
     square[:side, :side] = center_crop(image, side)
   return stacked
 
@@ -212,7 +212,7 @@ def take_crop(images, row, size):
 
   Args:
     images: [B, sides, S, S, 3] from resize_squares.
-    row: a row of CropPlan.table.
+    row: a row of CropSet.table.
     size: the side of the crop.
   """
   index, top, left, mirrored = row

@@ -64,7 +64,7 @@ class CodeInputs(NamedTuple):
 
   encode(params, images uint8 [B, H, W, 3]) → codes int [B, num_codes] under codebook_size; params
   and hyperparameters {name: plain value} decide the codes. batch_size: images to encode at once.
-  crops, scales: see transforms.plan_crops.
+  crops, scales: see transforms.make_crop_set.
   """
 
   folder: str

@@ -36,9 +36,9 @@ def prepare(inputs, images, config, directory):
   signal asks to stop (a process of several is stopped by SIGINT only); finished shards stay.
   """
   folder = Path(directory) / "codes" if inputs.folder == "auto" else Path(inputs.folder)
-  plan = plan_crops(inputs, config)
+  crop_set = make_crop_set(inputs, config)
   layout = code_cache.make_layout(
-    len(images), len(plan.table), inputs.num_codes, inputs.codebook_size
+    len(images), len(crop_set.table), inputs.num_codes, inputs.codebook_size
   )
   cache = code_cache.CodeCache(folder, fingerprint(inputs, images, config), layout)
   if cache.index:
@@ -50,7 +50,7 @@ def prepare(inputs, images, config, directory):
     if jax.process_index() == 0:
       cache.claim()
     if missing:
-      _build(cache, missing, inputs, images, config, plan)
+      _build(cache, missing, inputs, images, config, crop_set)
     processes.gather(b"all shards are written")
     if jax.process_index() == 0:
       cache.finish()
@@ -58,10 +58,10 @@ def prepare(inputs, images, config, directory):
   return cache.open(images)
 
 
-def plan_crops(inputs, config):
-  """The transforms.CropPlan of what inputs asks for."""
+def make_crop_set(inputs, config):
+  """The transforms.CropSet of what inputs asks for."""
   data = config.data
-  return transforms.plan_crops(data.image_size, inputs.crops, inputs.scales, data.flip)
+  return transforms.make_crop_set(data.image_size, inputs.crops, inputs.scales, data.flip)
 
 
 def fingerprint(inputs, images, config):
@@ -84,53 +84,53 @@ def fingerprint(inputs, images, config):
   }
 
 
-def batch_sizes(images, plan, devices):
+def batch_sizes(images, crop_set, devices):
   """(B, at_once): images a batch of squares, and crops of each that are encoded at once.
 
   B · at_once is about `images`; B squares take not much more than BATCH_BYTES, and `devices`, the
   number of this process's devices, divides B.
   """
-  rows = min(images, BATCH_BYTES // math.prod(plan.square_shape))
+  rows = min(images, BATCH_BYTES // math.prod(crop_set.square_shape))
   rows = max(devices, rows // devices * devices)
-  crops = len(plan.table)
+  crops = len(crop_set.table)
   at_once = max(n for n in range(1, crops + 1) if crops % n == 0 and n <= max(1, images // rows))
   return rows, at_once
 
 
-def compile_encoder(inputs, plan, dtype):
+def compile_encoder(inputs, crop_set, dtype):
   """A callable of squares uint8 [B, sides, S, S, 3] → codes [B, C, N] of dtype, on this process's
   devices, not waited for."""
-  _, at_once = _batch_sizes(inputs, plan)
-  return sharding.map_local(encode_crops(inputs.encode, plan, dtype, at_once), inputs.params)
+  _, at_once = _batch_sizes(inputs, crop_set)
+  return sharding.map_local(encode_crops(inputs.encode, crop_set, dtype, at_once), inputs.params)
 
 
-def _batch_sizes(inputs, plan):
+def _batch_sizes(inputs, crop_set):
   """batch_sizes for about as many images a step as the stage's own takes."""
-  return batch_sizes(inputs.batch_size // jax.process_count(), plan, jax.local_device_count())
+  return batch_sizes(inputs.batch_size // jax.process_count(), crop_set, jax.local_device_count())
 
 
-def encode_crops(encode, plan, dtype, at_once):
+def encode_crops(encode, crop_set, dtype, at_once):
   """A function (params, squares uint8 [B, sides, S, S, 3]) → codes [B, C, N] of dtype.
 
   The crops are cut on the device: the host hands over each image once, not C times.
 
   Args:
     encode: a function (params, uint8 [n, size, size, 3]) → codes int [n, N].
-    plan: the transforms.CropPlan of the C crops.
+    crop_set: the transforms.CropSet of the C crops.
     dtype: of the codes.
     at_once: how many crops of each image `encode` takes at a time, n = B · at_once; divides C.
   """
-  steps = plan.table.reshape(-1, at_once, 4)
+  steps = crop_set.table.reshape(-1, at_once, 4)
 
   def run(params, squares):
     def step(rows):
-      crops = [transforms.take_crop(squares, row, plan.size) for row in rows]
+      crops = [transforms.take_crop(squares, row, crop_set.size) for row in rows]
       images = jax.numpy.stack(crops, axis=1)  # [B, at_once, size, size, 3]
       codes = encode(params, images.reshape(-1, *images.shape[2:]))
       return codes.reshape(len(squares), at_once, -1).astype(dtype)
 
     codes = jax.lax.map(step, steps)  # [C / at_once, B, at_once, N]
-    return codes.transpose(1, 0, 2, 3).reshape(len(squares), len(plan.table), -1)
+    return codes.transpose(1, 0, 2, 3).reshape(len(squares), len(crop_set.table), -1)
 
   return run
 
@@ -156,8 +156,8 @@ def _announce(cache, missing):
     )
 
 
-def _build(cache, shards, inputs, images, config, plan):
-  encode = compile_encoder(inputs, plan, cache.layout.dtype)
+def _build(cache, shards, inputs, images, config, crop_set):
+  encode = compile_encoder(inputs, crop_set, cache.layout.dtype)
   total = sum(len(cache.layout.span(shard)) for shard in shards)
   with StopSignals() as stop, Display("codes", total, 0) as display:
     fill(
@@ -165,14 +165,14 @@ def _build(cache, shards, inputs, images, config, plan):
       shards,
       images,
       encode,
-      plan=plan,
-      batch=_batch_sizes(inputs, plan)[0],
+      crop_set=crop_set,
+      batch=_batch_sizes(inputs, crop_set)[0],
       threads=config.data.threads,
-      report=_Progress(display, total, len(plan.table), stop, cache.folder).add,
+      report=_Progress(display, total, len(crop_set.table), stop, cache.folder).add,
     )
 
 
-def fill(cache, shards, images, encode, *, plan, batch, threads, report):
+def fill(cache, shards, images, encode, *, crop_set, batch, threads, report):
   """Writes shards of a code_cache.CodeCache.
 
   Args:
@@ -180,7 +180,7 @@ def fill(cache, shards, images, encode, *, plan, batch, threads, report):
     shards: the numbers of the shards to write.
     images: the source.
     encode: a function of squares [batch, sides, S, S, 3] → codes [batch, C, N], not waited for.
-    plan: the transforms.CropPlan.
+    crop_set: the transforms.CropSet.
     batch: how many images `encode` takes.
     threads: how many read and crop.
     report: report(n) is called after every n examples, and may raise to stop; finished shards stay.
@@ -190,11 +190,11 @@ def fill(cache, shards, images, encode, *, plan, batch, threads, report):
   stream = pipeline.in_order(
     images,
     np.concatenate([np.arange(s.start, s.stop) for s in spans]),
-    crop=lambda image: transforms.resize_squares(image, plan),
+    crop=lambda image: transforms.resize_squares(image, crop_set),
     threads=threads,
     ahead=batch,
   )
-  encoded = _encoded(stream, itertools.chain(*counts), (batch, *plan.square_shape), encode)
+  encoded = _encoded(stream, itertools.chain(*counts), (batch, *crop_set.square_shape), encode)
   for shard, batches in zip(shards, counts, strict=True):
     parts = []
     for part in itertools.islice(encoded, len(batches)):

@@ -19,20 +19,20 @@ from imgtx_jax.training import build_code_cache
 
 SIZE = 8
 FINGERPRINT = {"tokenizer.weights": "a1", "data.images": 10, "scales": [1.5]}
-PLAN = transforms.plan_crops(SIZE, "ten", (1.5, 1.25), flip=True)
+CROPS = transforms.make_crop_set(SIZE, "ten", (1.5, 1.25), flip=True)
 
 
 # -- Crops -----------------------------------------------------------------------------------------
 
 
 def test_ten_crops_of_two_scales_as_llamagen_makes_them():
-  plan = transforms.plan_crops(256, "ten", (1.1, 1.05), flip=True)
-  assert plan.sides == (281, 268) and plan.table.shape == (20, 4)
-  assert plan.table[:5].tolist() == [
+  crop_set = transforms.make_crop_set(256, "ten", (1.1, 1.05), flip=True)
+  assert crop_set.sides == (281, 268) and crop_set.table.shape == (20, 4)
+  assert crop_set.table[:5].tolist() == [
     [0, 0, 0, 0], [0, 0, 25, 0], [0, 25, 0, 0], [0, 25, 25, 0], [0, 12, 12, 0],
   ]  # fmt: skip
-  np.testing.assert_array_equal(plan.table[10:, :3], plan.table[:10, :3])
-  assert plan.table[10:, 3].all()
+  np.testing.assert_array_equal(crop_set.table[10:, :3], crop_set.table[:10, :3])
+  assert crop_set.table[10:, 3].all()
 
 
 @pytest.mark.parametrize(
@@ -44,18 +44,18 @@ def test_ten_crops_of_two_scales_as_llamagen_makes_them():
     ("ten", (1.0, 1.01), False, [[0, 0, 0, 0]]),  # what coincides is taken once
   ],
 )
-def test_small_plans(kind, scales, flip, table):
-  assert transforms.plan_crops(SIZE, kind, scales, flip).table.tolist() == table
+def test_small_crop_sets(kind, scales, flip, table):
+  assert transforms.make_crop_set(SIZE, kind, scales, flip).table.tolist() == table
 
 
 def test_crops_of_a_ramp_by_hand():
-  """A 6×6 image of a plan with that side: the pixel at (y, x) is 10 y + x."""
-  plan = transforms.plan_crops(4, "ten", (1.5,), flip=True)
+  """A 6×6 image of a crop_set with that side: the pixel at (y, x) is 10 y + x."""
+  crop_set = transforms.make_crop_set(4, "ten", (1.5,), flip=True)
   ramp = 10 * np.arange(6, dtype=np.uint8)[:, None] + np.arange(6, dtype=np.uint8)
   wide = np.pad(ramp, ((0, 0), (2, 2)))  # the square is the middle of it
-  squares = transforms.resize_squares(np.stack([wide] * 3, -1), plan)
+  squares = transforms.resize_squares(np.stack([wide] * 3, -1), crop_set)
   np.testing.assert_array_equal(squares[0, :, :, 1], ramp)
-  crops = [np.asarray(transforms.take_crop(squares[None], row, 4)) for row in plan.table]
+  crops = [np.asarray(transforms.take_crop(squares[None], row, 4)) for row in crop_set.table]
   crops = [crop[0, :, :, 0] for crop in crops]
   assert [c[0, 0] for c in crops] == [0, 2, 20, 22, 11, 3, 5, 23, 25, 14]
   for plain, mirrored in zip(crops[:5], crops[5:], strict=True):
@@ -64,8 +64,8 @@ def test_crops_of_a_ramp_by_hand():
 
 
 def test_a_smaller_square_is_padded():
-  plan = transforms.plan_crops(4, "ten", (1.5, 1.25), flip=False)
-  squares = transforms.resize_squares(np.full((9, 7, 3), 200, np.uint8), plan)
+  crop_set = transforms.make_crop_set(4, "ten", (1.5, 1.25), flip=False)
+  squares = transforms.resize_squares(np.full((9, 7, 3), 200, np.uint8), crop_set)
   assert squares.shape == (2, 6, 6, 3) and (squares[1, :5, :5] == 200).all()
   assert not squares[1, 5].any() and not squares[1, :, 5].any()
 
@@ -91,8 +91,8 @@ def fake_codes(images):
 class Encoder:
   """build_code_cache.fill's encode for fake codes; counts its calls."""
 
-  def __init__(self, plan=PLAN, at_once=2, dtype="uint16"):
-    run = build_code_cache.encode_crops(lambda params, x: fake_codes(x), plan, dtype, at_once)
+  def __init__(self, crop_set=CROPS, at_once=2, dtype="uint16"):
+    run = build_code_cache.encode_crops(lambda params, x: fake_codes(x), crop_set, dtype, at_once)
     self.run, self.calls = jax.jit(run), 0
 
   def __call__(self, squares):
@@ -100,20 +100,22 @@ class Encoder:
     return self.run(None, squares)
 
 
-def layout_of(source, shard_examples=3, codebook_size=256, plan=PLAN):
-  layout = code_cache.make_layout(len(source), len(plan.table), 4, codebook_size)
+def layout_of(source, shard_examples=3, codebook_size=256, crop_set=CROPS):
+  layout = code_cache.make_layout(len(source), len(crop_set.table), 4, codebook_size)
   return dataclasses.replace(layout, shard_examples=shard_examples)
 
 
-def fill(folder, source, process=(0, 1), encode=None, report=lambda n: None, plan=PLAN, **options):
+def fill(
+  folder, source, process=(0, 1), encode=None, report=lambda n: None, crop_set=CROPS, **options
+):
   """What code_cache.prepare does, of one process; returns the cache and the shards it made."""
-  cache = code_cache.CodeCache(folder, FINGERPRINT, layout_of(source, plan=plan, **options))
+  cache = code_cache.CodeCache(folder, FINGERPRINT, layout_of(source, crop_set=crop_set, **options))
   missing = cache.missing(*process)
   cache.claim()
   if missing:
-    encode = encode or Encoder(plan)
+    encode = encode or Encoder(crop_set)
     build_code_cache.fill(
-      cache, missing, source, encode, plan=plan, batch=2, threads=2, report=report
+      cache, missing, source, encode, crop_set=crop_set, batch=2, threads=2, report=report
     )
   return cache, missing
 
@@ -132,8 +134,8 @@ def test_codes_are_those_of_the_crops(tmp_path, source):
   read = finished(tmp_path, source)
   assert len(read) == 10 and read.class_names == source.class_names
   for i in range(10):
-    squares = transforms.resize_squares(source[i]["image"], PLAN)[None]
-    crops = [np.asarray(transforms.take_crop(squares, row, SIZE)) for row in PLAN.table]
+    squares = transforms.resize_squares(source[i]["image"], CROPS)[None]
+    crops = [np.asarray(transforms.take_crop(squares, row, SIZE)) for row in CROPS.table]
     example = read[i]
     assert example["codes"].dtype == np.uint16
     np.testing.assert_array_equal(example["codes"], np.concatenate([fake_codes(c) for c in crops]))
@@ -172,11 +174,13 @@ def test_shards_are_neither_tiny_nor_many():
 @pytest.mark.parametrize("images", [1, 6, 64, 1000])
 @pytest.mark.parametrize("devices", [1, 4])
 def test_batches_fit_devices_and_crops(images, devices):
-  plan = transforms.plan_crops(256, "ten", (1.1, 1.05), flip=True)
-  batch, at_once = build_code_cache.batch_sizes(images, plan, devices)
+  crop_set = transforms.make_crop_set(256, "ten", (1.1, 1.05), flip=True)
+  batch, at_once = build_code_cache.batch_sizes(images, crop_set, devices)
   assert batch % devices == 0 and 20 % at_once == 0
   assert batch * at_once <= max(images, devices)
-  assert batch * np.prod(plan.square_shape) <= max(build_code_cache.BATCH_BYTES, devices * 2**19)
+  assert batch * np.prod(crop_set.square_shape) <= max(
+    build_code_cache.BATCH_BYTES, devices * 2**19
+  )
   assert 2 * batch * at_once > min(images, 2 * batch)
 
 

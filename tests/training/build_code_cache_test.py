@@ -72,11 +72,11 @@ def test_codes_are_those_that_the_tokenizer_gives(config, results, images, tmp_p
   source = build_code_cache.prepare(inputs_of(config, results), images, config, tmp_path)
   text = capsys.readouterr().out
   assert f"60 images × 10 crops × 16 codes take 0.0194 MB on disk, in {tmp_path / 'codes'};" in text
-  plan = transforms.plan_crops(16, "ten", (1.25,), flip=True)
+  crop_set = transforms.make_crop_set(16, "ten", (1.25,), flip=True)
   tokenizer = build("pretrain", config, CLASSES).tokenizer
   for i in (0, 31, 59):
-    square = transforms.resize_squares(images[i]["image"], plan)[None]
-    crops = [transforms.take_crop(square, row, 16) for row in plan.table]
+    square = transforms.resize_squares(images[i]["image"], crop_set)[None]
+    crops = [transforms.take_crop(square, row, 16) for row in crop_set.table]
     crops = transforms.normalize(np.concatenate(crops))
     expected = tokenizer.encode(results["tokenizer"]["ema"], crops)
     np.testing.assert_array_equal(source[i]["codes"], expected)
