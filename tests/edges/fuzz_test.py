@@ -31,8 +31,8 @@ from imgtx_jax.style_transfer import batch_jobs, tiled_renderer
 
 pytestmark = pytest.mark.slow
 
-# A command has so many tries, shared by its cases.
-TRIES, FIRST = int(os.environ.get("TRIES", 500)), int(os.environ.get("FIRST", 0))
+# Tries of a command, shared by its cases; TRIES=500 is the whole search.
+TRIES, FIRST = int(os.environ.get("TRIES", 24)), int(os.environ.get("FIRST", 0))
 SECONDS = 20  # of the processor, for one command
 BYTES = 2**30  # more than before the first
 
