@@ -11,7 +11,6 @@ memory when they are read.
   written_seconds                 from the call of save() until the step is on disk
   restore_seconds                 reading it back onto the device, each checksum verified
   restore_megabytes_per_second    the same as a rate
-  verify_megabytes_per_second     finding the newest intact step, as a resumed run does first
   write_megabytes_per_second      the disk's rate: a plain file of that size, with fsync
   checksum_megabytes_per_second   the checksums alone
 """
@@ -45,7 +44,7 @@ def measure(gigabytes):
     checkpoints = checkpoint.Checkpoints(folder, keep=1)
     checkpoints.reserve(state)
     time.sleep(RESERVE_SECONDS * gigabytes)  # while a training compiles its first step
-    blocked, written, restored, verified, checked = [], [], [], [], []
+    blocked, written, restored, checked = [], [], [], []
     for run in range(RUNS):
       step = state.replace(step=np.int32(run))
       began = time.monotonic()
@@ -53,14 +52,13 @@ def measure(gigabytes):
       blocked.append(time.monotonic() - began)
       checkpoints.wait()
       written.append(time.monotonic() - began)
-      verified.append(common.seconds_of(checkpoints.latest))
       restored.append(common.seconds_of(lambda: checkpoints.restore(state)))
       checked.append(common.seconds_of(lambda: checksums.checksums(state.params)))
     checkpoints.close()
     disk = common.seconds_of(lambda: write_plain(folder, state))
   first = blocked[0]
-  blocked, written, restored, verified, checked = map(
-    statistics.median, (blocked, written, restored, verified, checked)
+  blocked, written, restored, checked = map(
+    statistics.median, (blocked, written, restored, checked)
   )
   return {
     "gigabytes": size / 1e9,
@@ -70,7 +68,6 @@ def measure(gigabytes):
     "written_seconds": written,
     "restore_seconds": restored,
     "restore_megabytes_per_second": size / restored / 1e6,
-    "verify_megabytes_per_second": size / verified / 1e6,
     "checksum_megabytes_per_second": size / checked / 1e6,
     "write_megabytes_per_second": size / disk / 1e6,
   } | common.machine()

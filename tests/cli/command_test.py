@@ -91,7 +91,7 @@ def test_a_kind_stands_first():
   with pytest.raises(UserError, match="'nothing' is not one of: llamagen"):
     command.parse(convert, ["convert", "nothing"])
   parsed = command.parse(convert, ["convert", "inception", "a.pth", "--out=b"])
-  assert parsed.arguments == ["a.pth"] and parsed.flags.out == "b"
+  assert parsed.arguments == ["a.pth"] and parsed.flags.out == os.path.abspath("b")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

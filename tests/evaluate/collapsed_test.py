@@ -20,8 +20,8 @@ def equal_images(folder, count, distinct=1):
 def test_equal_images_have_finite_figures(evaluate, folders, tmp_path, capsys, distinct):
   samples = equal_images(tmp_path / "same", 40, distinct)
   found = evaluate(samples, folders[1])
-  assert found["figures"]["FD-Tiny"]["value"] > 0
-  assert all(np.isfinite(figure["value"]) for figure in found["figures"].values())
+  assert found["results"]["FD-Tiny"]["value"] > 0
+  assert all(np.isfinite(figure["value"]) for figure in found["results"].values())
   assert f"the 40 samples are {distinct} distinct images" in capsys.readouterr().out
 
 

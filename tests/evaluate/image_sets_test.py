@@ -68,7 +68,7 @@ def test_another_npz(arrays, words, tmp_path):
 def test_no_npz_at_all_and_half_of_one(tmp_path, smooth_images):
   path = tmp_path / "a.npz"
   path.write_bytes(b"nothing")
-  with pytest.raises(UserError, match="a.npz cannot be read as .npz"):
+  with pytest.raises(UserError, match="a.npz is no whole .npz"):
     image_sets.open_files(path)
   np.savez(path, smooth_images(4, 16))
   data = bytearray(path.read_bytes())

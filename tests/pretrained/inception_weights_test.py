@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from imgtx_jax.cli import command
 from imgtx_jax.convert import __main__ as convert
 from imgtx_jax.errors import UserError
 from imgtx_jax.pretrained import batch_norm_folding, efficientnet_weights, inception_weights
@@ -100,10 +101,10 @@ def test_converted_weights_that_are_none(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["inception"], ["inception", "a", "b"]])
 def test_one_file_is_wanted(arguments):
-  with pytest.raises(UserError, match="takes one file"):
-    convert.main(arguments)
-  with pytest.raises(UserError, match="'vgg' cannot be converted; .*llamagen, inception"):
-    convert.main(["vgg"])
+  with pytest.raises(UserError, match="no .* given|takes one file"):
+    command.parse(convert.COMMANDS, ["convert", *arguments]).run()
+  with pytest.raises(UserError, match="'vgg' is not one of: llamagen, inception"):
+    command.parse(convert.COMMANDS, ["convert", "vgg"])
 
 
 # -- EfficientNet, which comes in a package --------------------------------------------------------
