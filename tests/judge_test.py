@@ -117,7 +117,7 @@ def test_command(trained, files, tmp_path, capsys):
       "a.png",
       "whole",
       {"out": "/dev/null/heat.png"},
-      "--out=/dev/null/heat.png: /dev/null is a file, not a folder",
+      "--out=/dev/null/heat.png: /dev/null is a file",
     ),
     ("a.png", "whole", {"prefix": 17}, "--prefix=17 is outside 0 … 16"),
   ],
