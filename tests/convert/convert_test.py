@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -236,6 +237,6 @@ def test_the_command_says_what_is_wrong(tmp_path):
   with pytest.raises(UserError) as caught:
     command.parse(convert.COMMANDS, ["convert", "llamagen", *map(str, arguments)]).run()
   assert str(caught.value) == (
-    f"--gpt={pathlib.Path('none.pt').absolute()}: there is no such file; give a .pt or "
+    f"--gpt={Path('none.pt').absolute()}: there is no such file; give a .pt or "
     ".safetensors file"
   )
