@@ -125,10 +125,11 @@ def test_another_image_size_is_refused(start):
 
 def test_another_version_is_noted(tmp_path, start, capsys, monkeypatch):
   start()
+  begun = imgtx_jax.__version__
   monkeypatch.setattr(imgtx_jax, "__version__", "9.9.9")
   start()
-  assert "was begun with imgtx_jax 0.1.0, and this is 9.9.9" in capsys.readouterr().out
-  assert json.loads((tmp_path / "run" / "data.json").read_text())["imgtx_jax"] == "0.1.0"
+  assert f"was begun with imgtx_jax {begun}, and this is 9.9.9" in capsys.readouterr().out
+  assert json.loads((tmp_path / "run" / "data.json").read_text())["imgtx_jax"] == begun
 
 
 def test_deleting_the_record_accepts_the_images_as_they_are(tmp_path, start):
