@@ -209,6 +209,7 @@ def test_a_later_round_replays_nothing_of_an_earlier_one(
   np.testing.assert_array_equal(first["noise"], expected)
 
 
+@pytest.mark.slow
 def test_a_resumed_second_round_equals_an_unbroken_one(
   trained, two_rounds, tiny_config, tmp_path, monkeypatch
 ):

@@ -109,6 +109,7 @@ def assert_close(found, expected, where):
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * scale, err_msg=where)
 
 
+@pytest.mark.slow
 def test_their_steps_are_those_of_one_process(together, alone):
   """Metrics of five steps and parameters. PROCESS_RUNS chooses stages and modes: all of them take
   minutes."""
@@ -124,6 +125,7 @@ def test_their_steps_are_those_of_one_process(together, alone):
           assert_close(found[key], value, f"{file.stem} {key}")
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_from_the_checkpoint_of_two(together, alone):
   out, _, logs = together
   saved = sorted(path for path in out.glob("*-*") if path.is_dir())
@@ -136,12 +138,14 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(together, alone):
       assert_close(value, whole[key], f"{path.name} {key}")
 
 
+@pytest.mark.slow
 def test_a_notice_to_one_stops_both_at_one_step(together):
   out, _, logs = together
   first, second = json.loads((out / "stops.json").read_text())
   assert first == second and 3 <= first < 199, logs
 
 
+@pytest.mark.slow
 def test_the_death_of_one_ends_the_other_with_one_line(together):
   out, status, logs = together
   assert status in (137, processes.LOST), logs

@@ -99,6 +99,7 @@ def two(folders, tmp_path):
   return [json.loads((out / f"told-{index}.json").read_text()) for index in (0, 1)], texts, out
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(two, evaluate, folders, small_shards, tmp_path):
   ((done, found, error), (others, nothing, other_error)), texts, out = two
   one = evaluate(*folders, save_npz=str(tmp_path / "one.npz"))
