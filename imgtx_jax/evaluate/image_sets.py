@@ -174,10 +174,10 @@ class NpzImages(ImageSet):
       raise self._damaged("arr_1", first_line(error)) from error
     if labels.shape != (self.total,):
       return None
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= 2**31:
-      raise self._damaged(
-        "arr_1", f"labels are {labels.dtype} from {labels.min()} to {labels.max()}"
-      )
+    if labels.dtype.kind not in "iu":
+      raise self._damaged("arr_1", f"labels are {labels.dtype}, not whole numbers")
+    if labels.min() < 0 or labels.max() >= 2**31:
+      raise self._damaged("arr_1", f"labels are from {labels.min()} to {labels.max()}")
     return labels.astype(np.int32)
 
 

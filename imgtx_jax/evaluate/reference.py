@@ -102,6 +102,11 @@ def _open_npz(path, network, widths, limit):
   }
   about |= {"statistics": f"{', '.join(statistics)} as the file has them"}
   if "count" in found:
+    if np.shape(found["count"]) or found["count"].dtype.kind not in "iu":
+      raise UserError(
+        f"{path}: count is {found['count'].dtype} {list(np.shape(found['count']))}, and should be "
+        "one whole number; make the file again"
+      )
     about["count"] = int(found["count"])
   return Reference(about, images, statistics)
 

@@ -237,6 +237,5 @@ def test_the_command_says_what_is_wrong(tmp_path):
   with pytest.raises(UserError) as caught:
     command.parse(convert.COMMANDS, ["convert", "llamagen", *map(str, arguments)]).run()
   assert str(caught.value) == (
-    f"--gpt={Path('none.pt').absolute()}: there is no such file; give a .pt or "
-    ".safetensors file"
+    f"--gpt={Path('none.pt').absolute()}: there is no such file; give a .pt or .safetensors file"
   )

@@ -223,7 +223,7 @@ def test_drawn_images_in_a_style(trained, run, monkeypatch, tmp_path, local_styl
   np.testing.assert_array_equal(at_zero, plain)
   assert red.shape == plain.shape
   assert np.mean((red - plain) @ [1, -0.5, -0.5]) > 20
-  assert directories == [str(trained[0]), "elsewhere"]
+  assert directories == [str(trained[0]), os.path.abspath("elsewhere")]
 
 
 @pytest.mark.parametrize("prefix", [0, 5])
