@@ -1,5 +1,7 @@
 """Drawing: batches, devices, the best of candidates, completion; and what the command refuses."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
