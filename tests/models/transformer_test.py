@@ -153,7 +153,7 @@ def test_unrolled_layers_compute_what_scanned_ones_do(scanned):
 
 def test_remat_computes_the_same(scanned, differentiate):
   params, expected, grads = scanned
-  y = apply(SCANNED.clone(remat="dots"), params, X, make_context())
+  y = apply(make_model(**FULL, remat="dots"), params, X, make_context())
   np.testing.assert_allclose(y, expected, atol=1e-5)
   y, again = differentiate(run_remat, params)
   np.testing.assert_allclose(y, expected, atol=1e-5)
