@@ -210,7 +210,7 @@ def test_names_that_differ_in_their_suffix_only(place):
     (dict(style=["none.png"]), "none.png cannot be read"),
     (dict(style=["text.png", "styles/red.png"]), "text.png is no whole image"),
     (dict(mask=["none.png"]), "none.png cannot be read"),
-    (dict(mask=["styles/red.png"]), "the mask .*styles/red.png is 300×200 pixels and .*a.png is 70×50"),
+    (dict(mask=["styles/red.png"]), "the mask .*red.png is 300×200 pixels and .*a.png is 70×50"),
     (dict(content="empty", out="out"), "empty holds no image"),
     (dict(out=""), "nothing to write"),
     (dict(out="out.gif"), "out.gif is no name of an image file"),
