@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from imgtx_jax.stages import build
+from imgtx_jax.stages.pretrain import prediction_figures
 
 CLASSES = 3
 
@@ -70,5 +71,6 @@ def test_learns_the_codes_of_a_batch(start, tiny_config, smooth_images, permuted
     state, metrics = step(state, batch, key)
   assert metrics["bits_per_code"] < 0.5
   codes = stage.tokenizer.encode(state.frozen["tokenizer"], stage.prepare(batch))
-  figures = stage.prediction_figures(state, state.ema["gpt"], codes, batch["label"])
+  counts = state.variables["code_counts"]
+  figures = prediction_figures(stage.gpt, state.ema["gpt"], counts, codes, batch["label"])
   assert figures["bits_per_code"].mean() < 0.8 < figures["unigram_bits_per_code"].mean()
