@@ -49,7 +49,7 @@ def make_task(stage, state, batch, key, prefix):
   codes = stage.tokenizer.encode(state.frozen["tokenizer"], stage.prepare(batch))
   bank, labels = state.variables["bank"], batch["label"]
   task = finetune_inputs.draw(
-    stage.options, bank, codes, labels, key, 0, jnp.arange(len(labels)), classes=CLASSES
+    stage.config, bank, codes, labels, key, 0, jnp.arange(len(labels)), classes=CLASSES
   )
   return task | {"prefix": jnp.full(len(labels), prefix)}
 
