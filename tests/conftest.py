@@ -188,14 +188,25 @@ def vgg_weights():
   return weights
 
 
-@pytest.fixture
-def random_vgg(monkeypatch, vgg_weights):
-  """The weights of pretrained/lpips_weights.py, an extra, are random ones."""
+@pytest.fixture(scope="session")
+def use_random_vgg(vgg_weights):
+  """use(monkeypatch): from then on the weights of pretrained/lpips_weights.py, an extra, are random
+  ones."""
   from imgtx_jax.pretrained import lpips_weights
 
   widths = [vgg_weights[f"conv{i}_2"]["bias"].shape for i in range(1, 6)]
   heads = [np.full(width, 0.1, np.float32) for width in widths]
-  monkeypatch.setattr(lpips_weights, "load", lambda net="vgg": {net: vgg_weights, "heads": heads})
+
+  def use(monkeypatch):
+    monkeypatch.setattr(lpips_weights, "load", lambda net="vgg": {net: vgg_weights, "heads": heads})
+
+  return use
+
+
+@pytest.fixture
+def random_vgg(monkeypatch, use_random_vgg):
+  """The weights of pretrained/lpips_weights.py, an extra, are random ones."""
+  use_random_vgg(monkeypatch)
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def call():
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory, fresh_tiny_config, untrained_workdir):
+def made(tmp_path_factory, fresh_tiny_config, untrained_workdir, use_random_vgg):
   """A work directory in which all stages have finished with their first, random weights, and the
   data of three classes that it names."""
   root = tmp_path_factory.mktemp("made")
@@ -109,7 +109,9 @@ def made(tmp_path_factory, fresh_tiny_config, untrained_workdir):
   config.data.update(dict(source="folder", path=str(root / "data"), threads=0))
   config.style.data.path = str(root / "data" / "cat")
   config.gpt.order = "raster"
-  untrained_workdir(config.lock(), root / "work", NAMES)
+  with pytest.MonkeyPatch.context() as patch:
+    use_random_vgg(patch)  # the first state of the style stage holds VGG16
+    untrained_workdir(config.lock(), root / "work", NAMES)
   text = CONFIG.replace("FLAT", repr((root / "work" / "config.json").read_text()))
   (root / "config.py").write_text(text)
   return root
