@@ -63,6 +63,8 @@ def test_printing_never_fails(make, monkeypatch):
       print("to both", file=sys.stderr, flush=True)
   sys.stdout.writelines(["a", "b"])
   sys.stdout.flush()
+  for stream in (sys.stdout, sys.stderr):
+    stream.close()
 
 
 def test_what_a_locale_lacks_is_written_in_ascii(monkeypatch):
