@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 from absl import app, flags, logging
 
-from imgtx_jax.cli import flag_errors, output, paths
+from imgtx_jax.cli import absent_devices, flag_errors, output, paths
 from imgtx_jax.cli.flag_groups import FlagGroups
 from imgtx_jax.distributed import processes
 from imgtx_jax.errors import UserError, first_line
@@ -189,6 +189,7 @@ def _introduction(doc):
 
 def _guarded(parsed):
   """Runs a parsed command; exceptions become exit codes, and one line where they are expected."""
+  absent_devices.hide()
   try:
     if parsed.command.processes:
       values = parsed.flags

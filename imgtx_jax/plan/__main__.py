@@ -1,9 +1,11 @@
 """Plans training without the machine: memory, speed, and what to change.
 
   python -m imgtx_jax.plan --config configs/imagenet256.py:xl --topology v5e:16x16
+  python -m imgtx_jax.plan --config configs/imagenet256.py:l --topology h100:8 --stage pretrain
 
 Compiles the training step of every stage of the config, or of --stage, ahead of time for a TPU
-slice (v5e:16x16, v5p:2x4x4, v6e:8x8, v4:4x4x4; the extra "plan" brings the compiler), or for this
+slice (v5e:16x16, v5p:2x4x4, v6e:8x8, v4:4x4x4; the extra "plan" brings the compiler), for GPUs
+(h100:8, h100:2x8 for two hosts of eight, h200, a100, a100-40g; the extra "plan-gpu"), or for this
 machine's devices (cpu:4, gpu). Nothing is trained and no weight is allocated. Prints for one chip:
 
   state a chip    parameters, optimizer state, averages, frozen networks, by the sharding rules
@@ -11,17 +13,20 @@ machine's devices (cpu:4, gpu). Nothing is trained and no weight is allocated. P
                   and gradients), the program, against what the chip has
   products        FLOPs of the model's matrix products and convolutions, as benchmark counts them
   memory traffic and collectives      read from the compiled program, loops multiplied out
-  a step          each at the chip's published rates (see chips.py): how long it takes if all three
-                  overlap, and if none does
+  a step          each at the chip's published rates (see chips.py and gpus.py): how long it takes
+                  if all three overlap, and if none does
   utilisation     model FLOPs over the chips' peak in that time, and days for the config's steps
 
 These are bounds, not measurements: products at the full rate, and nothing for input, evaluation,
-checkpoints or refills of the bank. With --sweep, a table over batch and fsdp sizes: --batch_sizes
-(1, 2 and 4 times the config's) and --fsdp_sizes (1, 4 and 16, and the config's). Every line
-compiles the step once: one to six minutes on one core for the large GPTs. Less with
---jax_exec_time_optimization_effort=-1, for a program that moves more through memory than the real
-one. The number of classes comes from the config's source or --classes; where the data are not here,
-it is ImageNet's.
+checkpoints or refills of the bank. Of a GPU's memory a program may take what JAX takes, 75 % unless
+XLA_CLIENT_MEM_FRACTION says otherwise; cuDNN's workspace is not counted, and attention is planned
+on XLA's own.
+
+With --sweep, a table over batch and fsdp sizes: --batch_sizes (1, 2 and 4 times the config's) and
+--fsdp_sizes (1, 4 and 16, and the config's). Every line compiles the step once, at low effort: a
+minute or so, for a TPU's program that moves more through memory than the real one. --effort=full
+takes many times as long. The number of classes comes from the config's source or --classes; where
+the data are not here, it is ImageNet's.
 """
 
 from imgtx_jax.benchmark import common
@@ -41,7 +46,7 @@ def main(flags):
         f"--stage={flags.stage} is not in config.stages; choose one of {', '.join(names)}"
       )
     names = (flags.stage,)
-  chips.prepare(flags.topology)
+  chips.prepare(flags.topology, flags.effort)
   devices, chip = chips.open_topology(flags.topology)
   classes = number_of_classes(config, flags.classes)
 
@@ -117,9 +122,10 @@ def define_flags(flags):
   """Defines the command's flags in a cli.flag_groups.FlagGroups."""
   flags.group("What to plan")
   flags.config()
-  flags.string("topology", None, "v5e:16x16, v5p:2x4x4, v6e:8x8, v4:4x4x4, cpu:4 or gpu.")
+  flags.string("topology", None, "v5e:16x16, v5p:2x4x4, v6e:8x8, h100:8, h100:2x8, a100:8, cpu:4 …")
   flags.string("stage", "", "This stage only.")
   flags.integer("classes", 0, "How many classes there are; 0 asks the config's source.", least=0)
+  flags.enum("effort", "low", ("low", "full"), "How long the compiler may think")
   flags.group("A table of several sizes")
   flags.bool("sweep", "Plan every batch size with every fsdp size.")
   flags.list("batch_sizes", [], "Global batch sizes; by default 1, 2 and 4 times the config's.")

@@ -1,7 +1,7 @@
-"""Chips and their published rates, and --topology as devices that need not be here.
+"""TPU chips and their published rates, and --topology as devices that need not be here.
 
-Per chip, from Google's pages on the versions of Cloud TPU (docs.cloud.google.com/tpu/docs/v4, v5e,
-v5p and v6e; read in November 2026):
+gpus.py has the GPUs. Per chip, from Google's pages on the versions of Cloud TPU
+(docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e; read in November 2026):
 
 | | HBM | bfloat16 | HBM bandwidth | links between chips, both ways | torus |
 |---|---|---|---|---|---|
@@ -19,7 +19,9 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+from imgtx_jax.cli import absent_devices
 from imgtx_jax.errors import UserError, first_line, one_of
+from imgtx_jax.plan import gpus
 
 
 class Chip(NamedTuple):
@@ -66,19 +68,28 @@ CHIPS = {
   "v6e": Chip("v6e", 31.25 * _GIB, 918e12, 1.6e12, 400e9, 2),
 }
 _SHAPE = re.compile(r"\d+(x\d+){1,2}")
-_EXAMPLES = "v5e:16x16, v5p:2x4x4, v6e:8x8, v4:4x4x4; cpu:4 or gpu for devices of this machine"
+_EXAMPLES = (
+  "v5e:16x16, v5p:2x4x4, v6e:8x8, v4:4x4x4, h100:8, h100:2x8, a100:8; cpu:4 or gpu for devices of "
+  "this machine"
+)
+LOW_EFFORT = -1.0  # JAX's least
 
 
-def prepare(topology):
-  """Chooses JAX's platform for this --topology; call it before JAX starts.
+def prepare(topology, effort="full"):
+  """Chooses JAX's platform for this --topology, and the compiler's effort, "low" or "full"; call it
+  before JAX starts.
 
-  A plan for TPUs leaves those of this machine alone.
+  A plan for other machines leaves the accelerators of this one alone.
   """
+  if effort == "low":
+    jax.config.update("jax_exec_time_optimization_effort", LOW_EFFORT)
   kind, _, count = topology.partition(":")
   if kind == "gpu":
     return
+  absent_devices.show_tpu_compiler()
   # No asking Google's cloud where this is.
   os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")  # any, or it warns; changes nothing
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   jax.config.update("jax_platforms", "cpu")
   if kind == "cpu":
@@ -86,11 +97,18 @@ def prepare(topology):
 
 
 def open_topology(topology):
-  """Returns (devices, Chip) of --topology; the Chip is None for devices of this machine."""
+  """Returns (devices, Chip or Gpu) of --topology; None in its place for devices of this machine."""
   kind, _, shape = topology.partition(":")
   if kind in ("cpu", "gpu"):
     return _local(topology, kind, shape), None
-  one_of(f"--topology={topology}: the kind", kind, (*CHIPS, "cpu", "gpu"))
+  one_of(f"--topology={topology}: the kind", kind, (*CHIPS, *gpus.GPUS, "cpu", "gpu"))
+  if kind in gpus.GPUS:
+    return gpus.open_hosts(topology), gpus.GPUS[kind]
+  return _slice(topology, kind, shape), CHIPS[kind]
+
+
+def _slice(topology, kind, shape):
+  """Returns the devices of a slice of TPUs."""
   if not _SHAPE.fullmatch(shape) or len(shape.split("x")) != CHIPS[kind].axes:
     sides = "x".join("4" * CHIPS[kind].axes)
     raise UserError(
@@ -104,7 +122,7 @@ def open_topology(topology):
     )
   options = {"chip_config_name": "megacore"} if kind == "v4" else {}  # its 2 cores are one device
   try:
-    return topologies.get_topology_desc(topology, "tpu", **options).devices, CHIPS[kind]
+    return topologies.get_topology_desc(topology, "tpu", **options).devices
   except Exception as error:
     raise UserError(
       f"--topology={topology}: {first_line(error)}; slices that exist are for example {_EXAMPLES}"

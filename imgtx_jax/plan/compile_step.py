@@ -16,7 +16,7 @@ from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
 from imgtx_jax.distributed import sharding
 from imgtx_jax.errors import UserError
-from imgtx_jax.plan import hlo_costs
+from imgtx_jax.plan import gpus, hlo_costs
 from imgtx_jax.plan.chips import Chip
 from imgtx_jax.stages import STAGES, build
 
@@ -43,7 +43,9 @@ class Program(sharding.JitParallel):
       for tree, s in ((batch, self._batch), (key, self._replicated))
     )
     step = self._jit(step, state, has_metrics=True)
-    platforms = ("tpu",) if self.devices[0].platform == "tpu" else None  # None: of this process
+    platforms = {"tpu": ("tpu",), "gpu": ("cuda",)}.get(self.devices[0].platform)
+    if self.devices[0] in jax.devices():
+      platforms = None  # of this process
     return step.trace(state, batch, key).lower(lowering_platforms=platforms)
 
   def bytes_each(self, tree):
@@ -60,8 +62,9 @@ class Plan(NamedTuple):
 
   state_bytes: {part of the state: bytes}, by the sharding rules, before the layouts' padding.
   held: {fsdp: bytes of state and gradients}.
-  memory: XLA's memory_analysis: arguments, temporaries, program and peak; None if the program does
-    not fit, and then needed_bytes is what the compiler says that it needs, or 0.
+  memory: XLA's memory_analysis: arguments, temporaries, program and peak; None if the compiler says
+    that the program does not fit, and then needed_bytes is what it needs by that, or 0. A compiler
+    for GPUs never says so: see fits.
   limit_bytes: what a program may take, or 0 if unknown.
   model_flops: products of the model on the global batch; run_flops: recomputed ones included.
   costs: hlo_costs.Costs, or None. link_seconds: {Collective: seconds a step}.
@@ -70,7 +73,7 @@ class Plan(NamedTuple):
   stage: str
   topology: str
   devices: int
-  chip: Chip | None
+  chip: Chip | gpus.Gpu | None
   pmap: bool
   fsdp: int
   batch: int
@@ -88,9 +91,20 @@ class Plan(NamedTuple):
   link_seconds: dict[Any, float]
 
   @property
+  def fits(self):
+    """Whether a chip has the memory; True where its memory is unknown."""
+    return bool(self.memory) and self.peak_bytes <= (self.limit_bytes or math.inf)
+
+  @property
+  def peak_bytes(self):
+    """Returns the bytes that the program needs, or 0 if the compiler does not say."""
+    return self.memory["peak"] if self.memory else self.needed_bytes
+
+  @property
   def seconds(self):
-    """Returns {resource: seconds a step at the chip's published rates}, or {} if unknown."""
-    if not self.chip or not self.costs:
+    """Returns {resource: seconds a step at the chip's published rates}, or {} if unknown or if it
+    does not fit."""
+    if not self.chip or not self.costs or not self.fits:
       return {}
     return {
       "arithmetic": self.run_flops / self.devices / self.chip.flops,
@@ -131,6 +145,8 @@ def plan(config, name, classes, topology, devices, chip):
   with config.unlocked():
     config.stages = (name,)
     config.dtype = configs.compute_dtype(config, devices[0].platform)
+    if _is_gpu(chip):
+      config.attention_kernel = "xla"  # cuDNN, which has another, is not here to be asked
   options = dict(fsdp=config.parallel.fsdp, rules=configs.sharding_rules(config))
   sharding.make_parallel(config.parallel.mode, devices=devices, **options)  # says what cannot be
   validation.check(config, len(devices))
@@ -144,7 +160,7 @@ def plan(config, name, classes, topology, devices, chip):
   run = model_flops.count(functools.partial(stage.step, axis=None), state, batch, key)
   lowered = program.lower_step(stage.step, state, batch, key)
   began = time.monotonic()
-  compiled, needed = _compile(lowered)
+  compiled, needed = _compile(lowered, gpus.COMPILER_OPTIONS if _is_gpu(chip) else None)
   seconds = time.monotonic() - began
   costs = compiled and hlo_costs.measure(compiled.as_text(), len(devices))
   return Plan(
@@ -170,10 +186,14 @@ def plan(config, name, classes, topology, devices, chip):
   )
 
 
-def _compile(lowered):
+def _is_gpu(chip):
+  return isinstance(chip, gpus.Gpu)
+
+
+def _compile(lowered, options=None):
   """Returns (compiled program, 0), or (None, bytes that it needs) if it does not fit."""
   try:
-    return lowered.compile(), 0.0
+    return lowered.compile(options), 0.0
   except jax.errors.JaxRuntimeError as error:
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:

@@ -2,8 +2,13 @@
 
 from collections import defaultdict
 
+import jax
+
+from imgtx_jax.plan import gpus
+
 _GIB = 2**30
 _ROOM = 0.8  # of the memory, for the state and its gradients: the rest is activations
+_MOST_FRACTION = 0.92  # of a GPU's memory, for JAX: CUDA and NCCL need some of their own
 _PARTS = {
   "params": "parameters",
   "opt_state": "optimizer state",
@@ -22,9 +27,10 @@ def lines(plan, config):
   mode = f"jit, fsdp {plan.fsdp}"
   if plan.pmap:
     mode = "pmap (a replica a chip; planned as jit on a mesh that splits the batch only)"
+  low = jax.config.jax_exec_time_optimization_effort < 0
   yield (
     f"{plan.stage} on {plan.topology}: {plan.devices} devices, {mode}, batch {plan.batch}, "
-    f"{plan.dtype}; {plan.compile_seconds:.0f} s to compile"
+    f"{plan.dtype}; {plan.compile_seconds:.0f} s to compile{' at low effort' if low else ''}"
   )
   state = (f"{label} {_gib(plan.state_bytes[part])}" for part, label in _PARTS.items())
   yield f"  state a chip    {', '.join(state)}; {_gib(sum(plan.state_bytes.values()))} GiB in all"
@@ -44,8 +50,8 @@ def lines(plan, config):
 
 def _memory(plan):
   limit = f" of {_gib(plan.limit_bytes)}" if plan.limit_bytes else ""
-  if not plan.memory:
-    needed = f"needs {_gib(plan.needed_bytes)}" if plan.needed_bytes else "needs more than"
+  if not plan.fits:
+    needed = f"needs {_gib(plan.peak_bytes)}" if plan.peak_bytes else "needs more than"
     return f"{needed}{limit} GiB: DOES NOT FIT"
   sizes = ", ".join(f"{k} {_gib(v)}" for k, v in plan.memory.items() if k != "peak")
   return f"{sizes}; at most {_gib(plan.memory['peak'])}{limit} GiB{': fits' if limit else ''}"
@@ -87,7 +93,7 @@ def _days(plan):
 
 def advice(plan, config):
   """Returns lines on what to change so that it fits, or if it fits, to make it faster."""
-  fits, room = bool(plan.memory), _ROOM * plan.limit_bytes
+  fits, room = plan.fits, _ROOM * plan.limit_bytes
   ways = []
   if plan.limit_bytes and plan.held:
     enough = min((k for k, held in plan.held.items() if held <= room), default=None)
@@ -110,6 +116,11 @@ def advice(plan, config):
       )
   if fits:
     return ways + _faster(plan)
+  if plan.memory and plan.peak_bytes <= _MOST_FRACTION * getattr(plan.chip, "memory_bytes", 0):
+    ways.append(
+      f"XLA_CLIENT_MEM_FRACTION={_MOST_FRACTION:g} in the environment, here and in training: JAX "
+      f"takes {gpus.memory_fraction():.0%} of a GPU's memory"
+    )
   if config.remat != "full":
     ways.append(f"--config.remat=full keeps one activation a layer (it is {config.remat!r} now)")
   per_chip = plan.batch // plan.devices
@@ -142,8 +153,7 @@ def _faster(plan):
 
 def sweep_row(plan):
   """Returns one line of the table of --sweep."""
-  needed = plan.memory["peak"] if plan.memory else plan.needed_bytes
-  memory = _gib(needed) if needed else "?"
+  memory = _gib(plan.peak_bytes) if plan.peak_bytes else "?"
   cells = [
     plan.stage,
     plan.batch,
@@ -151,7 +161,7 @@ def sweep_row(plan):
     memory,
     _gib(plan.limit_bytes) if plan.limit_bytes else "?",
   ]
-  if not plan.memory:
+  if not plan.fits:
     cells += ["does not fit", "", ""]
   elif plan.seconds:
     low, high = plan.utilisation

@@ -36,7 +36,10 @@ def test_local_devices():
   [
     ("v5e:16", "v5e:16 does not say how many chips of a v5e lie along each of the 2 axes"),
     ("v5p:4x4", "write for example v5p:4x4x4"),
-    ("v9:4x4", "the kind='v9' is not one of: v4, v5e, v5p, v6e, cpu, gpu"),
+    (
+      "v9:4x4",
+      "'v9' is not one of: v4, v5e, v5p, v6e, a100-40g, a100, h100, h200, cpu, gpu",
+    ),
     ("cpu:99", "asks for 99 devices, and there are 4 here"),
     ("cpu:two", "has no number of devices"),
     ("gpu", "jax finds no gpu here"),

@@ -9,13 +9,13 @@ import pytest
 
 from imgtx_jax.errors import UserError
 from imgtx_jax.plan import __main__ as plan
-from imgtx_jax.plan import chips, compile_step, hlo_costs, report
+from imgtx_jax.plan import chips, compile_step, gpus, hlo_costs, report
 
 
 @pytest.fixture
 def run(parse_flags, monkeypatch):
   """run(config=…, flag=value, …) as the command line does."""
-  monkeypatch.setattr(chips, "prepare", lambda topology: None)  # jax has started
+  monkeypatch.setattr(chips, "prepare", lambda topology, effort: None)  # jax has started
   monkeypatch.setattr(plan.common, "without_compilation_cache", contextlib.nullcontext)
 
   def call(**values):
@@ -59,7 +59,7 @@ def test_plans_pretraining_for_local_devices(cached_config):
 
 
 def test_a_split_state_takes_less(cached_config, monkeypatch):
-  monkeypatch.setattr(compile_step, "_compile", lambda lowered: (None, 0.0))
+  monkeypatch.setattr(compile_step, "_compile", lambda lowered, options: (None, 0.0))
   monkeypatch.setattr(compile_step.sharding, "MIN_SHARDED_SIZE", 64)
   cached_config.parallel.mode, cached_config.parallel.fsdp = "jit", 2
   config = cached_config.lock()
@@ -147,6 +147,20 @@ def test_times_and_utilisation(tiny_config):
   assert row == "| pretrain | 16 | 1 | 9.00 | 15.75 | 0.14–0.25 | 2–4 | 4–7 |"
 
 
+def test_what_a_gpu_compiles_may_not_fit(tiny_config):
+  gpu, gib = gpus.GPUS["h100"], 2**30
+  held = {1: 2 * gib}
+  memory = {"arguments": 2 * gib, "temporaries": 66 * gib, "program": 0, "peak": 68 * gib}
+  found = made(chip=gpu, memory=memory, limit_bytes=gpu.usable_bytes, held=held)
+  text = "\n".join(report.lines(found, tiny_config))
+  assert "needs 68.00 of 59.32 GiB: DOES NOT FIT" in text and "utilisation" not in text
+  assert "XLA_CLIENT_MEM_FRACTION=0.92" in text and "batch_size=8" in text
+  assert "does not fit" in report.sweep_row(found)
+  larger = found._replace(memory=memory | {"peak": 78 * gib})
+  assert "XLA_CLIENT" not in "\n".join(report.lines(larger, tiny_config))
+  assert ": fits" in "\n".join(report.lines(found._replace(limit_bytes=69 * gib), tiny_config))
+
+
 def test_a_fitting_state_needs_fewer_parts(tiny_config):
   fits = {"arguments": 0, "temporaries": 0, "program": 0, "peak": 0}
   held = {1: 2**30, 2: 2**29}
@@ -179,7 +193,7 @@ def test_stages_that_cannot_run(tiny_config, run, monkeypatch, capsys):
   tiny_config.stages = ("tokenizer", "pretrain")
   planned = []
   monkeypatch.setattr(report, "lines", lambda found, config: planned.append(found) or ["fine"])
-  monkeypatch.setattr(compile_step, "_compile", lambda lowered: (None, 1.0))
+  monkeypatch.setattr(compile_step, "_compile", lambda lowered, options: (None, 1.0))
   run(config=tiny_config.lock())
   out = capsys.readouterr().out
   assert "tokenizer on cpu:2: cannot run: config.tokenizer.batch_size=15 is not divisible" in out
