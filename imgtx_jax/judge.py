@@ -1,11 +1,11 @@
-"""Judges images with the discriminator: real or fake, the likeliest classes, where it looked.
+"""Judges images with the discriminator: real or fake, the likeliest classes, saliency maps.
 
   python -m imgtx_jax.judge --workdir runs/quickstart --out saliency.png a.jpg b.png
 
 A relativistic logit has no zero and compares only within a label. So every image stands against
 SAMPLES images that the model draws of the same label (the image's likeliest class, or --label): its
-score is its logit less their mean logit, and it is called real if it is more real than REAL_SHARE
-of them. The model draws them at k = --prefix, 0 unless given: in one pass, from its noise alone.
+score is its logit less their mean logit, and it is real if its logit exceeds REAL_FRACTION of
+theirs. The model draws them at k = --prefix, 0 unless given: in one pass, from its noise alone.
 About one in ten of such images is called real, however good the discriminator; at a higher k the
 model leans on codes and is harder to tell, and real images too may be called fake (a quickstart
 with 80 steps of finetune called 120 of 120 held-out images real at k = 0, and 6 at k = N).
@@ -32,7 +32,7 @@ from imgtx_jax.stages.base import sampling
 from imgtx_jax.training import workdir
 
 SAMPLES = 64  # of a label, to compare with
-REAL_SHARE = 0.9
+REAL_FRACTION = 0.9
 CLASSES_SHOWN = 5
 PICTURE_SIDE = 224  # pixels, at least
 
@@ -40,19 +40,20 @@ PICTURE_SIDE = 224  # pixels, at least
 class Judgement(NamedTuple):
   """The result for one image.
 
-  label: the one compared within (K: none). score, share: see the module. probabilities: [K], of the
+  label: int, the one compared within (K: none). score: its logit less the mean logit of the model's
+  own images. more_real_than: the fraction of those with a lower logit. probabilities: [K], of the
   classes.
   """
 
   label: int
   score: float
-  share: float
+  more_real_than: float
   probabilities: np.ndarray
 
   @property
   def verdict(self):
     """Returns "real" or "fake"."""
-    return "real" if self.share >= REAL_SHARE else "fake"
+    return "real" if self.more_real_than >= REAL_FRACTION else "fake"
 
 
 class Judge:
@@ -68,7 +69,7 @@ class Judge:
     self.drawing_params = stage.drawing_params(results)
     self.params = self.drawing_params["discriminator"]
     self._verdict = jax.jit(self._verdict_of)
-    self._look = jax.jit(self._look_of)
+    self._saliency = jax.jit(self._saliency_of)
     self._draw = jax.jit(self._draw_of)
     self._own_logits = {}
 
@@ -83,7 +84,7 @@ class Judge:
     return Judgement(
       label=label,
       score=logit - float(np.mean(own)),
-      share=float(np.mean(own < logit)),
+      more_real_than=float(np.mean(own < logit)),
       probabilities=probabilities,
     )
 
@@ -95,13 +96,13 @@ class Judge:
       self._own_logits[label] = np.asarray(self._verdict(self.params, images, labels)[0])
     return self._own_logits[label]
 
-  def look(self, image, label):
+  def saliency(self, image, label):
     """Returns saliency of an image uint8 [H, W, 3].
 
     It is attention [h, w] of [cls] on the patches, and |gradient| [H, W] of the logit by the
     pixels, summed over channels.
     """
-    attention, gradient = self._look(self.params, image[None], jnp.full(1, label))
+    attention, gradient = self._saliency(self.params, image[None], jnp.full(1, label))
     return np.asarray(attention), np.asarray(gradient)
 
   def _verdict_of(self, params, images, labels):
@@ -117,9 +118,11 @@ class Judge:
     image = self.stage.sample(params, labels, keys, options, prefix=self.prefix)[0]
     return transforms.denormalize(image)
 
-  def _look_of(self, params, image, label):
-    found = saliency.look(self.network, params, image, label, repeat=self.stage.adversary.repeat)
-    return found["attention"][0], found["logit"][0]
+  def _saliency_of(self, params, image, label):
+    maps = saliency.saliency_maps(
+      self.network, params, image, label, repeat=self.stage.adversary.repeat
+    )
+    return maps["attention"][0], maps["logit"][0]
 
 
 # -- The command -----------------------------------------------------------------------------------
@@ -135,7 +138,7 @@ def main(flags, files):
   judge = load(flags.workdir, config, class_names, flags.prefix, flags.checkpoint)
   print(
     f"score: the image's logit less the mean of {SAMPLES} of the model's own images of the same "
-    f"label, at k = {judge.prefix}; real: more real than {REAL_SHARE:.0%} of them",
+    f"label, at k = {judge.prefix}; real: more real than {REAL_FRACTION:.0%} of them",
     flush=True,
   )
   judgements = []
@@ -144,7 +147,7 @@ def main(flags, files):
     print(describe(file, judgements[-1], class_names), flush=True)
   if flags.out:
     write_picture(flags.out, judge, files, images, judgements)
-    print(f"where it looked: {flags.out}")
+    print(f"saliency maps: {flags.out}")
 
 
 def load(directory, config, class_names, prefix, checkpoint="last"):
@@ -161,7 +164,7 @@ def describe(file, judgement, class_names):
   classes = "  ".join(f"{class_names[i]} {judgement.probabilities[i]:.1%}" for i in likeliest)
   return (
     f"{file}: {judgement.verdict}, score {judgement.score:+.2f}, more real than "
-    f"{judgement.share:.0%} of the model's own images of {label}\n  {classes}"
+    f"{judgement.more_real_than:.0%} of the model's own images of {label}\n  {classes}"
   )
 
 
@@ -170,7 +173,7 @@ def write_picture(path, judge, files, images, judgements):
   scale = math.ceil(PICTURE_SIDE / images[0].shape[0])
   cells, captions = [], []
   for file, image, judgement in zip(files, images, judgements, strict=True):
-    attention, gradient = judge.look(image, judgement.label)
+    attention, gradient = judge.saliency(image, judgement.label)
     large = image.repeat(scale, axis=0).repeat(scale, axis=1)
     cells += [
       large,
@@ -178,7 +181,7 @@ def write_picture(path, judge, files, images, judgements):
       saliency.overlay(large, saliency.cap(gradient), cv2.INTER_NEAREST),
     ]
     captions += [
-      f"{judgement.verdict} (over {judgement.share:.0%} of own): {Path(file).name}",
+      f"{judgement.verdict} (over {judgement.more_real_than:.0%} of own): {Path(file).name}",
       f"attention of [cls], peak {attention.max() / attention.mean():.1f}x mean",
       "|gradient| of the logit",
     ]

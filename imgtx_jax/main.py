@@ -27,7 +27,11 @@ from imgtx_jax.training import (
 
 
 def run(config, directory, only=""):
-  """Trains the stages of config in the work directory; only: the name of one stage."""
+  """Trains the stages of a config in the work directory `directory`, finished ones left out.
+
+  only: the name of the one stage to train; all by default. Raises UserError for a config, data or
+  work directory that cannot be trained.
+  """
   validation.check(config)
   outputs.check_folder("--workdir", directory)
   tasks = workdir.stage_runs(config)

@@ -55,7 +55,7 @@ def test_scores_are_relative_to_own_images_of_the_label(trained, smooth_images):
     own = subject.own_logits(label)
     assert found.label == label and own.shape == (judge.SAMPLES,) and own.std() > 0
     assert found.score == pytest.approx(float(verdict.logit[0]) - own.mean(), abs=1e-4)
-    assert found.share == np.mean(own < float(verdict.logit[0]))
+    assert found.more_real_than == np.mean(own < float(verdict.logit[0]))
 
 
 def test_own_images_are_called_real_one_time_in_ten(trained):
@@ -68,7 +68,7 @@ def test_own_images_are_called_real_one_time_in_ten(trained):
 def test_gradient_and_attention(trained, smooth_images):
   _, _, subject = trained
   (image,) = smooth_images(1, 16, seed=4)
-  attention, gradient = subject.look(image, 1)
+  attention, gradient = subject.saliency(image, 1)
   assert attention.shape == (4, 4) and attention.min() > 0 and attention.sum() < 1
   assert gradient.shape == (16, 16)
   pixels, row, column = image[None].astype(np.float32) / 127.5 - 1, 3, 9
@@ -85,8 +85,8 @@ def test_gradient_and_attention(trained, smooth_images):
 
 
 def test_verdict():
-  assert judge.Judgement(0, 1.0, judge.REAL_SHARE, np.ones(1)).verdict == "real"
-  assert judge.Judgement(0, 1.0, judge.REAL_SHARE - 1 / 64, np.ones(1)).verdict == "fake"
+  assert judge.Judgement(0, 1.0, judge.REAL_FRACTION, np.ones(1)).verdict == "real"
+  assert judge.Judgement(0, 1.0, judge.REAL_FRACTION - 1 / 64, np.ones(1)).verdict == "fake"
 
 
 def test_command(trained, files, tmp_path, capsys):

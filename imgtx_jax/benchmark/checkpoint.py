@@ -74,7 +74,7 @@ def measure(gigabytes):
 
 
 def random_state(gigabytes):
-  """TrainState of `gigabytes` of random arrays on the device."""
+  """Returns a TrainState of `gigabytes` of random arrays on the device."""
   draw = np.random.default_rng(0)
   count = max(1, round(gigabytes * 1e9 / ARRAY_BYTES))
   length = int(gigabytes * 1e9 / count) // 4096 * 1024 or 1024

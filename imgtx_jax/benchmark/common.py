@@ -1,5 +1,4 @@
-"""What the benchmarks share, and `plan` uses too: shapes of a stage's batch, random weights of the
-stages before it, and timing."""
+"""What the benchmarks and `plan` share: shapes of batches, random weights, timing."""
 
 import contextlib
 import statistics
@@ -22,14 +21,14 @@ def number_of_classes(config, classes=0):
 
 
 def batch_shape(config, stage):
-  """Shape (B, H, W, 3) of a stage's global batch of images."""
+  """Returns the shape (B, H, W, 3) of a stage's global batch of images."""
   return (stage.batch_size, config.data.image_size, config.data.image_size, 3)
 
 
 def batch_shapes(config, stage, inputs):
-  """Shapes and types of a stage's global batch: {name: ShapeDtypeStruct}.
+  """Returns the shapes and types of a stage's global batch: {name: ShapeDtypeStruct}.
 
-  inputs: what stage.inputs gives: None for images, or the CodeInputs of a cache of codes.
+  inputs: the result of stage.inputs: None for images, or the CodeInputs of a cache of codes.
   """
   shape = batch_shape(config, stage)
   batch = {"label": jax.ShapeDtypeStruct(shape[:1], np.int32)}
@@ -41,26 +40,32 @@ def batch_shapes(config, stage, inputs):
 
 
 def random_results(config, names, classes):
-  """{stage: results} of the stages `names`, in their order, with random weights as NumPy arrays:
-  what a work directory would hold after training them."""
+  """Returns {stage: results} of the stages `names`, in order, with random weights as NumPy arrays.
+
+  These are what a work directory would hold after training them.
+  """
   results = {}
   for name in names:
     stage = build(name, config, classes)
-    state = stage.init(jax.random.key(0), batch_shape(config, stage), results)
-    results[name] = jax.device_get(
-      {"params": state.params, "ema": state.ema, "variables": state.variables}
-    )
+    shape = batch_shape(config, stage)
+
+    @jax.jit
+    def init(key, results, stage=stage, shape=shape):
+      state = stage.init(key, shape, results)
+      return {"params": state.params, "ema": state.ema, "variables": state.variables}
+
+    results[name] = jax.device_get(init(jax.random.key(0), results))
   return results
 
 
 def random_sources(config, name, classes):
-  """random_results of the stages that the stage `name` starts from."""
+  """Returns random_results of the stages that the stage `name` starts from."""
   return random_results(config, STAGES[name].sources, classes)
 
 
 @contextlib.contextmanager
 def without_compilation_cache():
-  """Has every program compiled and none read from JAX's cache, for compilation is timed."""
+  """Switches JAX's compilation cache off, so that every program is compiled and timed."""
   before = jax.config.jax_enable_compilation_cache
   jax.config.update("jax_enable_compilation_cache", False)
   compilation_cache.reset_cache()  # else it remembers that it was on
@@ -72,20 +77,20 @@ def without_compilation_cache():
 
 
 def seconds_of(function):
-  """Seconds that a call takes, until its result is computed."""
+  """Returns the seconds from a call until its result is computed."""
   began = time.monotonic()
   jax.block_until_ready(function())
   return time.monotonic() - began
 
 
 def median_seconds(function, runs):
-  """Median seconds of `runs` calls, after one more that does not count."""
+  """Returns the median seconds of `runs` calls, after one more that does not count."""
   seconds = [seconds_of(function) for _ in range(runs + 1)]
   return statistics.median(seconds[1:])
 
 
 def machine(config=None):
-  """{name: value} of what the measured numbers depend on."""
+  """Returns {name: value} of what the measured numbers depend on: devices, dtype, versions."""
   dtype = {"dtype": configs.compute_dtype(config)} if config else {}
   return dtype | {
     "devices": jax.device_count(),

@@ -79,7 +79,7 @@ def measure(config, steps):
 
 
 class FirstImages(sources.Source):
-  """The first `count` examples of a source."""
+  """A source of the first `count` examples of another."""
 
   def __init__(self, source, count):
     super().__init__(source.class_names)
@@ -120,7 +120,7 @@ def make_crop(data):
 
 
 def measure_parts(source, encoded, data, devices):
-  """Images a second of each part of the input, in one thread: {part: rate}."""
+  """Returns {part of the input: images a second}, each in one thread."""
   crop = make_crop(data)
   images = [transforms.decode(x) for x in encoded]
   crops = [crop(x) for x in images]
@@ -142,7 +142,7 @@ def wait(batch):
 
 
 def rate(function, inputs):
-  """Calls a second of function over the inputs, after one call that does not count."""
+  """Returns calls per second of function over the inputs, after one call that does not count."""
   function(inputs[0])
   began = time.monotonic()
   for x in inputs:
@@ -151,7 +151,7 @@ def rate(function, inputs):
 
 
 def measure_whole(source, encoded, data, devices, steps):
-  """Rates of the pipeline and of the floors, on one core and on all: {name: [value]}."""
+  """Returns rates of the pipeline and of the floors, on one core and on all: {name: [value]}."""
   every = sorted(os.sched_getaffinity(0))
   # As many threads as the pipeline has: where other programs run, they get as much of the cores.
   threads = max(len(every), data.threads)
@@ -169,7 +169,7 @@ def measure_whole(source, encoded, data, devices, steps):
 
 
 def summarize(rounds):
-  """Medians over rounds {name: (images a second, CPU seconds an image)}."""
+  """Returns medians over rounds of {name: (images a second, CPU seconds an image)}."""
   values = {}
   for name in rounds[0]:
     values[name] = statistics.median(x[name][0] for x in rounds)
@@ -191,7 +191,7 @@ def only(cores):
 
 
 def pipeline_rate(source, data, devices, steps):
-  """(images a second of training's input, CPU seconds for each image read)."""
+  """Returns (images a second of training's input, CPU seconds for each image read)."""
   busy, reads = time.process_time(), source.reads
   batch = min(BATCH, len(source)) // devices.batch_divisor * devices.batch_divisor
   batches = pipeline.train_iterator(
@@ -215,7 +215,7 @@ def pipeline_rate(source, data, devices, steps):
 
 
 def floor_rate(encoded, data, threads, steps, decode_only):
-  """(images a second, CPU seconds an image) of OpenCV alone, which releases Python's lock."""
+  """Returns (images a second, CPU seconds an image) of OpenCV, which releases Python's lock."""
   buffers = [np.frombuffer(x, np.uint8) for x in encoded]
   numbers = iter(range(steps * BATCH))  # whichever thread is free takes the next
 

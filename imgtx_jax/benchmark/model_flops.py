@@ -17,7 +17,7 @@ from imgtx_jax.stages import build
 
 
 def count_step(config, name, classes, state, inputs=None):
-  """Model FLOPs of a training step of the stage `name` on its global batch.
+  """Returns the model FLOPs of a training step of the stage `name` on its global batch; an int.
 
   state: shapes of its TrainState; inputs: see common.batch_shapes. Rematerialisation and attention
   kernels change how a step runs, not what the model is: both are off here.
@@ -31,7 +31,7 @@ def count_step(config, name, classes, state, inputs=None):
 
 
 def count(fn, *args):
-  """FLOPs of fn(*args), an int; args are arrays or ShapeDtypeStructs."""
+  """Returns the FLOPs of fn(*args), an int; args are arrays or ShapeDtypeStructs."""
   return _of_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
 
 

@@ -93,7 +93,7 @@ def measure_codes(config, classes, batch, runs):
 
 
 def measure_dial(config, classes, batch, runs):
-  """Measures images at several prefixes k: [{"prefix", "images_per_second", …}]."""
+  """Measures drawing images at several prefixes k; [{"prefix", "images_per_second", …}]."""
   results = common.random_results(config, (*STAGES["finetune"].sources, "finetune"), classes)
   stage = build("finetune", config, classes)
   total, options = stage.num_codes, sampling(config)
@@ -116,7 +116,7 @@ def measure_dial(config, classes, batch, runs):
 
 
 def random_params(gpt, batch, dtype):
-  """Parameters of a GPT with normal entries, layers unstacked, matrices in the compute dtype."""
+  """Returns random parameters of a GPT: layers unstacked, matrices in the compute dtype."""
   shapes = jax.eval_shape(
     gpt.init,
     jax.random.key(0),
@@ -132,7 +132,7 @@ def random_params(gpt, batch, dtype):
 
 
 def read_rate():
-  """Bytes a second at which one device reads its memory: the median of reductions of an array."""
+  """Returns the bytes per second that one device reads: the median of reductions of an array."""
   x = jnp.ones(READ_BYTES // 4, jnp.float32)
   largest = jax.jit(jnp.max)
   return READ_BYTES / common.median_seconds(lambda: largest(x), 5)

@@ -42,12 +42,10 @@ def measure(config, name, steps, classes=0):
   stage = build(name, config, classes)
   results = common.random_sources(config, name, classes)
   inputs = stage.inputs(results)
-  state = stage.init(jax.random.key(0), common.batch_shape(config, stage), results)
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
   devices = sharding.make_parallel(
     config.parallel.mode, fsdp=config.parallel.fsdp, rules=configs.sharding_rules(config)
   )
-  state = devices.put_state(state)
+  state, shapes = init_state(stage, devices, common.batch_shape(config, stage), results)
   batches = random_batches(config, stage, classes, inputs)
   first, median = time_steps(stage, state, devices, batches, steps)
   memory = processes.peak_memory_bytes()
@@ -70,8 +68,27 @@ def measure(config, name, steps, classes=0):
   } | common.machine(config)
 
 
+def init_state(stage, devices, batch_shape, results):
+  """Returns (the stage's first state, placed on devices; the shapes of one replica).
+
+  The state is computed by a compiled function, as in training/loop.py; frozen networks are placed
+  as they are.
+  """
+  key = jax.random.key(0)
+  frozen = stage.frozen(results)
+
+  def init(key, results):
+    return stage.init(key, batch_shape, results).replace(frozen={})
+
+  shapes = jax.eval_shape(init, key, results)
+  as_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), frozen)
+  state = devices.init_state(init, key, results)
+  state = state.replace(frozen=devices.put_state({"frozen": frozen})["frozen"])
+  return state, shapes.replace(frozen=as_shapes)
+
+
 def random_batches(config, stage, classes, inputs):
-  """Two batches to be taken in turn, the part of this process: [{name: array}]."""
+  """Returns two batches to take in turn, this process's part: [{name: array}]."""
   rng = np.random.default_rng(0)
   limits = {"label": classes, "image": 256, "codes": inputs and inputs.codebook_size}
   limits |= dict.fromkeys(stage.companion_names, 256)
@@ -85,7 +102,7 @@ def random_batches(config, stage, classes, inputs):
 
 
 def time_steps(stage, state, devices, batches, steps):
-  """(seconds of the first step, compiling included; median seconds of the later ones).
+  """Returns (seconds of the first step with compilation, median seconds of the later ones).
 
   As in training, the next step is dispatched before the last one is waited for.
   """
@@ -113,9 +130,9 @@ def time_steps(stage, state, devices, batches, steps):
 
 
 def matmul_rate(dtype, side, chain):
-  """FLOP/s of `chain` products of matrices [side, side] on one device.
+  """Returns the FLOP/s of `chain` products of matrices [side, side] on one device.
 
-  The median of seven runs, as for the steps, so that both slow down alike on a busy machine.
+  It is the median of seven runs, as for the steps, so that both slow down alike on a busy machine.
   """
 
   @jax.jit

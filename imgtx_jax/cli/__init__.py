@@ -1,2 +1,4 @@
-"""What every command shares: how it starts and ends, what it says of a wrong flag, stop signals and
-the progress line. Only this package and the commands read flags."""
+"""What all commands share: running them, flags and their errors, paths, stop signals, progress.
+
+Only this package and the commands read flags.
+"""

@@ -107,7 +107,8 @@ def parse(command, argv, with_libraries=False):
     values.append_flag_values(flags.FLAGS)  # the same Flag objects: set here, they are set there
     flags.FLAGS.mark_as_parsed()
   if "config" in groups.names:
-    flag_errors.check(values.read_flags_from_files(argv, force_gnu=False))
+    argv = paths.expand_config_flag(values.read_flags_from_files(argv, force_gnu=False))
+    flag_errors.check(argv)
   arguments = values(argv)[1:]
   if arguments and not command.accepts:
     raise UserError(f"unexpected argument {arguments[0]!r}; flags are written --name=value")

@@ -26,7 +26,7 @@ class FlagGroups:
 
   @property
   def names(self):
-    """Names of all flags."""
+    """Returns the names of all flags."""
     return [name for _, names, _ in self._groups for name in names]
 
   def group(self, title, brief=False):

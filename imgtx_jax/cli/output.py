@@ -1,5 +1,5 @@
-"""Standard output and errors that never stop the work: a closed pipe, a closed terminal, a full
-disk, a locale that lacks a sign."""
+"""Output streams that never stop the work: not by a closed pipe or terminal, nor a full disk, nor a
+locale that lacks a character."""
 
 import contextlib
 import errno
@@ -11,8 +11,10 @@ _GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET)
 
 
 class LastingStream:
-  """A text stream whose writes do not fail: what cannot be written is dropped, and once its reader
-  is gone so is all the rest."""
+  """A text stream whose writes do not fail.
+
+  Text that cannot be written is dropped; once the reader is gone, all later text is.
+  """
 
   def __init__(self, stream):
     self._stream = stream
@@ -51,7 +53,7 @@ class LastingStream:
 
 
 def protect():
-  """Makes standard output and standard error lasting ones, for the rest of this process."""
+  """Makes stdout and stderr LastingStreams for the rest of this process."""
   for name in ("stdout", "stderr"):
     stream = getattr(sys, name)
     if stream is None or stream.closed:  # None: closed before Python started

@@ -16,9 +16,36 @@ from imgtx_jax.data.sources import split_paths
 from imgtx_jax.errors import UserError
 from imgtx_jax.io import local_paths
 
+_CONFIG_FLAGS = ("--config", "-config")
+
+
+def expand_config_flag(argv):
+  """Returns argv with "~" expanded in the file of --config=FILE.py[:ARGUMENT].
+
+  The flag is ml_collections' own, so no parser of this module reads it. Raises UserError for a file
+  that is no local path.
+  """
+  expanded = []
+  for before, word in zip([None, *argv], argv, strict=False):
+    flag, equals, spec = word.partition("=")
+    if equals and flag in _CONFIG_FLAGS:
+      word = f"{flag}={_expand_spec(spec)}"
+    elif before in _CONFIG_FLAGS:
+      word = _expand_spec(word)
+    expanded.append(word)
+  return expanded
+
+
+def _expand_spec(spec):
+  file, colon, argument = spec.partition(":")
+  try:
+    return f"{local_paths.expand(file)}{colon}{argument}"
+  except ValueError as error:
+    raise UserError(f"--config={spec}: {error}") from error
+
 
 def expand_argument(text):
-  """A path that stands beside the flags, with its "~" expanded; UserError as for a flag."""
+  """Expands "~" in a path that is an argument, not a flag; raises UserError for a remote one."""
   try:
     return local_paths.expand(text)
   except ValueError as error:
@@ -48,8 +75,10 @@ def parser(words="", named=False):
 
 
 def resolve(config):
-  """Makes the paths in a config absolute, in place; UserError naming the key of one that cannot be
-  used."""
+  """Makes the paths in a config absolute, in place.
+
+  Raises UserError that names the key of a path that cannot be used.
+  """
   for key in PATH_KEYS:
     *rooms, leaf = key.split(".")
     options = functools.reduce(operator.getitem, rooms, config)

@@ -20,7 +20,7 @@ def define(flags, brief=False):
 
 
 def given(flags):
-  """Names of the sampling flags that were given."""
+  """Returns the names of the sampling flags that were given."""
   return [name for name in FIELDS if flags[name].value is not None]
 
 

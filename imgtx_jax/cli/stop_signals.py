@@ -1,4 +1,4 @@
-"""Asking a long loop to stop."""
+"""Turns stop signals into a flag that a long loop reads."""
 
 import os
 import signal
@@ -7,11 +7,13 @@ from imgtx_jax.distributed import processes
 
 
 class StopSignals:
-  """Turns SIGTERM, SIGHUP (a closed terminal) and Ctrl-C into a flag, number; a second one acts at
-  once. A context manager. A SIGHUP that the process was started to ignore (nohup) stays ignored.
+  """Stores the number of the first SIGTERM, SIGHUP (a closed terminal) or Ctrl-C in `number`.
 
-  Where several processes agree on when to stop (processes.start), SIGTERM is theirs, and the others
-  send it: number then changes in agreed alone, in all of them after the same step.
+  A context manager. A second signal acts at once. A SIGHUP that the process was started to ignore
+  (nohup) stays ignored.
+
+  Where several processes agree on when to stop (processes.start), the other signals are passed on
+  as SIGTERM, and only `agreed` changes `number`: in all processes after the same step.
   """
 
   def __init__(self):

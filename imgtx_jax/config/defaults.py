@@ -23,7 +23,7 @@ MEMORIES = ("states", "class", "none", "untrained")
 
 
 def default():
-  """The full config, unlocked."""
+  """Returns the full config, unlocked."""
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.stages = ("tokenizer", "pretrain", "finetune")  # in this order; or ("gan",), without the others
@@ -40,13 +40,7 @@ def default():
   c.remat = "none"  # activations computed again for the gradient: "full" (all), "dots" or "none"
   c.attention_kernel = "xla"  # or "cudnn", on NVIDIA GPUs in bfloat16
   c.unroll = 1  # layers in one turn of the scan: more run faster and take longer to compile
-  c.parallel = ml_collections.ConfigDict()
-  c.parallel.mode = "pmap"  # or "jit", over a mesh data × fsdp
-  c.parallel.fsdp = 1  # devices that share one copy of the state
-  # Which axis of which arrays fsdp splits, where their size should not decide: "REGEX=AXIS" or
-  # "REGEX=none", searched in paths such as params/gpt/transformer/layers/block/mlp/w13/kernel
-  # (whose axis 0 are the layers); the first match counts.
-  c.parallel.rules = ()
+  c.parallel = groups.parallel()
 
   c.data = groups.data()
 
@@ -57,39 +51,11 @@ def default():
   c.vqgan = groups.vqgan()
   c.encoder = groups.network(128, 2, 4)
   c.quantizer = groups.quantizer()
-  c.generator = groups.network(
-    128,
-    4,
-    4,
-    qk_norm=False,  # whether queries and keys are normalised
-    taps=(2,),  # layers after which it renders a conditioned image
-    head_channels=16,  # of the convolutions over the rendered patches
-    head_overlap=False,  # whether a token draws beyond its patch, fading out
-    noise_dim=64,  # numbers of the noise that it is given in finetune and gan
-    modulation_dim=128,  # of what modulates its layers: noise and class, or the style
-  )
-  c.gpt = groups.network(
-    192,
-    6,
-    6,
-    order="raster",  # of codes; or "spread", from coarse to fine
-    dropout=0.1,  # of the tokens and of the two branches of a layer
-    drop_path=0.0,  # of the deepest layer; the others in proportion to their depth
-  )
-  c.discriminator = groups.network(
-    128,
-    4,
-    4,
-    patch=4,  # pixels a side of a token
-    overlap=2,  # pixels by which patches reach into their neighbours, each way
-    qk_norm=True,
-    layer_scale=0.1,  # first value of the branches' learned scales; 0: none
-    attention="dot",  # or "l2", by distance (ViTGAN, arXiv:2107.04589)
-    spectral_norm=False,  # whether matrices keep their first spectral norm
-  )
+  c.generator = groups.generator()
+  c.gpt = groups.gpt()
+  c.discriminator = groups.discriminator()
   c.style_encoder = groups.network(128, 2, 4, num_tokens=64)  # of a style
-  # Probability that the class is left out, for guidance: in pretrain, finetune and gan.
-  c.class_dropout = 0.1
+  c.class_dropout = 0.1  # probability that pretrain, finetune and gan leave the class out
 
   # Training.
   c.optimizer = groups.optimizer()
@@ -105,9 +71,7 @@ def default():
   c.log_steps = 20  # from one line of metrics to the next
   c.evaluate_steps = 200  # from one evaluation on held-out images to the next
   c.evaluate_images = 512  # of an evaluation while training; the one at the end takes all
-  # Held-out images that a stage's own are compared with while it trains, on VGG16's features (see
-  # stages/online_fd.py); 0: none. Needs the extra "perceptual".
-  c.fd_images = 0
+  c.fd_images = 0  # held-out images of the FD in training (stages/online_fd.py); 0: none
   c.picture_steps = 200  # from one grid of pictures to the next
   c.pictures = 32  # of a grid
   c.checkpoint_steps = 100  # from one checkpoint to the next
@@ -121,20 +85,22 @@ def default():
 
 
 def predicts_places(config):
-  """Whether the GPT's states are told which code they predict: outside raster order, and where
-  pre-training permutes the order."""
+  """Returns whether the GPT is given the position that each state predicts.
+
+  It is outside raster order, and where pre-training permutes the order.
+  """
   permuted = config.pretrain.permute_steps + config.pretrain.permute_anneal_steps > 0
   return config.gpt.order != "raster" or permuted
 
 
 def last_layers(trained):
-  """L of finetune.gpt_trained = "last:L", or 0."""
+  """Returns L of finetune.gpt_trained = "last:L", or 0 for other values."""
   kind, _, count = trained.partition(":")
   return int(count) if kind == "last" and count.isdecimal() else 0
 
 
 def sharding_rules(config):
-  """config.parallel.rules as (regex, axis or None) pairs."""
+  """Returns config.parallel.rules as (regex, axis or None) pairs; UserError for a malformed one."""
   rules = []
   for text in config.parallel.rules:
     pattern, _, axis = text.rpartition("=")
@@ -152,7 +118,7 @@ def sharding_rules(config):
 
 
 def compute_dtype(config, platform=None):
-  """The compute dtype as a name; "auto" is float32 on CPUs and bfloat16 elsewhere.
+  """Returns the name of the compute dtype; "auto" is float32 on CPUs and bfloat16 elsewhere.
 
   platform: "cpu", "gpu" or "tpu"; default: this process's.
   """
@@ -162,17 +128,17 @@ def compute_dtype(config, platform=None):
 
 
 def grid_shape(config):
-  """(h, w) of an image's codes."""
+  """Returns the shape (h, w) of an image's grid of codes."""
   return (config.data.image_size // config.patch,) * 2
 
 
 def num_codes(config):
-  """N, the codes of one image."""
+  """Returns N, the number of codes of an image."""
   return math.prod(grid_shape(config))
 
 
 def flatten(config, prefix=""):
-  """{dotted key: value} of every leaf, tuples as lists, as JSON has them."""
+  """Returns {dotted key: value} of every leaf, with tuples as lists, as in JSON."""
   flat = {}
   for key, value in config.items():
     if hasattr(value, "items"):

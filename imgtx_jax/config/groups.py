@@ -14,13 +14,15 @@ from imgtx_jax.sampling.options import SamplingOptions
 
 
 def block(cls, **changes):
-  """A ConfigDict with a key for each field of a dataclass: its default, or its value in changes."""
+  """Returns a ConfigDict with a key per field of a dataclass: its default, or that in changes."""
   return ml_collections.ConfigDict(dataclasses.asdict(cls(**changes)))
 
 
 def network(width, depth, num_heads, **own):
-  """The size of one Transformer, and what it alone has: fields of models/transformer.BlockConfig,
-  and its own."""
+  """Returns the size of one Transformer and its other keys (own).
+
+  A key of the name of a field of models/transformer.BlockConfig sets that field.
+  """
   c = ml_collections.ConfigDict()
   c.width = width  # of a token; a multiple of 4 · num_heads
   c.depth = depth  # layers
@@ -30,8 +32,62 @@ def network(width, depth, num_heads, **own):
   return c
 
 
+def parallel():
+  """Returns the keys of how a step runs on many devices."""
+  c = ml_collections.ConfigDict()
+  c.mode = "pmap"  # or "jit", over a mesh data × fsdp
+  c.fsdp = 1  # devices that share one copy of the state
+  # Which axis of which arrays fsdp splits, where their size should not decide: "REGEX=AXIS" or
+  # "REGEX=none", searched in paths such as params/gpt/transformer/layers/block/mlp/w13/kernel
+  # (whose axis 0 are the layers); the first match counts.
+  c.rules = ()
+  return c
+
+
+def generator():
+  """Returns the size and the other keys of the generator."""
+  return network(
+    128,
+    4,
+    4,
+    qk_norm=False,  # whether queries and keys are normalised
+    taps=(2,),  # layers after which it renders a conditioned image
+    head_channels=16,  # of the convolutions over the rendered patches
+    head_overlap=False,  # whether a token draws beyond its patch, fading out
+    noise_dim=64,  # numbers of the noise that it is given in finetune and gan
+    modulation_dim=128,  # of what modulates its layers: noise and class, or the style
+  )
+
+
+def gpt():
+  """Returns the size and the other keys of the GPT."""
+  return network(
+    192,
+    6,
+    6,
+    order="raster",  # of codes; or "spread", from coarse to fine
+    dropout=0.1,  # of the tokens and of the two branches of a layer
+    drop_path=0.0,  # of the deepest layer; the others in proportion to their depth
+  )
+
+
+def discriminator():
+  """Returns the size and the other keys of the discriminator."""
+  return network(
+    128,
+    4,
+    4,
+    patch=4,  # pixels a side of a token
+    overlap=2,  # pixels by which patches reach into their neighbours, each way
+    qk_norm=True,
+    layer_scale=0.1,  # first value of the branches' learned scales; 0: none
+    attention="dot",  # or "l2", by distance (ViTGAN, arXiv:2107.04589)
+    spectral_norm=False,  # whether matrices keep their first spectral norm
+  )
+
+
 def data():
-  """Where images come from, and how they are cropped."""
+  """Returns the keys of a source of images and of cropping."""
   c = ml_collections.ConfigDict()
   # "emoji" (in the package); "folder": path/train/CLASS and path/val/CLASS; "tfds:NAME", prepared
   # in path; "images": all images in the folders of path, between commas, without classes.
@@ -47,7 +103,7 @@ def data():
 
 
 def vqgan():
-  """The convolutional tokenizer; the defaults are LlamaGen's VQ-16."""
+  """Returns the keys of the convolutional tokenizer; the defaults are LlamaGen's VQ-16."""
   c = ml_collections.ConfigDict()
   c.channels = 128  # at the image's size; a multiple of 32
   c.multipliers = (1, 1, 2, 2, 4)  # of channels, a level; the image halves between two levels
@@ -58,7 +114,7 @@ def vqgan():
 
 
 def quantizer():
-  """The codebook."""
+  """Returns the keys of the codebook."""
   c = ml_collections.ConfigDict()
   c.codebook_size = 512  # codes
   c.code_dim = 8  # numbers a code
@@ -68,8 +124,11 @@ def quantizer():
 
 
 def optimizer():
-  """AdamW, as every network is trained with it. A stage's own block has learning_rate, schedule
-  and warmup_steps, and may have any other key of this one."""
+  """Returns the keys of AdamW, for all networks.
+
+  A stage's own block has learning_rate, schedule and warmup_steps, and may have any other key of
+  this one.
+  """
   c = ml_collections.ConfigDict()
   c.beta1 = 0.9
   c.beta2 = 0.95
@@ -81,7 +140,7 @@ def optimizer():
 
 
 def schedule(learning_rate, kind="constant", **own):
-  """What a stage's optimizer has of its own."""
+  """Returns the keys that a stage's optimizer sets over config.optimizer."""
   c = ml_collections.ConfigDict()
   c.learning_rate = learning_rate  # the highest
   c.schedule = kind  # after the warm-up: "constant", or "cosine" down to end_lr_ratio
@@ -91,15 +150,18 @@ def schedule(learning_rate, kind="constant", **own):
 
 
 def adversary():
-  """The discriminator's training: see AdversarialOptions. Its optimizer's keys but learning_rate,
-  schedule and warmup_steps are also those of the generators in finetune and gan."""
+  """Returns the keys of the discriminator's training; see AdversarialOptions.
+
+  The keys of its optimizer but learning_rate, schedule and warmup_steps also apply to the
+  generators in finetune and gan.
+  """
   c = block(AdversarialOptions)
   c.optimizer = schedule(2e-4, beta1=0.0, beta2=0.99, weight_decay=0.0)
   return c
 
 
 def stage(steps, batch_size, ema_decay):
-  """What every stage has."""
+  """Returns the keys that every stage has."""
   c = ml_collections.ConfigDict()
   c.steps = steps  # of training
   c.batch_size = batch_size  # images a step, over all devices
@@ -108,7 +170,7 @@ def stage(steps, batch_size, ema_decay):
 
 
 def tokenizer():
-  """Stage tokenizer: images to codes and back."""
+  """Returns the keys of the stage tokenizer: images to codes and back."""
   c = stage(1000, 64, 0.999)
   c.optimizer = schedule(1e-3, "cosine")
   c.l1_weight = 0.0  # of the pixels' absolute error
@@ -127,7 +189,7 @@ def tokenizer():
 
 
 def pretrain():
-  """Stage pretrain: the GPT learns the codes."""
+  """Returns the keys of the stage pretrain: the GPT learns the codes."""
   c = stage(1000, 64, 0.999)
   c.optimizer = schedule(1e-3, "cosine")
   # RAR (arXiv:2411.00776): steps in which every example has a random order of codes, then steps
@@ -142,7 +204,7 @@ def pretrain():
 
 
 def finetune():
-  """Stage finetune: the generator renders the GPT's condition vectors, against a discriminator."""
+  """Returns the keys of the stage finetune: the generator renders the GPT's condition vectors."""
   c = stage(1000, 32, 0.995)
   c.optimizer = schedule(2e-4, beta1=0.0)  # the generator's, over config.adversary.optimizer
   c.gpt_optimizer = schedule(2e-5)  # the GPT's, over config.optimizer
@@ -176,8 +238,10 @@ def finetune():
 
 
 def gan():
-  """Stage gan: the generator from noise and class alone, without tokenizer and GPT. Its grid has
-  config.patch and quantizer.code_dim."""
+  """Returns the keys of the stage gan: the generator from noise and class alone.
+
+  Its grid has config.patch and quantizer.code_dim.
+  """
   c = stage(1000, 64, 0.999)
   c.optimizer = schedule(2e-4)  # over config.adversary.optimizer
   c.class_weight = 0.02  # of the class loss, the generator's and the discriminator's
@@ -185,7 +249,10 @@ def gan():
 
 
 def style():
-  """Stage style; weights are for VGG16's layers at mean activation 1 and images in [-1, 1]."""
+  """Returns the keys of the stage style.
+
+  Its weights are for VGG16's layers divided by their mean activation and images in [-1, 1].
+  """
   c = stage(1000, 8, 0.995)
   c.optimizer = schedule(5e-4, "cosine", weight_decay=0.0)
   # Style images; the content images are those of config.data, whose crop they share. A folder that
@@ -204,5 +271,5 @@ def style():
 
 
 def sample():
-  """How samples are drawn while training, and by default afterwards: see SamplingOptions."""
+  """Returns the sampling options while training, and by default afterwards: see SamplingOptions."""
   return block(SamplingOptions, cfg_scale=1.5)

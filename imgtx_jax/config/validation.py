@@ -1,4 +1,4 @@
-"""Whether a config can work: one line for the first value that cannot."""
+"""Checks a config before anything is built: one line for the first value that cannot work."""
 
 import math
 
@@ -18,8 +18,10 @@ _VGG16_SIDE = 16  # pixels, at least
 
 
 def check(config, devices=None):
-  """Raises UserError for the first value that cannot work; one line each. devices: how many there
-  are, where it is not as many as jax finds here."""
+  """Raises UserError for the first value of a config that cannot work.
+
+  devices: number of devices of the run; by default those that jax finds here.
+  """
   _check_numbers(config)
   for stage in config.stages:
     one_of("config.stages", stage, configs.STAGES)

@@ -33,8 +33,10 @@ from imgtx_jax.training import workdir
 
 
 def convert_inception(file, out):
-  """Writes the .safetensors file `out` from the published `file`; UserError if that holds anything
-  else."""
+  """Writes the .safetensors file `out` from the published `file`.
+
+  Raises UserError if `file` holds anything else.
+  """
   outputs.check_file("--out", out, (".safetensors",))
   with naming(file):
     params = inception_weights.convert(_read(file, file, ()))
@@ -49,8 +51,9 @@ def convert_inception(file, out):
 
 
 def convert_llamagen(gpt, tokenizer, out, *, image_size=256, num_heads=0):
-  """Writes the work directory `out` from the files `gpt` and `tokenizer`; UserError if one does not
-  hold what it should, or `out` something else."""
+  """Writes the work directory `out` from the files `gpt` and `tokenizer`.
+
+  Raises UserError if a file does not hold such a network, or `out` holds something else."""
   outputs.check_folder("--out", out)
   before = imported(out)
   with naming(f"--gpt={gpt}"):
@@ -133,15 +136,17 @@ def sha256(path):
 
 
 def without_names(source):
-  """Returns what a conversion came from without the names of its files."""
+  """Returns the source record of a conversion without the names of its files."""
   return [
     value["sha256"] if isinstance(value, dict) else value for _, value in sorted(source.items())
   ]
 
 
 def imported(out):
-  """Returns what an earlier conversion to `out` came from, {} if nothing is there; raises UserError
-  if something else is."""
+  """Returns the source record of an earlier conversion to `out`, or {} if nothing is there.
+
+  Raises UserError if `out` holds something else.
+  """
   out = Path(out)
   if not out.exists() or (out.is_dir() and not any(out.iterdir())):
     return {}
@@ -157,7 +162,7 @@ def imported(out):
 
 @contextlib.contextmanager
 def new_directory(out):
-  """Yields a folder to write in; it gets the name `out` at the end, and is deleted on an error."""
+  """Yields a folder to write in; it is renamed to `out` at the end, or deleted on an error."""
   out = Path(out).absolute()
   unfinished = out.with_name(f".{out.name}.unfinished")  # a killed run's is overwritten
   with explain_disk(out):

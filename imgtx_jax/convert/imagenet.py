@@ -30,9 +30,9 @@ _OPEN_FILES = 4096  # TFDS shuffles through 1,000 files open at once
 def prepare(tars, data_dir, report=print):
   """Writes data_dir/imagenet2012/5.1.0 from the two tars in the folder `tars`; {split: images}.
 
-  That folder appears under its name once it is whole. report takes lines about what is incomplete.
-  UserError: tars that are missing, damaged or of something else, a set that is there already, too
-  small a disk.
+  That folder appears under its name once it is whole. report: takes lines about what is incomplete.
+  Raises UserError for tars that are missing, damaged or not ImageNet's, a set that exists already,
+  or a disk that is too small.
   """
   tars, data_dir = Path(tars), Path(data_dir)
   files = _find(tars)

@@ -40,7 +40,7 @@ class TokenizerVariant(NamedTuple):
 
   @property
   def patch(self):
-    """Pixels a code."""
+    """Returns the side in pixels of the patch that one code stands for."""
     return 2 ** (len(self.multipliers) - 1)
 
 
@@ -63,17 +63,17 @@ TOKENIZER_WRAPPERS = ("ema", "model", "module")
 
 
 def name_of(variant):
-  """The published name of a variant, or None."""
+  """Returns the published name of a variant, or None."""
   known = GPT_VARIANTS | TOKENIZER_VARIANTS
   return next((name for name, other in known.items() if other == variant), None)
 
 
 def imported_config(gpt, tokenizer, image_size=256):
-  """The whole config of an imported GPTVariant and TokenizerVariant, unlocked.
+  """Returns the whole config of an imported GPTVariant and TokenizerVariant, unlocked.
 
-  What is not of the imported networks keeps its default, but for what the image size decides (the
-  discriminator's patch) and the data that the weights know. Fine-tuning hyperparameters are for the
-  caller to set: its generator starts afresh, which finetune.adversarial_start_steps is for.
+  Keys that do not describe the imported networks keep their defaults, except for the data and the
+  discriminator's patch, which depends on the image size. The caller sets the hyperparameters of
+  fine-tuning: its generator starts from random weights (see finetune.adversarial_start_steps).
   """
   config = configs.default()
   config.stages = ("tokenizer", "pretrain", "finetune")
@@ -100,7 +100,7 @@ def imported_config(gpt, tokenizer, image_size=256):
 
 
 def find_gpt(weights, num_heads=0):
-  """The GPTVariant of {name: Weight}; UserError if there is none.
+  """Returns the GPTVariant of {name: Weight}; raises UserError if there is none.
 
   Shapes do not tell the number of heads: it comes from the published table by the width, or is
   num_heads if that is not 0.
@@ -124,7 +124,7 @@ def find_gpt(weights, num_heads=0):
 
 
 def find_tokenizer(weights):
-  """The TokenizerVariant of {name: Weight}; UserError if there is none."""
+  """Returns the TokenizerVariant of {name: Weight}; raises UserError if there is none."""
   channels = _shape(weights, "encoder.conv_in.weight", 4)[0]
   z_channels = _shape(weights, "encoder.conv_out.weight", 4)[0]
   codebook_size, code_dim = _shape(weights, "quantize.embedding.weight", 2)
@@ -197,10 +197,10 @@ _TOKENIZER_RENAMES = (
 
 
 def gpt_params(weights, gpt):
-  """Parameters of a GPT module from {name: Weight}, which is emptied on the way.
+  """Returns parameters of a GPT module from {name: Weight}, which is emptied on the way.
 
-  Matrices become [in, out], layers are stacked, w1 stands beside w3. UserError if a weight is
-  missing, left over, or of another shape.
+  Matrices become [in, out], layers are stacked, and w1 and w3 are concatenated. Raises UserError if
+  a weight is missing, left over, or of another shape.
   """
   codes = jnp.zeros((1, gpt.shape[0] * gpt.shape[1]), jnp.int32)
   tree = jax.eval_shape(gpt.init, jax.random.key(0), codes, jnp.zeros(1, jnp.int32))["params"]
@@ -208,8 +208,9 @@ def gpt_params(weights, gpt):
 
 
 def tokenizer_params(weights, tokenizer):
-  """Parameters of a convolutional Tokenizer from {name: Weight}, which is emptied on the way;
-  UserError as for gpt_params."""
+  """Returns parameters of a convolutional Tokenizer from {name: Weight}, which is emptied.
+
+  Raises UserError as gpt_params does."""
   weights.pop("quantize.codebook_used", None)  # statistics of their training
   side = 2 ** len(tokenizer.encoder.multipliers)
   tree = jax.eval_shape(tokenizer.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))

@@ -77,17 +77,7 @@ def train_iterator(
   companions, seed = companions or {}, rng.seed_32(seed)
   stream = _stream(source, crop, (min_scale, max_scale), image_size, seed)
   if companions:
-    others = {
-      name: _stream(
-        c.training,
-        c.crop,
-        (c.min_scale, c.max_scale),
-        image_size,
-        seed + zlib.crc32(name.encode()),
-      )
-      for name, c in companions.items()
-    }
-    stream = _WithCompanions(stream, others)
+    stream = _WithCompanions(stream, _companion_streams(companions, image_size, seed))
   stream = _ProcessRows(stream, batch_size, process_index, process_count)
   threads = max(_threads(s, threads) for s in (source, *(c.training for c in companions.values())))
   batches = _read(stream, threads, rows).batch(rows, drop_remainder=True, batch_fn=stack)
@@ -96,6 +86,20 @@ def train_iterator(
       batches, prefetch_buffer_size=_BATCHES_AHEAD
     )
   return iter(batches)
+
+
+def _companion_streams(companions, image_size, seed):
+  """Returns {name: infinite MapDataset} of companions, each with a seed of its own."""
+  return {
+    name: _stream(
+      c.training,
+      c.crop,
+      (c.min_scale, c.max_scale),
+      image_size,
+      seed + zlib.crc32(name.encode()),
+    )
+    for name, c in companions.items()
+  }
 
 
 def _stream(source, crop, scales, image_size, seed):

@@ -251,15 +251,18 @@ def random_colors(images, keys, prob):
 def _recolor(image, key, prob):
   """Changes the colours of one image [H, W, 3]; see random_colors."""
   draw = jax.random.uniform(key, (5,))
-  angle = 2.0 * jnp.pi * draw[1]
-  # A rotation about (1, 1, 1): a circulant matrix whose rows sum to 1.
-  row = (1.0 + 2.0 * jnp.cos(angle + 2.0 * jnp.pi / 3.0 * jnp.arange(3))) / 3.0
-  matrix = jnp.stack([jnp.roll(row, i) for i in range(3)])
   grey = jnp.mean(image, axis=-1, keepdims=True)
-  changed = grey + (image @ matrix - grey) * 1.5 * draw[2]
+  changed = grey + (_turn_hue(image, 2.0 * jnp.pi * draw[1]) - grey) * 1.5 * draw[2]
   mean = jnp.mean(changed)
   changed = mean + (changed - mean) * (0.6 + 0.8 * draw[3]) + 0.3 * (2.0 * draw[4] - 1.0)
   return jnp.where(draw[0] < prob, jnp.clip(changed, -1.0, 1.0), image)
+
+
+def _turn_hue(image, angle):
+  """Rotates the colours of an image [..., 3] about the axis of greys by an angle in radians."""
+  # A rotation about (1, 1, 1): a circulant matrix whose rows sum to 1.
+  row = (1.0 + 2.0 * jnp.cos(angle + 2.0 * jnp.pi / 3.0 * jnp.arange(3))) / 3.0
+  return image @ jnp.stack([jnp.roll(row, i) for i in range(3)])
 
 
 def random_flip(images, keys):

@@ -1,5 +1,5 @@
-"""Functions that a step uses on several devices: reductions, numbers of examples, the split of its
-activations. They are pure and place nothing.
+"""Pure functions that a step uses on several devices: reductions, global indices of examples, and
+the split of activations. They place nothing.
 
 `axis` is the name of pmap's axis, or None under jit, where the batch is already the global one.
 """

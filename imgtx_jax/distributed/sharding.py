@@ -68,7 +68,7 @@ class Parallel(abc.ABC):
 
   @property
   def batch_divisor(self):
-    """A global batch must be divisible by this."""
+    """Returns the number that a global batch must be divisible by."""
     return len(self.devices)
 
   @abc.abstractmethod

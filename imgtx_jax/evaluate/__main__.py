@@ -32,7 +32,7 @@ import jax
 
 from imgtx_jax.cli import command, sampling_flags
 from imgtx_jax.errors import UserError
-from imgtx_jax.evaluate import extractors, image_sets, inputs, reference, runner, sweep
+from imgtx_jax.evaluate import feature_networks, image_sets, inputs, reference, runner, sweep
 from imgtx_jax.evaluate.audit import audit
 from imgtx_jax.evaluate.metrics_registry import Settings
 from imgtx_jax.evaluate.style import from_flags
@@ -59,8 +59,8 @@ def main(flags):
   if flags.audit:
     run_audit(flags)
     return
-  network = extractors.load(flags.network or default_network())
-  found = make_subject(flags, network)
+  network = feature_networks.load(flags.network or default_network())
+  run_inputs = make_inputs(flags, network)
   evaluator = runner.Evaluator(
     network,
     Settings(kid_subset_size=flags.kid_subset_size, splits=flags.splits),
@@ -69,11 +69,11 @@ def main(flags):
     batch_size=flags.batch_size,
   )
   if flags.sweep:
-    run_sweep(flags, evaluator, found, asked)
+    run_sweep(flags, evaluator, run_inputs, asked)
     return
-  if draws(found):
-    found.samples = draw(flags, found.model)
-  result = evaluator.run(found, asked, save_npz=flags.save_npz, save_stats=flags.save_stats)
+  if draws(run_inputs):
+    run_inputs.samples = draw(flags, run_inputs.model)
+  result = evaluator.run(run_inputs, asked, save_npz=flags.save_npz, save_stats=flags.save_stats)
   if result:
     runner.write(folder(flags) / "evaluation.json", result)
     print("\n".join([*runner.table(result), f"protocol: {folder(flags)}/evaluation.json"]))
@@ -98,7 +98,7 @@ def check_flags(flags):
 def run_audit(flags):
   """Writes the audit of the work directory's model: a page, and its numbers as JSON."""
   config, class_names = workdir.read(flags.workdir)
-  found = audit.run_audit(
+  summary = audit.run_audit(
     flags.workdir,
     config,
     class_names,
@@ -111,9 +111,9 @@ def run_audit(flags):
     checkpoint=flags.checkpoint,
     out=folder(flags) / "audit.html",
   )
-  worst = ", ".join(row["name"] for row in found["worst"])
-  lines = [f"worst classes by {found['ranked_by']}: {worst}", *found["biases"]]
-  print("\n".join([*lines, f"audit: {found['page']}, {found['json']}"]))
+  worst = ", ".join(row["name"] for row in summary["worst"])
+  lines = [f"worst classes by {summary['ranked_by']}: {worst}", *summary["biases"]]
+  print("\n".join([*lines, f"audit: {summary['page']}, {summary['json']}"]))
 
 
 def default_network():
@@ -134,8 +134,8 @@ def shared_folder(flags):
   return (local_paths.cache_folder() or folder(flags)) / "references"
 
 
-def make_subject(flags, network):
-  """Returns the Subject that the flags name; samples only if they are read."""
+def make_inputs(flags, network):
+  """Returns the EvaluationInputs that the flags name; samples only if they are read."""
   model = None
   if flags.workdir:
     model = inputs.load_model(flags.workdir, flags.stage, flags.checkpoint)
@@ -159,7 +159,7 @@ def make_subject(flags, network):
     )
   for images in (samples, compared and compared.images):
     say_notes(images.notes if images else ())
-  return inputs.Subject(
+  return inputs.EvaluationInputs(
     network,
     widths,
     model,
@@ -178,7 +178,7 @@ def say_notes(notes):
 
 
 def own_data(model, split, limit):
-  """The work directory's images, or None, with a line, where they are not on this machine."""
+  """Returns the work directory's images; None, and prints so, if they are not on this machine."""
   if model is None:
     return None
   try:
@@ -189,9 +189,9 @@ def own_data(model, split, limit):
     return None
 
 
-def draws(found):
+def draws(run_inputs):
   """Returns whether samples are to be drawn."""
-  return found.samples is None and found.model is not None and found.model.draws
+  return run_inputs.samples is None and run_inputs.model is not None and run_inputs.model.draws
 
 
 def draw(flags, model, **changes):
@@ -213,18 +213,20 @@ def draw(flags, model, **changes):
   )
 
 
-def run_sweep(flags, evaluator, found, asked):
+def run_sweep(flags, evaluator, run_inputs, asked):
   """Evaluates each value of --sweep and writes the plot."""
-  if not draws(found):
+  if not draws(run_inputs):
     raise UserError(f"--sweep draws samples, and {flags.workdir} has only a tokenizer")
   options = ranges(sampling_options.SamplingOptions)
-  options["prefix"] = (0, found.model.stage.num_codes)
+  options["prefix"] = (0, run_inputs.model.stage.num_codes)
   name, values = sweep.parse(flags.sweep, options)
   if unfit := [metric for metric in asked if metric not in sweep.METRICS]:
     raise UserError(f"--sweep with --metrics={unfit[0]}: only {', '.join(sweep.METRICS)} change")
   evaluations = []
   for value in values:
-    changed = dataclasses.replace(found, samples=draw(flags, found.model, **{name: value}))
+    changed = dataclasses.replace(
+      run_inputs, samples=draw(flags, run_inputs.model, **{name: value})
+    )
     result = evaluator.run(changed, asked, among=sweep.METRICS)
     if result:
       print("\n".join([f"{name} = {value:g}", *runner.table(result)]), flush=True)
@@ -250,7 +252,7 @@ def define_flags(flags):
   flags.string("metrics", "", "Names with commas (frechet,kid,…); by default all that can be had.")
   flags.string("sweep", "", "OPTION=VALUE,VALUE,…: prefix, cfg_scale, temperature …")
   flags.bool("audit", "Write audit.html, a search for bias, instead; --num is 2000 by default.")
-  flags.enum("network", "", ("", *extractors.NETWORKS), "By default inception if it is here")
+  flags.enum("network", "", ("", *feature_networks.NETWORKS), "By default inception if it is here")
   flags.integer("kid_subset_size", 1000, "Images a subset of the kernel distance.", least=2)
   flags.integer("splits", 10, "Parts of the Inception Score.", least=1)
   flags.group("Samples")

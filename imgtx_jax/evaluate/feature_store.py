@@ -67,8 +67,8 @@ class FeatureStore(sharded_store.ShardedStore):
 
   def read(self, part, rows=None):
     """Returns one array of all images [n, …], or its rows int [m], in their order."""
-    found = list(self.chunks(part)) if rows is None else self._rows(part, rows)
-    return np.concatenate(found) if found else np.zeros((0, 0))
+    chunks = list(self.chunks(part)) if rows is None else self._rows(part, rows)
+    return np.concatenate(chunks) if chunks else np.zeros((0, 0))
 
   def spread(self, part, most):
     """Returns at most `most` rows of an array [n, …], spread evenly."""
@@ -101,12 +101,12 @@ class FeatureStore(sharded_store.ShardedStore):
     return moments
 
   def _rows(self, part, rows):
-    found, start = [], 0
+    selected, start = [], 0
     for chunk in self.chunks(part):
       inside = rows[(rows >= start) & (rows < start + len(chunk))]
-      found.append(chunk[inside - start])
+      selected.append(chunk[inside - start])
       start += len(chunk)
-    return found
+    return selected
 
 
 def fill(images, wanted, *, batch_size, report, process_index=0, process_count=1):
@@ -123,13 +123,13 @@ def fill(images, wanted, *, batch_size, report, process_index=0, process_count=1
     lacking = [pair for pair, absent in zip(wanted, missing, strict=True) if shard in absent]
     parts = [[] for _ in lacking]
     for batch in images.batches(wanted[0][0].layout.span(shard), batch_size):
-      for (_, extractor), found in zip(lacking, parts, strict=True):
-        found.append(_check(extractor.name, extractor.run(batch)))
+      for (_, extractor), computed in zip(lacking, parts, strict=True):
+        computed.append(_check(extractor.name, extractor.run(batch)))
       done += len(batch["row"])
       report(done, total)
-    for (store, _), found in zip(lacking, parts, strict=True):
-      names = found[0] if found else ()
-      store.write(shard, {name: np.concatenate([f[name] for f in found]) for name in names})
+    for (store, _), computed in zip(lacking, parts, strict=True):
+      names = computed[0] if computed else ()
+      store.write(shard, {name: np.concatenate([f[name] for f in computed]) for name in names})
 
 
 def _check(name, parts):

@@ -34,13 +34,13 @@ class Model:
 
 
 @dataclasses.dataclass
-class Subject:
+class EvaluationInputs:
   """What is evaluated; absent image sets are None.
 
   widths: {part: D} of the network's features.
   """
 
-  network: extractors.FeatureNetwork
+  network: feature_networks.FeatureNetwork
   widths: dict
   model: Model | None = None
   samples: image_sets.ImageSet | None = None
@@ -64,15 +64,15 @@ def widths(network, size=None):
   """Returns {part: width} of a FeatureNetwork's outputs for images of a size; does not run it."""
   size = size or (max(network.smallest, 32),) * 2
   image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
-  found = jax.eval_shape(network.apply, network.params, image)
-  return {part: x.shape[-1] for part, x in found.items()}
+  outputs = jax.eval_shape(network.apply, network.params, image)
+  return {part: x.shape[-1] for part, x in outputs.items()}
 
 
 def draw_samples(model, options, *, count, prefix, seed, rule, batch_size):
-  """The ImageSet that a Model draws: `count` images at prefix k by SamplingOptions.
+  """Returns the ImageSet of `count` images that a Model draws at prefix k by SamplingOptions.
 
-  rule: "balanced" (the classes in turn), "data" (their frequencies in the training data) or "": the
-  latter where the labels are known without reading the images.
+  rule: of the labels: "balanced" (the classes in turn), "data" (their frequencies in the training
+  data) or "": "data" where the labels are known without reading the images, else "balanced".
   """
   labels, rule = draw_labels(model, count, rule, seed)
   sampler = Sampler(
@@ -83,8 +83,8 @@ def draw_samples(model, options, *, count, prefix, seed, rule, batch_size):
     "kind": "drawn",
     "stage": model.stage.name,
     "step": int(model.results[model.stage.name]["step"]),
-    "weights": feature_networks.digest(model.stage.drawing_params(model.results)),
-    "networks": feature_networks.hyperparameters(model.config),
+    "weights": extractors.digest(model.stage.drawing_params(model.results)),
+    "networks": extractors.hyperparameters(model.config),
     "prefix": prefix,
     "of_codes": model.stage.num_codes,
     "sampling": dataclasses.asdict(options),
@@ -102,15 +102,17 @@ def draw_labels(model, count, rule, seed):
   given = None if rule == "balanced" else data_labels(model, rule == "data")
   if given is None:
     return np.arange(count, dtype=np.int32) % classes, "balanced: the classes in turn"
-  # Quantiles of the sorted labels: every class within one of its share.
+  # Quantiles of the sorted labels: every class within one of its proportion.
   spread = np.sort(given)[np.arange(count) * len(given) // count]
   order = np.random.default_rng(seed).permutation(count)
   return spread[order].astype(np.int32), "data: the training data's frequencies, shuffled"
 
 
 def data_labels(model, needed):
-  """Labels int [n] of a Model's training data if they are known without reading images, else None,
-  or a UserError if they are needed."""
+  """Returns the labels int [n] of a Model's training data, None if only reading images would tell.
+
+  needed: raise a UserError instead of returning None.
+  """
   config = model.config
   try:
     source = sources.open_source(config.data.source, split="train", path=config.data.path)

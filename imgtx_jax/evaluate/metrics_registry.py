@@ -1,7 +1,7 @@
 """Computes metrics from stores of features.
 
-A Metric has need(subject, settings) → why it cannot be computed, or ""; uses → the stores it
-reads, as (set, extractor); compute(stores, subject, settings) → [Result].
+A Metric has need(inputs, settings) → why it cannot be computed, or ""; uses → the stores it
+reads, as (set, extractor); compute(stores, inputs, settings) → [Result].
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imgtx_jax.evaluate import feature_networks, nearest
+from imgtx_jax.evaluate import extractors, nearest
 from imgtx_jax.metrics import codebook as code_metrics
 from imgtx_jax.metrics.frechet import frechet_distance
 from imgtx_jax.metrics.inception_score import ScoreSums
@@ -61,63 +61,63 @@ def named(name, network):
 # -- Samples against a reference -------------------------------------------------------------------
 
 
-def _need_samples(subject, least=1):
-  if subject.samples is None:
+def _need_samples(inputs, least=1):
+  if inputs.samples is None:
     return "there are no samples: give --samples, or --workdir with a stage that draws"
-  if subject.samples.count < least:
-    return f"{subject.samples.count} samples, and it needs at least {least}: raise --num"
+  if inputs.samples.count < least:
+    return f"{inputs.samples.count} samples, and it needs at least {least}: raise --num"
   return ""
 
 
-def _need_reference(subject, least=2, images=False):
-  if subject.reference is None:
+def _need_reference(inputs, least=2, images=False):
+  if inputs.reference is None:
     return "there is nothing to compare with: give --reference"
-  if subject.reference.images is None:
+  if inputs.reference.images is None:
     return "the reference is a file of statistics: name images" if images else ""
-  if subject.reference.images.count < least:
-    count = subject.reference.images.count
+  if inputs.reference.images.count < least:
+    count = inputs.reference.images.count
     return f"{count} reference images, and it needs at least {least}: give more"
   return ""
 
 
-def _need_frechet(subject, settings, part="features"):
-  missing = _need_samples(subject, 2) or _need_reference(subject)
+def _need_frechet(inputs, settings, part="features"):
+  missing = _need_samples(inputs, 2) or _need_reference(inputs)
   if (
     missing
-    or part in subject.widths
-    and (subject.reference.images or part in subject.reference.statistics)
+    or part in inputs.widths
+    and (inputs.reference.images or part in inputs.reference.statistics)
   ):
     return missing
-  if part not in subject.widths:
-    return f"{subject.network.name} gives no {part} features: use --network=inception"
-  return f"the reference's file has none of {subject.widths[part]} {part} features (mu_s, sigma_s)"
+  if part not in inputs.widths:
+    return f"{inputs.network.name} gives no {part} features: use --network=inception"
+  return f"the reference's file has none of {inputs.widths[part]} {part} features (mu_s, sigma_s)"
 
 
-def _use_frechet(subject, part="features"):
+def _use_frechet(inputs, part="features"):
   used = [("samples", "network")]
-  return used if part in subject.reference.statistics else [*used, ("reference", "network")]
+  return used if part in inputs.reference.statistics else [*used, ("reference", "network")]
 
 
-def _frechet(stores, subject, settings, part="features"):
+def _frechet(stores, inputs, settings, part="features"):
   ours = stores["samples", "network"].moments(part)
-  if part in subject.reference.statistics:
-    statistics, others = subject.reference.statistics[part], "a file's statistics"
+  if part in inputs.reference.statistics:
+    statistics, others = inputs.reference.statistics[part], "a file's statistics"
   else:
     theirs = stores["reference", "network"].moments(part)
     statistics, others = (theirs.mean, theirs.covariance), f"{theirs.count:,} references"
-  label = subject.network.label
+  label = inputs.network.label
   name = label if part == "features" else f"s{label} (768 means)"
   value = frechet_distance(ours.mean, ours.covariance, *statistics)
   return [Result(name, value, None, f"{ours.count:,} samples, {others}")]
 
 
-def _need_score(subject, settings):
-  if "logits" not in subject.widths:
-    return f"{subject.network.name} gives no class logits: use --network=inception"
-  return _need_samples(subject, settings.splits)
+def _need_score(inputs, settings):
+  if "logits" not in inputs.widths:
+    return f"{inputs.network.name} gives no class logits: use --network=inception"
+  return _need_samples(inputs, settings.splits)
 
 
-def _score(stores, subject, settings):
+def _score(stores, inputs, settings):
   store = stores["samples", "network"]
   total = len(stores["samples", "examples"].read("row"))
   sums, start = ScoreSums(total, settings.splits), 0
@@ -125,16 +125,16 @@ def _score(stores, subject, settings):
     sums.add(logits, np.arange(start, start + len(logits)))
     start += len(logits)
   computed_on = f"{total:,} samples, {settings.splits} splits"
-  return [Result(named("IS", subject.network), *sums.score(), computed_on)]
+  return [Result(named("IS", inputs.network), *sums.score(), computed_on)]
 
 
-def _need_kernel(subject, settings):
+def _need_kernel(inputs, settings):
   least = settings.kid_subset_size
-  missing = _need_samples(subject, least) or _need_reference(subject, least, images=True)
+  missing = _need_samples(inputs, least) or _need_reference(inputs, least, images=True)
   return f"{missing}, or lower --kid_subset_size" if "needs at least" in missing else missing
 
 
-def _kernel(stores, subject, settings):
+def _kernel(stores, inputs, settings):
   mean, std = kernel_distance(
     *_both(stores),
     subsets=settings.kid_subsets,
@@ -142,17 +142,17 @@ def _kernel(stores, subject, settings):
     seed=settings.kid_seed,
   )
   computed_on = f"{settings.kid_subsets} subsets of {settings.kid_subset_size}"
-  return [Result(named("KID", subject.network), mean, std, computed_on)]
+  return [Result(named("KID", inputs.network), mean, std, computed_on)]
 
 
-def _need_neighbours(subject, settings):
+def _need_neighbours(inputs, settings):
   least = max(settings.neighbours, settings.density_neighbours) + 1
-  return _need_samples(subject, least) or _need_reference(subject, least, images=True)
+  return _need_samples(inputs, least) or _need_reference(inputs, least, images=True)
 
 
-def _neighbours(stores, subject, settings):
+def _neighbours(stores, inputs, settings):
   ours, theirs = _both(stores)
-  found = precision_recall(
+  values = precision_recall(
     ours,
     theirs,
     neighbours=settings.neighbours,
@@ -160,7 +160,7 @@ def _neighbours(stores, subject, settings):
   )
   computed_on = f"{len(ours):,} samples, {len(theirs):,} references"
   return [
-    Result(named(name, subject.network), found[name], None, computed_on)
+    Result(named(name, inputs.network), values[name], None, computed_on)
     for name in ("precision", "recall", "density", "coverage")
   ]
 
@@ -175,23 +175,23 @@ def _both(stores):
 # -- The model's own parts -------------------------------------------------------------------------
 
 
-def _need_tokenizer(subject, settings):
-  if subject.model is None:
+def _need_tokenizer(inputs, settings):
+  if inputs.model is None:
     return "it measures a work directory's tokenizer: give --workdir"
-  if "tokenizer" not in subject.model.results:
-    return f"the {subject.model.stage.name} stage has no tokenizer"
-  if subject.held_out is None or subject.held_out.count < 2:
+  if "tokenizer" not in inputs.model.results:
+    return f"the {inputs.model.stage.name} stage has no tokenizer"
+  if inputs.held_out is None or inputs.held_out.count < 2:
     return "the work directory's data has under 2 held-out images"
   return ""
 
 
-def _reconstruction(stores, subject, settings):
+def _reconstruction(stores, inputs, settings):
   before = stores["held_out", "network"].moments("features")
   store = stores["held_out", "tokenizer"]
   after = store.moments("features")
   value = frechet_distance(after.mean, after.covariance, before.mean, before.covariance)
   computed_on = f"{after.count:,} held-out images"
-  results = [Result(f"r{subject.network.label}", value, None, computed_on)]
+  results = [Result(f"r{inputs.network.label}", value, None, computed_on)]
   for part, name in (
     ("psnr", "PSNR (dB)"),
     ("ssim", "SSIM"),
@@ -204,9 +204,9 @@ def _reconstruction(stores, subject, settings):
   return results
 
 
-def _codes(stores, subject, settings):
+def _codes(stores, inputs, settings):
   store = stores["held_out", "tokenizer"]
-  size = subject.model.stage.tokenizer.quantizer.codebook_size
+  size = inputs.model.stage.tokenizer.quantizer.codebook_size
   counts = sum(np.bincount(chunk.reshape(-1), minlength=size) for chunk in store.chunks("codes"))
   computed_on = f"{counts.sum():,} codes of held-out images"
   results = [
@@ -220,39 +220,39 @@ def _codes(stores, subject, settings):
   return results
 
 
-def _need_classes(subject, settings):
-  missing = _need_samples(subject)
-  if missing or judges(subject):
+def _need_classes(inputs, settings):
+  missing = _need_samples(inputs)
+  if missing or judges(inputs):
     return missing
-  if not subject.samples.labelled:
+  if not inputs.samples.labelled:
     return "the samples have no labels"
-  if subject.model is None:
+  if inputs.model is None:
     return "no classifier of these classes: give --workdir, whose discriminator has a class layer"
-  classifier = feature_networks.classifier_reason(subject.model.class_names)
+  classifier = extractors.classifier_reason(inputs.model.class_names)
   return f"neither finetune nor gan, whose discriminators have a class layer, and {classifier}"
 
 
-def judges(subject):
+def judges(inputs):
   """Returns the networks that can classify the samples: "discriminator", "classifier"."""
-  samples, model = subject.samples, subject.model
+  samples, model = inputs.samples, inputs.model
   if samples is None or model is None or not samples.labelled:
     return []
   own_size = tuple(samples.size) == (model.config.data.image_size,) * 2
   judging = model.draws and hasattr(model.stage, "adversary")
-  found = ["discriminator"] if judging and own_size else []
-  if not feature_networks.classifier_reason(model.class_names):
-    found.append("classifier")
-  return found
+  names = ["discriminator"] if judging and own_size else []
+  if not extractors.classifier_reason(model.class_names):
+    names.append("classifier")
+  return names
 
 
-def _classes(stores, subject, settings):
+def _classes(stores, inputs, settings):
   labels = stores["samples", "examples"].read("label")
   names = {
     "discriminator": "class accuracy (the discriminator's class layer)",
     "classifier": "class accuracy (EfficientNet-lite0, ImageNet)",
   }
   results = []
-  for judge in judges(subject):
+  for judge in judges(inputs):
     store = stores["samples", judge]
     if judge == "discriminator":
       predicted = store.read("predicted")
@@ -264,30 +264,30 @@ def _classes(stores, subject, settings):
 
 
 def _use(*pairs):
-  return lambda subject: list(pairs)
+  return lambda inputs: list(pairs)
 
 
 _BOTH = _use(("samples", "network"), ("reference", "network"))
 METRICS = {
   "frechet": Metric(_need_frechet, _use_frechet, _frechet),
   "sfid": Metric(
-    lambda subject, settings: _need_frechet(subject, settings, "spatial"),
-    lambda subject: _use_frechet(subject, "spatial"),
-    lambda stores, subject, settings: _frechet(stores, subject, settings, "spatial"),
+    lambda inputs, settings: _need_frechet(inputs, settings, "spatial"),
+    lambda inputs: _use_frechet(inputs, "spatial"),
+    lambda stores, inputs, settings: _frechet(stores, inputs, settings, "spatial"),
   ),
   "inception_score": Metric(_need_score, _use(("samples", "network")), _score),
   "kid": Metric(_need_kernel, _BOTH, _kernel),
   "precision_recall": Metric(_need_neighbours, _BOTH, _neighbours),
   "class_accuracy": Metric(
-    _need_classes, lambda subject: [("samples", judge) for judge in judges(subject)], _classes
+    _need_classes, lambda inputs: [("samples", judge) for judge in judges(inputs)], _classes
   ),
   "reconstruction": Metric(
     _need_tokenizer, _use(("held_out", "network"), ("held_out", "tokenizer")), _reconstruction
   ),
   "codes": Metric(_need_tokenizer, _use(("held_out", "tokenizer")), _codes),
   "nearest": Metric(
-    lambda subject, settings: _need_samples(subject) or nearest.need(subject),
+    lambda inputs, settings: _need_samples(inputs) or nearest.need(inputs),
     nearest.uses,
-    lambda stores, subject, settings: [Result(*row) for row in nearest.measure(stores, subject)],
+    lambda stores, inputs, settings: [Result(*row) for row in nearest.measure(stores, inputs)],
   ),
 }

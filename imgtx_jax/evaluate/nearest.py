@@ -8,30 +8,30 @@ MOST = 1000  # samples, and held-out images, whose nearest training image is loo
 _BLOCK = 2**25  # distances at a time: 128 MB
 
 
-def need(subject):
+def need(inputs):
   """Returns why nearest training images cannot be computed, or ""."""
-  if subject.training is None:
+  if inputs.training is None:
     return "it looks among a work directory's training images: give --workdir"
-  if subject.training.size != subject.samples.size:
-    ours, theirs = subject.samples.size, subject.training.size
+  if inputs.training.size != inputs.samples.size:
+    ours, theirs = inputs.samples.size, inputs.training.size
     return f"samples of {ours[0]}×{ours[1]} and training images of {theirs[0]}×{theirs[1]} differ"
   return ""
 
 
-def uses(subject):
+def uses(inputs):
   """Returns the stores that `measure` reads."""
   pairs = [("samples", "network"), ("training", "network"), ("training", "examples")]
-  return pairs + ([("held_out", "network")] if subject.held_out else [])
+  return pairs + ([("held_out", "network")] if inputs.held_out else [])
 
 
-def measure(stores, subject):
+def measure(stores, inputs):
   """Returns rows (name, value, None, computed on): the median feature distance to the nearest
   training image, of samples and of held-out images, and their ratio.
 
   Far below 1, samples are copies.
   """
   training = stores["training", "network"]
-  label = subject.network.label.removeprefix("FD-").replace("FID", "Inception")
+  label = inputs.network.label.removeprefix("FD-").replace("FID", "Inception")
   rows = []
   for name, title in (("samples", "samples"), ("held_out", "held-out images")):
     if (name, "network") in stores:
@@ -45,18 +45,18 @@ def measure(stores, subject):
   return rows
 
 
-def write_picture(path, stores, subject, count, batch_size):
+def write_picture(path, stores, inputs, count, batch_size):
   """Writes a picture with a row for each of the first `count` samples.
 
   A row has the sample, its nearest training image by pixels (with the root of the mean squared
   difference, of 255), and by features (with their distance).
   """
-  (batch, *_) = subject.samples.batches(range(min(count, subject.samples.count)), batch_size)
+  (batch, *_) = inputs.samples.batches(range(min(count, inputs.samples.count)), batch_size)
   queries = batch["image"]
 
   def pixels():
-    whole = range(subject.training.count)
-    for part in subject.training.batches(whole, batch_size):
+    whole = range(inputs.training.count)
+    for part in inputs.training.batches(whole, batch_size):
       yield part["image"].reshape(len(part["image"]), -1).astype(np.float32) / 255
 
   by_pixels, pixel_rows = search(
@@ -68,7 +68,7 @@ def write_picture(path, stores, subject, count, batch_size):
   scale = 255 / queries[0].size ** 0.5
   cells, captions = [], []
   for i, query in enumerate(queries):
-    cells += [query, *(_image(subject.training, places[r[i]]) for r in (pixel_rows, feature_rows))]
+    cells += [query, *(_image(inputs.training, places[r[i]]) for r in (pixel_rows, feature_rows))]
     captions += ["sample", f"pixels {by_pixels[i] * scale:.1f}", f"features {by_features[i]:.3g}"]
   enlarge = max(1, 96 // queries.shape[1])
   save_grid(np.stack(cells), path, columns=3, captions=captions, scale=enlarge)
@@ -85,11 +85,11 @@ def search(queries, chunks):
     for at in range(0, len(chunk), step):
       block = chunk[at : at + step]
       norms = (queries**2).sum(1)[:, None] + (block**2).sum(1)
-      found = (norms - 2 * queries @ block.T).argmin(axis=1)
+      nearest = (norms - 2 * queries @ block.T).argmin(axis=1)
       # The winner's distance anew: of copies the formula above leaves rounding.
-      exact = ((queries.astype(np.float64) - block[found]) ** 2).sum(axis=1)
+      exact = ((queries.astype(np.float64) - block[nearest]) ** 2).sum(axis=1)
       closer = exact < best
-      best[closer], rows[closer] = exact[closer], start + at + found[closer]
+      best[closer], rows[closer] = exact[closer], start + at + nearest[closer]
     start += len(chunk)
   return np.sqrt(best), rows
 

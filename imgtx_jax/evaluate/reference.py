@@ -1,7 +1,7 @@
 """What samples are compared with: images, or mean and covariance of their features in a file.
 
 Statistics as ADM's evaluator has them: mu [D] and sigma [D, D], and mu_s, sigma_s of the spatial
-features. Files that write_statistics made also name the network that they are of.
+features. Files of write_statistics also hold the name of their network.
 """
 
 import dataclasses
@@ -34,12 +34,20 @@ class Reference:
 
 
 def open_reference(text, network, widths, *, model=None, size=None, crop=None, limit=0):
-  """The Reference that `text` names: "train" or "validation" (of config.data), "tfds:NAME" or
-  "tfds:NAME:SPLIT", a folder, an .npz of images or of statistics.
+  """Returns the Reference that `text` names.
 
-  network: the FeatureNetwork in use, and widths {part: D} what it gives. model: the inputs.Model
-  whose data "train" and "validation" are. size: the side of data sets' images; crop: that of a
-  folder's, None as they are; limit: at most so many images, 0 all.
+  Args:
+    text: "train" or "validation" (of the model's data), "tfds:NAME" or "tfds:NAME:SPLIT", a folder,
+      or an .npz of images or of statistics.
+    network: the FeatureNetwork in use.
+    widths: {part: D} of the network's features.
+    model: the inputs.Model whose data "train" and "validation" are; or None.
+    size: side to which the images of data sets are resized.
+    crop: side to which a folder's images are cropped and resized; None leaves them as they are.
+    limit: largest number of images; 0 for all.
+
+  Raises:
+    UserError: if there are no such images, or the file is damaged or of another network.
   """
   if text in ("train", "validation"):
     if model is None:
@@ -61,8 +69,10 @@ def open_reference(text, network, widths, *, model=None, size=None, crop=None, l
 
 
 def own_data(model, split, limit=0):
-  """The images of the data that an inputs.Model was trained on; UserError if their classes are
-  others now."""
+  """Returns the ImageSet of a split of the data that an inputs.Model was trained on.
+
+  limit: largest number of images; 0 for all. Raises UserError if the data has other classes now.
+  """
   data = model.config.data
   images = image_sets.open_data(
     data.source, split, path=data.path, size=data.image_size, limit=limit, threads=data.threads
@@ -78,16 +88,16 @@ def _open_npz(path, network, widths, limit):
     with np.load(path, allow_pickle=False) as arrays:
       has_images = "arr_0" in arrays
       small = [key for key in arrays if key not in ("arr_0", "arr_1")]
-      found = {key: arrays[key] for key in small}
+      values = {key: arrays[key] for key in small}
   except npz.DAMAGE as error:
     raise UserError(f"{path} is no whole .npz ({first_line(error)}); name another file") from error
-  if not has_images and not {"mu", "sigma"} <= found.keys():
+  if not has_images and not {"mu", "sigma"} <= values.keys():
     raise UserError(
-      f"{path} holds {', '.join(found) or 'nothing'}; a reference needs arr_0 (images), or mu and "
+      f"{path} holds {', '.join(values) or 'nothing'}; a reference needs arr_0 (images), or mu and "
       "sigma (statistics)"
     )
   images = image_sets.NpzImages(path, limit=limit) if has_images else None
-  refused = _refuse(path, found, network, widths)
+  refused = _refuse(path, values, network, widths)
   if refused and not has_images:
     raise UserError(refused)
   about = {"kind": "npz", "path": str(path.resolve()), "sha256": image_sets.hash_file(path)}
@@ -96,41 +106,41 @@ def _open_npz(path, network, widths, limit):
   if refused:
     return Reference(about | {"statistics": "of the images"}, images)
   statistics = {
-    part: (found[mean], found[covariance])
+    part: (values[mean], values[covariance])
     for part, (mean, covariance) in _PARTS.items()
-    if {mean, covariance} <= found.keys() and found[mean].shape == (widths.get(part),)
+    if {mean, covariance} <= values.keys() and values[mean].shape == (widths.get(part),)
   }
   about |= {"statistics": f"{', '.join(statistics)} as the file has them"}
-  if "count" in found:
-    if np.shape(found["count"]) or found["count"].dtype.kind not in "iu":
+  if "count" in values:
+    if np.shape(values["count"]) or values["count"].dtype.kind not in "iu":
       raise UserError(
-        f"{path}: count is {found['count'].dtype} {list(np.shape(found['count']))}, and should be "
-        "one whole number; make the file again"
+        f"{path}: count is {values['count'].dtype} {list(np.shape(values['count']))}, and should "
+        "be one whole number; make the file again"
       )
-    about["count"] = int(found["count"])
+    about["count"] = int(values["count"])
   return Reference(about, images, statistics)
 
 
-def _refuse(path, found, network, widths):
+def _refuse(path, values, network, widths):
   """Returns why the file's statistics are not of this network, or "" if they are."""
-  if "mu" not in found or "sigma" not in found:
+  if "mu" not in values or "sigma" not in values:
     return f"{path} has no mu and sigma"
-  own = str(found.get("weights_sha256", network.weights_sha256))
-  name = str(found.get("network", network.name))
+  own = str(values.get("weights_sha256", network.weights_sha256))
+  name = str(values.get("network", network.name))
   if (name, own) != (network.name, network.weights_sha256):
     return (
       f"{path} is of the network {name} with weights {own[:8]}, and {network.name} with weights "
       f"{network.weights_sha256[:8]} is in use: choose its --network, or another reference"
     )
-  if np.shape(found["mu"]) != (widths["features"],):
+  if np.shape(values["mu"]) != (widths["features"],):
     return (
-      f"{path}: mu has the shape {list(np.shape(found['mu']))}, and {network.label} has "
+      f"{path}: mu has the shape {list(np.shape(values['mu']))}, and {network.label} has "
       f"{widths['features']} features, so it is of another network: choose that --network, or "
       "another reference"
     )
   width = widths["features"]
-  if np.shape(found["sigma"]) != (width, width):
-    return f"{path}: sigma has the shape {list(np.shape(found['sigma']))}, not [{width}, {width}]"
+  if np.shape(values["sigma"]) != (width, width):
+    return f"{path}: sigma has the shape {list(np.shape(values['sigma']))}, not [{width}, {width}]"
   return ""
 
 

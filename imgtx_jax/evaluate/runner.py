@@ -1,6 +1,7 @@
-"""One evaluation: gathers features of every set that its metrics need, computes, and writes down
-how. Every process gathers its share in folders that all share; the first one computes, and the
-others wait for it. What goes wrong in one of them stops all."""
+"""One evaluation: computes features of every image set that its metrics need, then the metrics.
+
+Every process computes features of its shards, in folders that all of them see; the first process
+computes the metrics, and the others wait for it. An error in one process stops all."""
 
 import contextlib
 import dataclasses
@@ -34,14 +35,14 @@ _DISTINCT = 0.9  # the fraction of samples that differ from each other, below wh
 _TITLES = {"held_out": "held-out images", "training": "training images"}
 
 
-def choose(asked, subject, settings, among=tuple(METRICS)):
+def choose(asked, inputs, settings, among=tuple(METRICS)):
   """Returns (the names of metrics to compute, {name: why it was skipped}).
 
   asked: names, or () for all of `among` that can be had; UserError if one asked for cannot.
   """
   for name in asked:
     one_of("--metrics", name, METRICS)
-  reasons = {n: METRICS[n].need(subject, settings) for n in asked or among}
+  reasons = {n: METRICS[n].need(inputs, settings) for n in asked or among}
   skipped = {name: reason for name, reason in reasons.items() if reason}
   for name in asked:
     if name in skipped:
@@ -53,24 +54,26 @@ def choose(asked, subject, settings, among=tuple(METRICS)):
   return [name for name in reasons if name not in skipped], skipped
 
 
-def check_sizes(subject):
+def check_sizes(inputs):
   """Raises UserError if samples and reference differ in size and the network sees it."""
-  ours, theirs = subject.samples, subject.reference and subject.reference.images
+  ours, theirs = inputs.samples, inputs.reference and inputs.reference.images
   if ours and theirs and tuple(ours.size) != tuple(theirs.size):
-    if subject.network.resize == "none":
+    if inputs.network.resize == "none":
       raise UserError(
         f"samples are {image_sets.sides(ours.size)} and the reference "
-        f"{image_sets.sides(theirs.size)}, and {subject.network.name} does not resize: make them "
+        f"{image_sets.sides(theirs.size)}, and {inputs.network.name} does not resize: make them "
         "one size, or have --image_size crop and resize folders"
       )
 
 
 class Evaluator:
-  """Computes metrics of Subjects of one network and one model; what is compiled for one serves the
-  next. The same images, network and versions find the features of an earlier run in the folders.
+  """Computes metrics of EvaluationInputs with one feature network and one model.
 
-  out: the folder of this evaluation; shared: where features of references and training data go;
-  batch_size: images at a time; it does not matter for results.
+  What is compiled for one evaluation serves the next. Features are kept in the folders and read
+  again for the same images, network and versions.
+
+  out: the folder of this evaluation. shared: the folder for features of references and training
+  data. batch_size: images at a time; results do not depend on it.
   """
 
   def __init__(self, network, settings, *, out, shared, batch_size, report=None):
@@ -81,29 +84,32 @@ class Evaluator:
     self.report = report
     self._extractors, self._said = {}, set()
 
-  def run(self, subject, asked=(), *, among=tuple(METRICS), save_npz="", save_stats=""):
-    """The evaluation as a dict: results, protocol, skipped and timing; None in other processes
-    than the first. asked, among: see choose. Writes the picture of nearest images and the files
-    asked for."""
-    check_sizes(subject)
-    metrics, skipped = choose(asked, subject, self.settings, among)
+  def run(self, inputs, asked=(), *, among=tuple(METRICS), save_npz="", save_stats=""):
+    """Computes metrics and writes the picture of nearest images and the files asked for.
+
+    asked, among: see choose. save_npz, save_stats: files for the samples and for the moments of
+    their features; "" for none. Returns a dict of results, protocol, skipped and timing; None in
+    other processes than the first.
+    """
+    check_sizes(inputs)
+    metrics, skipped = choose(asked, inputs, self.settings, among)
     for name, reason in skipped.items():
       self._say(f"skipped {name}: {reason}")
-    used = [pair for name in metrics for pair in METRICS[name].uses(subject)]
-    if subject.samples is not None and (save_npz or any(s == "samples" for s, _ in used)):
+    used = [pair for name in metrics for pair in METRICS[name].uses(inputs)]
+    if inputs.samples is not None and (save_npz or any(s == "samples" for s, _ in used)):
       used += [("samples", "examples")] + [("samples", "images")] * bool(save_npz)
     elif save_npz:
       raise UserError("--save_npz writes samples, and there are none")
     if save_stats:
       used.append(("samples", "network"))
-    stores = self._gather(subject, used)
+    stores = self._feature_stores(inputs, used)
     try:
       if jax.process_index():
         return None
       self._warn_of_repeats(stores)
-      found = self._compute(subject, metrics, stores, skipped)
-      self._save(stores, subject, save_npz, save_stats)
-      return found
+      evaluation = self._compute(inputs, metrics, stores, skipped)
+      self._save(stores, inputs, save_npz, save_stats)
+      return evaluation
     finally:
       processes.gather(b"the first process has computed")
 
@@ -115,37 +121,37 @@ class Evaluator:
       if distinct < _DISTINCT * len(digests):
         self._say(f"warning: the {len(digests)} samples are {distinct} distinct images")
 
-  def _compute(self, subject, metrics, stores, skipped):
+  def _compute(self, inputs, metrics, stores, skipped):
     """Returns what run returns, from filled stores."""
     results = {}
     for name in metrics:
-      for result in METRICS[name].compute(stores, subject, self.settings):
+      for result in METRICS[name].compute(stores, inputs, self.settings):
         results[result.name] = {"metric": name, **result._asdict()}
     if "nearest" in metrics:
       path = self.out / "nearest.png"
-      nearest.write_picture(path, stores, subject, self.settings.nearest, self.batch_size)
+      nearest.write_picture(path, stores, inputs, self.settings.nearest, self.batch_size)
     return {
       "results": results,
       "skipped": skipped,
-      "protocol": self._protocol(subject, metrics, stores),
+      "protocol": self._protocol(inputs, metrics, stores),
       "timing": self._timing(stores),
     }
 
   # -- Features ------------------------------------------------------------------------------------
 
-  def _gather(self, subject, used):
+  def _feature_stores(self, inputs, used):
     """Returns {(set, extractor): FeatureStore} of all pairs, filled."""
     stores = {}
     for title in ("samples", "reference", "training", "held_out"):
       names = list(dict.fromkeys(name for where, name in used if where == title))
       if not names:
         continue
-      images = getattr(subject, title)
+      images = getattr(inputs, title)
       images = images.images if title == "reference" else images
-      extractors = [self._extractor(name, subject) for name in names]
+      over_images = [self._extractor(name, inputs) for name in names]
       with agreement():
-        made = [self._store(title, images, extractor) for extractor in extractors]
-      self._fill(title, images, list(zip(made, extractors, strict=True)))
+        made = [self._store(title, images, extractor) for extractor in over_images]
+      self._fill(title, images, list(zip(made, over_images, strict=True)))
       stores |= {(title, name): store for name, store in zip(names, made, strict=True)}
     return stores
 
@@ -158,18 +164,18 @@ class Evaluator:
   def _fill(self, title, images, wanted):
     fill(_TITLES.get(title, title), images, wanted, self.batch_size, self.report)
 
-  def _extractor(self, name, subject):
+  def _extractor(self, name, inputs):
     """Returns an Extractor by name; each is made once, because it compiles a program."""
     if name not in self._extractors:
-      size, model = self.batch_size, subject.model
+      size, model = self.batch_size, inputs.model
       make = {
-        "network": lambda: feature_networks.of_network(self.network, size),
-        "examples": feature_networks.of_examples,
-        "images": lambda: feature_networks.of_examples(keep_images=True),
-        "discriminator": lambda: feature_networks.of_discriminator(model, size),
-        "classifier": lambda: feature_networks.of_network(extractors.load("efficientnet"), size),
-        "tokenizer": lambda: feature_networks.of_tokenizer(
-          model, self.network, subject.held_out.size, size
+        "network": lambda: extractors.of_network(self.network, size),
+        "examples": extractors.of_examples,
+        "images": lambda: extractors.of_examples(keep_images=True),
+        "discriminator": lambda: extractors.of_discriminator(model, size),
+        "classifier": lambda: extractors.of_network(feature_networks.load("efficientnet"), size),
+        "tokenizer": lambda: extractors.of_tokenizer(
+          model, self.network, inputs.held_out.size, size
         ),
       }
       self._extractors[name] = make[name]()
@@ -177,36 +183,36 @@ class Evaluator:
 
   # -- What is written -----------------------------------------------------------------------------
 
-  def _save(self, stores, subject, save_npz, save_stats):
+  def _save(self, stores, inputs, save_npz, save_stats):
     if save_npz:
       examples = stores["samples", "examples"].read("label")
       reference.write_npz(
         save_npz,
         stores["samples", "images"].chunks("image"),
-        examples if subject.samples.labelled else None,
+        examples if inputs.samples.labelled else None,
         len(examples),
-        subject.samples.size,
+        inputs.samples.size,
       )
     if save_stats:
       store = stores["samples", "network"]
-      parts = [part for part in ("features", "spatial") if part in subject.widths]
+      parts = [part for part in ("features", "spatial") if part in inputs.widths]
       moments = {part: store.moments(part) for part in parts}
       reference.write_statistics(save_stats, self.network, moments)
 
-  def _protocol(self, subject, metrics, stores):
+  def _protocol(self, inputs, metrics, stores):
     sets = {
-      name: getattr(subject, name).fingerprint
+      name: getattr(inputs, name).fingerprint
       for name in ("samples", "training", "held_out")
       if any(where == name for where, _ in stores)
     }
-    if subject.reference:
-      sets["reference"] = subject.reference.about
+    if inputs.reference:
+      sets["reference"] = inputs.reference.about
     for (where, name), store in stores.items():
       if name == "examples" and len(store.read("row")) < store.count:
         sets[where] = sets[where] | {"unreadable": store.count - len(store.read("row"))}
     return {
       "metrics": list(metrics),
-      "network": feature_networks.describe(self.network),
+      "network": extractors.describe(self.network),
       **sets,
       "settings": dataclasses.asdict(self.settings),
       "versions": self.versions,
@@ -229,8 +235,12 @@ class Evaluator:
 
 
 def fill(title, images, wanted, batch_size, report=None):
-  """Computes what is missing in stores [(FeatureStore, Extractor)] of one image set, every process
-  its share, and shows the progress; Interrupted where a signal asks to stop."""
+  """Computes what is missing in stores [(FeatureStore, Extractor)] of one image set.
+
+  Every process computes shards of its own. Shows the progress under `title`. report: called as
+  report(title, done, total) after each batch; may raise to stop. Raises Interrupted when a signal
+  asks to stop.
+  """
   with agreement():
     if jax.process_index() == 0:
       for store, _ in wanted:
@@ -250,14 +260,14 @@ def fill(title, images, wanted, batch_size, report=None):
         store.finish()
 
 
-def write(path, found):
+def write(path, evaluation):
   """Writes an evaluation to a JSON file."""
-  write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False).encode())
+  write_atomically(path, json.dumps(evaluation, indent=1, ensure_ascii=False).encode())
 
 
-def table(found):
-  """Returns lines: a result, its standard deviation, and what it was computed on."""
-  results = found["results"].values()
+def table(evaluation):
+  """Returns a line for each result: its value, standard deviation, and what it was computed on."""
+  results = evaluation["results"].values()
   width = max(len(f["name"]) for f in results)
   lines = []
   for result in results:
@@ -270,7 +280,7 @@ def table(found):
 
 @contextlib.contextmanager
 def agreement():
-  """Ends with a barrier: if its body failed in one process, it raises in all."""
+  """Waits for all processes at the end of its body; if that failed in one, raises in all."""
   error = None
   try:
     yield

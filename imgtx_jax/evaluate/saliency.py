@@ -1,4 +1,4 @@
-"""Heat maps of what a discriminator looks at: attention roll-out and input gradients.
+"""Heat maps of what a discriminator's answers depend on: attention roll-out and input gradients.
 
 Attention tells which patches feed [cls], gradients which pixels would change the answer; neither
 proves what the answer rests on.
@@ -35,7 +35,7 @@ def roll_out(weights):
   return row
 
 
-def look(discriminator, params, images, labels, repeat=lambda x: x):
+def saliency_maps(discriminator, params, images, labels, repeat=lambda x: x):
   """Returns saliency maps of images under a discriminator.
 
   Args:

@@ -43,11 +43,11 @@ def parse(text, options):
 
 def write(folder, name, evaluations):
   """Writes sweep.json and sweep.png to a folder; evaluations: [(value, Evaluator.run's dict)]."""
-  found = {
+  sweep = {
     "option": name,
     "evaluations": [{"value": value} | evaluation for value, evaluation in evaluations],
   }
-  text = json.dumps(found, indent=1, ensure_ascii=False)
+  text = json.dumps(sweep, indent=1, ensure_ascii=False)
   write_atomically(folder / "sweep.json", text.encode())
   write_atomically(folder / "sweep.png", draw(name, evaluations))
 

@@ -44,8 +44,8 @@ def class_preferences(counts, data_fractions, real_confusion):
     real_confusion: int [K, K] on held-out real images.
 
   Returns:
-    A list of K dicts: count, share (the fraction of the samples), low and high (its 95 % interval),
-    data_share (the fraction of the data), expected, expected_deviation (of the estimated
+    A list of K dicts: count, fraction (of the samples), low and high (its 95 % interval),
+    data_fraction (of the data), expected, expected_deviation (of the estimated
     confusion), deviations (the difference over its standard deviation) and verdict: "favoured",
     "dropped", or "" if the difference is within the 99 % interval of that class.
   """
@@ -68,10 +68,10 @@ def class_preferences(counts, data_fractions, real_confusion):
     rows.append(
       {
         "count": count,
-        "share": fraction,
+        "fraction": fraction,
         "low": low,
         "high": high,
-        "data_share": float(fractions[j]),
+        "data_fraction": float(fractions[j]),
         "expected": float(expected[j]),
         "expected_deviation": float(np.sqrt(variance[j])),
         "deviations": score,

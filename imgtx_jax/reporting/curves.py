@@ -28,10 +28,10 @@ _BUCKETS = 150
 
 
 def draw_curve(series, *, salt):
-  """An inline <svg> of {split: (steps, values)}, splits "train", "validation" or "".
+  """Returns an inline <svg> of {split: (steps, values)}, splits "train", "validation" or "".
 
-  "" when no value is finite. Long series are drawn as the mean of their neighbours in a band from
-  the least to the greatest. salt keeps the ids of several figures of one page apart.
+  It is "" if no value is finite. Of long series the mean over neighbours is drawn, in a band from
+  their least to their greatest value. salt keeps the ids of several figures of a page apart.
   """
   with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
     figure = Figure(figsize=(2.9, 1.5), layout="constrained")

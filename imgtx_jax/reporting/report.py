@@ -27,7 +27,7 @@ _SPELLED = {"rfd": "rFD", "rkid": "rKID"}
 
 
 def write(workdir):
-  """Writes report.html and report.json from what the stages have left in workdir so far."""
+  """Writes report.html and report.json of the stages that a work directory has so far."""
   workdir = Path(workdir)
   config = _read_json(workdir / "config.json", {})
   directories = _stage_directories(workdir, config.get("stages", configs.STAGES))
@@ -225,7 +225,10 @@ def _embed(step, path):
 
 
 def template(name):
-  """The page of that name, with filters for words and numbers; what it does not know raises."""
+  """Returns the Jinja template of that name, with filters for words and numbers.
+
+  Undefined names in it raise an error.
+  """
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("imgtx_jax.reporting"),
     autoescape=True,
@@ -291,7 +294,7 @@ def _read_json(path, default):
 
 
 def finite(value):
-  """value with None for what JSON cannot hold."""
+  """Returns a value with None in place of numbers that JSON cannot hold (NaN, infinity)."""
   if isinstance(value, dict):
     return {name: finite(inner) for name, inner in value.items()}
   if isinstance(value, list | tuple):

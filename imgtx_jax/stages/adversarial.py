@@ -47,12 +47,12 @@ class Adversary:
 
   @property
   def level_sigmas(self):
-    """Standard deviations of the noise on the conditioned images: the earlier, the more."""
+    """Returns the standard deviations of the noise on conditioned images, falling with depth."""
     return tuple(LEVEL_SIGMA * (1 - i / self.levels) for i in range(self.levels))
 
   @property
   def anneal_steps(self):
-    """Steps over which the penalties' weight falls to its end; 0: it stays."""
+    """Returns the steps over which the penalties' weight falls to its end; 0 if it is constant."""
     return round(self.options.penalty_anneal_fraction * self.steps)
 
   # -- Inputs and verdicts -------------------------------------------------------------------------
@@ -105,8 +105,11 @@ class Adversary:
   # -- The discriminator's turn --------------------------------------------------------------------
 
   def discriminator_loss(self, params, real, fake, labels, draws, count=0):
-    """Returns (loss, metrics) of the discriminator's step number `count`; real and fake: images as
-    the class describes them, draws: make_draws'."""
+    """Returns (loss, metrics) of the discriminator's step number `count`.
+
+    real, fake: images [B, H, W, 3 · (1 + levels)], see the class. labels: int [B]. draws: from
+    make_draws.
+    """
     real_verdict, fake_verdict, both = self._judge_pairs(params, real, fake, labels, draws)
     loss = adversarial.LOSSES[self.options.loss](real_verdict.logit, fake_verdict.logit)[0].mean()
     classes = self.discriminator.classes
@@ -175,8 +178,11 @@ class Adversary:
     )
 
   def update(self, params, opt_state, real, fake, labels, key, index, state, axis):
-    """Trains the discriminator by one step, before one of the generator; returns params, opt_state
-    and metrics. key, index: see make_draws; state: the TrainState, for its step and rate."""
+    """Trains the discriminator for one step; returns params, opt_state and metrics.
+
+    real, fake, labels: see discriminator_loss. key, index: see make_draws. state: the TrainState,
+    for its step and rate. axis: see Stage.step.
+    """
     fake = jax.lax.stop_gradient(fake)
     draws = make_draws(key, state.step, index)
     grads, metrics = jax.grad(self.discriminator_loss, has_aux=True)(
@@ -246,8 +252,8 @@ def adversarial_step(
 ):
   """Trains the discriminator, and then the networks that make images, on one batch.
 
-  One forward of the networks serves both: the discriminator learns from its images first, then the
-  networks learn from what the new discriminator says of the same images.
+  One forward pass of the networks serves both: the discriminator is trained on its images first,
+  then the networks on the new discriminator's logits of the same images.
 
   Args:
     state: TrainState; params and opt_state hold a tree a player, ema one for each player in tx.

@@ -79,8 +79,10 @@ class CodeInputs(NamedTuple):
 
 
 class Stage:
-  """What the stages share. Subclasses set name and sources, and unpack the config once: what they
-  need of it is read in __init__, the keys of their own block as self.options."""
+  """What the stages share.
+
+  Subclasses set name and sources, and read the config only in __init__; self.options is their own
+  block of it."""
 
   name = ""
   sources: tuple[str, ...] = ()
@@ -113,17 +115,19 @@ class Stage:
     return {}
 
   def frozen(self, restored):
-    """Networks that the step takes as arguments and does not train, as host arrays: those of
-    earlier stages among `restored`, and pre-trained ones."""
+    """Returns {name: host arrays} of the networks that the step does not train.
+
+    They are those of earlier stages among `restored`, and pre-trained ones.
+    """
     del restored
     return self.perceptual_weights()
 
   def guard(self, step, means):
-    """Returns None: numbers that are not finite, the one sign of collapse here, the loop sees."""
+    """Returns None: the loop itself notices values that are not finite."""
     del step, means
 
   def current_params(self, state):
-    """Returns drawing_params of the step that training is at."""
+    """Returns drawing_params of a TrainState."""
     ours = {"params": state.params, "ema": state.ema}
     before = {"tokenizer": {"ema": state.frozen.get("tokenizer")}}
     return self.drawing_params(before | {self.name: ours})
@@ -137,9 +141,11 @@ class Stage:
     return images
 
   def perceptual_weights(self):
-    """Returns the frozen networks that the loss or the evaluators compare images with: {"lpips":
-    weights} if the config weighs LPIPS, else {"vgg16": weights} if it measures distances, else {};
-    and {} where the weights are not installed."""
+    """Returns the frozen networks that the loss or the evaluators compare images with.
+
+    They are {"lpips": weights} if the config has an LPIPS weight, else {"vgg16": weights} if it has
+    fd_images, else {}; and {} where the weights are not installed.
+    """
     if self.lpips_weight and lpips_weights.available():
       return {"lpips": lpips_weights.load()}
     if self.fd_images:
@@ -180,8 +186,10 @@ class Stage:
     }
 
   def with_grid_ratio(self, figures):
-    """Returns figures with the mean border gradients folded into one; 1 is no more grid than the
-    originals have."""
+    """Returns figures with the mean border gradients replaced by their ratio, patch_grid_ratio.
+
+    1 means no more of a patch grid than the originals have.
+    """
     across, inside, real_across, real_inside = (
       figures.pop(name) for name in ("across", "inside", "real_across", "real_inside")
     )

@@ -1,4 +1,4 @@
-"""Builds the networks from the config: their hyperparameters are unpacked here, nowhere else."""
+"""Builds the networks from the config: the only place where their hyperparameters are unpacked."""
 
 import jax.numpy as jnp
 
@@ -19,7 +19,7 @@ WINDOWED = ("encoder", "generator", "style_encoder")  # networks that config.win
 
 
 def block_config(config, name, **roles):
-  """The BlockConfig of the network config.NAME; roles: fields that its role in a stage sets."""
+  """Returns the BlockConfig of config.NAME, a network; roles: fields that its stage sets."""
   options = config[name]
   more = dict(
     mlp_dim=options.mlp_dim or layers.default_mlp_dim(options.width),
@@ -113,8 +113,7 @@ def make_gpt(config, classes):
 
 
 def make_conditional_generator(config, gpt, codes):
-  """Builds what renders the GPT's condition vectors; gpt and codes: the GPT, and the quantizer of
-  its codes."""
+  """Builds the ConditionalGenerator; gpt: the GPT, codes: the quantizer of its codes."""
   memory = config.finetune.memory
   return ConditionalGenerator(
     gpt=gpt,

@@ -42,21 +42,25 @@ class ConditionalGenerator:
 
   @property
   def order(self):
-    """Entry t is the raster index of the t-th code; int [N]."""
+    """Returns the raster index of the t-th code; int [N]."""
     return self.gpt.code_order()
 
   @property
   def num_codes(self):
-    """The number of codes N of an image."""
+    """Returns N, the number of codes of an image."""
     return self.gpt.shape[0] * self.gpt.shape[1]
 
   def init_generator(self, key, decoder, codebook, code_shares):
-    """Initial params["generator"] of the class.
+    """Returns the initial params["generator"] of the class.
 
-    decoder: the parameters of a Generator, which are taken over by name, or None where the
-    tokenizer's decoder is of another kind: then all weights are fresh. The mask token, which stands
-    where no code is known, starts near the commonest code of the data (code_shares [V]) in the
-    codebook, the quantizer's parameters.
+    The mask token, which stands where no code is known, starts near the most frequent code.
+
+    Args:
+      key: random key.
+      decoder: parameters of a Generator, which are copied by name; None where the tokenizer's
+        decoder is of another kind, and all weights are random.
+      codebook: the quantizer's parameters.
+      code_shares: [V], the frequencies of the codes in the data.
     """
     noise = jnp.zeros((1, self.noise_dim))
     mapping = self.mapping.init(rng.stream(key, "init_mapping", 0), noise, jnp.zeros(1, jnp.int32))
@@ -107,11 +111,11 @@ class ConditionalGenerator:
     Args:
       params: the generator's, params["generator"] above.
       codebook: the quantizer's parameters.
-      inputs: see the class; codes beyond the prefix are not looked at.
+      inputs: see the class; codes beyond the prefix do not matter.
       states: the GPT's condition vectors [B, M, D], M ≥ min(k + 1, N); those beyond are masked.
       w_scale: see Mapping.modulation.
-      refine: optional, (render, vectors) → better vectors, where render(vectors) gives what this
-        method returns; called if the generator attends to any.
+      refine: optional, (render, vectors) → better vectors, where render(vectors) returns what this
+        method does; called if the generator attends to vectors.
 
     Returns the image [B, H, W, 3] and the taps of Generator.
     """

@@ -223,7 +223,7 @@ class FinetuneStage(base.GeneratingStage):
 
   @property
   def num_codes(self):
-    """The number of codes N of an image."""
+    """Returns N, the number of codes of an image."""
     return len(self.order)
 
   def drawing_params(self, results):

@@ -50,11 +50,11 @@ def draw_candidates(config, key, step, index):
 
 
 def nearest_noise(distance, candidates, real):
-  """Returns of candidates [M, B, Z] the one that brings each example nearest to its image, [B, Z];
-  the first where real [B] is 0: bank rows have no image.
+  """Returns the noise [B, Z] among candidates [M, B, Z] whose image is closest to the example's.
 
-  distance: from noise [B, Z] to [B]. Implicit maximum likelihood (arXiv:1809.09087; conditional,
-  arXiv:1811.12373): a reconstruction from whatever noise was drawn would teach the mean image.
+  It is the first candidate where real [B] is 0, for bank rows have no image. distance: noise [B, Z]
+  → distance of the rendered images [B]. This is implicit maximum likelihood (arXiv:1809.09087;
+  conditional, arXiv:1811.12373): reconstruction from a single draw would teach the mean image.
   """
   distances = jax.lax.map(distance, candidates)  # [M, B]
   nearest = jnp.where(real > 0, jnp.argmin(distances, axis=0), 0)
@@ -62,8 +62,10 @@ def nearest_noise(distance, candidates, real):
 
 
 def fill_bank(gpt, params, key, *, rows, chunk, options):
-  """Samples a bank of codes int [classes, rows, N] from the GPT, `chunk` images at a time; options:
-  SamplingOptions."""
+  """Samples a bank of codes int [classes, rows, N] from the GPT.
+
+  chunk: number of images at a time. options: SamplingOptions.
+  """
   order = gpt.code_order()
   total = gpt.classes * rows
   chunk = min(chunk, total)

@@ -119,8 +119,11 @@ class GanStage(base.GeneratingStage):
     return result["ema"] | {"discriminator": result["params"]["discriminator"]}
 
   def sample(self, params, labels, keys, options, *, prefix=0, given=None):
-    """Draws images [B, H, W, 3] of labels int [B]; returns them, codes int [B, 0] and taps. keys
-    [B]: an image depends on its own key. There are no codes: prefix is 0 and given None."""
+    """Draws images of labels int [B] with keys [B]; an image depends on its own key.
+
+    There are no codes: prefix is 0 and given None. Returns images [B, H, W, 3], codes int [B, 0],
+    and taps.
+    """
     if prefix or given is not None:
       raise ValueError("the gan stage draws without codes")
     noise = jax.vmap(lambda k: jax.random.normal(k, (self.noise_dim,)))(keys)

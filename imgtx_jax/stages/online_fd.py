@@ -26,8 +26,10 @@ from imgtx_jax.pretrained.vgg import vgg16_means
 
 
 def count(config):
-  """Returns how many images to compare: config.fd_images; or 0, with one warning for all
-  stages, where VGG16's weights are not installed."""
+  """Returns the number of images to compare, config.fd_images.
+
+  It is 0, and warned of once, where VGG16's weights are not installed.
+  """
   images = config.fd_images
   if images and not lpips_weights.available():
     logging.log_first_n(
@@ -42,7 +44,7 @@ def count(config):
 
 
 def weights(frozen):
-  """Returns VGG16's weights of a state's frozen networks: LPIPS has them too."""
+  """Returns VGG16's weights among a state's frozen networks; they are also a part of LPIPS."""
   return frozen["lpips"]["vgg"] if "lpips" in frozen else frozen["vgg16"]
 
 
@@ -55,8 +57,11 @@ def rows(frozen, images, batch, axis):
 
 
 def gather(tree, axis):
-  """Gathers arrays [b, …] of the local batch: [B, …] of the global one on the first device and
-  zeros on the others, so that their sum over the devices is the global batch, to the last digit."""
+  """Gathers a tree of arrays [b, …] of local batches.
+
+  Returns [B, …] of the global batch on the first device and zeros on the others, so that the sum
+  over devices is the global batch exactly.
+  """
   if axis is None:
     return tree
   first = jax.lax.axis_index(axis) == 0
@@ -65,8 +70,11 @@ def gather(tree, axis):
 
 
 def figures(rows, ours):
-  """Returns {"fd_vgg16", "kid_vgg16"} of the set `ours` against "real" over the rows of all
-  batches; NaN where features are not finite, {} with fewer than two images."""
+  """Returns {"fd_vgg16", "kid_vgg16"} of the set `ours` against "real".
+
+  rows: of all batches, see rows(). Values are NaN if features are not finite. Returns {} for fewer
+  than two images.
+  """
   intact = rows["mask"] > 0
   samples, real = rows[ours][intact], rows["real"][intact]
   if len(samples) < 2:

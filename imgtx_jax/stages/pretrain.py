@@ -80,7 +80,7 @@ class PretrainStage(base.Stage):
     return {"tokenizer": restored["tokenizer"]["ema"]} | self.perceptual_weights()
 
   def init_gpt(self, key):
-    """Fresh parameters {"gpt": …}."""
+    """Returns random parameters {"gpt": …}."""
     codes = jnp.zeros((1, len(self.order)), jnp.int32)
     params = self.gpt.init(rng.stream(key, "init_gpt", 0), codes, jnp.zeros(1, jnp.int32))
     return {"gpt": params["params"]}
@@ -135,8 +135,11 @@ class PretrainStage(base.Stage):
     ), metrics | {"gradient_norm": optax.tree.norm(grads)}
 
   def draw_orders(self, key, step, index):
-    """Draws the order of codes of each example, int [B, N]: a permutation for a share of them,
-    which is annealed to none (RAR, arXiv:2411.00776), and the GPT's own for the others."""
+    """Draws the order of codes of each example, int [B, N].
+
+    It is a permutation for a fraction of them, which is annealed to none (RAR, arXiv:2411.00776),
+    and the GPT's own order for the others.
+    """
     own = jnp.broadcast_to(self.order, (len(index), self.num_codes))
     if not self.permutes:
       return own
@@ -181,7 +184,7 @@ class PretrainStage(base.Stage):
 
   @property
   def num_codes(self):
-    """The number of codes N of an image."""
+    """Returns N, the number of codes of an image."""
     return len(self.order)
 
   def drawing_params(self, results):

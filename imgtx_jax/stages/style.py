@@ -1,4 +1,4 @@
-"""Stage "style": the generator as stylizer, and the encoder that tells it the style.
+"""Stage "style": the generator as stylizer, and the style encoder.
 
 Trains them on VGG16's content and style losses (StyTr2, arXiv:2105.14576), if asked on
 reconstruction of an image in its own style and against a discriminator of style images.
@@ -241,7 +241,7 @@ class StyleStage(base.Stage):
     return figures | {"style_left": figures["style"] / max(figures["style_of_content"], 1e-6)}
 
   def pictures(self, state, batch, key):
-    """Draws the contents, and below them a row for each style, which stands first in it."""
+    """Returns a grid: the contents, and below them a row per style that begins with the style."""
     rows, columns = (min(len(batch["image"]), most) for most in _PICTURED)
     contents, styles = self.prepare(batch)[:columns], self._prepare_styles(batch)[:rows]
     params = state.ema["stylist"]

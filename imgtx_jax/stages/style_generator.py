@@ -1,5 +1,5 @@
-"""Renders a content image in a style: the networks of the style stage, as it trains them and
-style_transfer/stylizer.py uses them."""
+"""The networks that render a content image in a style, for the stage "style" and
+style_transfer/stylizer.py."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -59,12 +59,14 @@ class Stylist:
 
   @property
   def multiple(self):
-    """The number that the sides of images must be multiples of."""
+    """Returns the number that the sides of images must be multiples of."""
     return self.encoder.patch
 
   def init(self, key, decoder):
-    """Returns initial params. The generator takes over the weights of decoder, the tokenizer's, by
-    name, except those of its head."""
+    """Returns initial params.
+
+    decoder: the tokenizer's, whose weights the generator copies by name, except those of its head.
+    """
     side = 2 * self.multiple
     images = jnp.zeros((1, side, side, 3))
     style, encoder = self.style_encoder.init_with_output(
@@ -82,7 +84,7 @@ class Stylist:
     return {"generator": copy_by_name(fresh, trunk), "style_encoder": encoder["params"]}
 
   def styles(self, params, images):
-    """Images [B, H, W, 3] in [-1, 1] → Style."""
+    """Returns the Style [B] of images [B, H, W, 3] in [-1, 1]."""
     return self.style_encoder.apply({"params": params["style_encoder"]}, images)
 
   def null(self, params, batch):
@@ -90,8 +92,7 @@ class Stylist:
     return self.style_encoder.apply({"params": params["style_encoder"]}, batch, method="null")
 
   def content(self, tokenizer, images, *, hard=False):
-    """Encodes images [B, H, W, 3] as a grid [B, N, C] of latents before quantisation; hard: after
-    it."""
+    """Encodes images [B, H, W, 3] as a grid of latents [B, N, C]; hard: of quantised ones."""
     latents = self.encoder.apply({"params": tokenizer["encoder"]}, images)
     if hard:
       codes = self.quantizer.quantize(tokenizer["quantizer"], latents).codes

@@ -29,11 +29,19 @@ BATCH_BYTES = 16 * 2**20  # of the squares of one batch; four are in memory at o
 
 
 def prepare(inputs, images, config, directory):
-  """A data.code_cache.CodeSource of the codes that inputs (stages.base.CodeInputs) asks for.
+  """Returns the data.code_cache.CodeSource that a stage trains on; computes what is missing of it.
 
-  images: the training source; directory: the work directory. Makes what is missing, each process
-  its shards. Raises UserError for a cache of something else and a full disk, and Interrupted when a
-  signal asks to stop (a process of several is stopped by SIGINT only); finished shards stay.
+  Each process computes shards of its own. Finished shards stay if it is interrupted.
+
+  Args:
+    inputs: stages.base.CodeInputs.
+    images: the training source.
+    config: the experiment's.
+    directory: the work directory.
+
+  Raises:
+    UserError: if the folder holds a cache of something else, or the disk is full.
+    Interrupted: when a signal asks to stop (of several processes, only SIGINT).
   """
   folder = Path(directory) / "codes" if inputs.folder == "auto" else Path(inputs.folder)
   crop_set = make_crop_set(inputs, config)
@@ -59,14 +67,17 @@ def prepare(inputs, images, config, directory):
 
 
 def make_crop_set(inputs, config):
-  """The transforms.CropSet of what inputs asks for."""
+  """Returns the transforms.CropSet of CodeInputs."""
   data = config.data
   return transforms.make_crop_set(data.image_size, inputs.crops, inputs.scales, data.flip)
 
 
 def fingerprint(inputs, images, config):
-  """What decides the codes, as {name: plain value}: the tokenizer's weights and hyperparameters,
-  the images and their crops. Images count by name, not by content."""
+  """Returns {name: plain value} of what decides the codes.
+
+  These are the tokenizer's weights and hyperparameters, the crops, and the images by name, not by
+  content.
+  """
   leaves, _ = jax.tree_util.tree_flatten_with_path(inputs.params)
   sums = checksums.checksums({jax.tree_util.keystr(path): x for path, x in leaves})
   return {
@@ -85,7 +96,7 @@ def fingerprint(inputs, images, config):
 
 
 def batch_sizes(images, crop_set, devices):
-  """(B, at_once): images a batch of squares, and crops of each that are encoded at once.
+  """Returns (B, at_once): images per batch of squares, and crops of each that are encoded at once.
 
   B · at_once is about `images`; B squares take not much more than BATCH_BYTES, and `devices`, the
   number of this process's devices, divides B.
@@ -98,8 +109,10 @@ def batch_sizes(images, crop_set, devices):
 
 
 def compile_encoder(inputs, crop_set, dtype):
-  """A callable of squares uint8 [B, sides, S, S, 3] → codes [B, C, N] of dtype, on this process's
-  devices, not waited for."""
+  """Compiles a function of squares uint8 [B, sides, S, S, 3] → codes [B, C, N] of dtype.
+
+  It runs on this process's devices and does not wait for the result.
+  """
   _, at_once = _batch_sizes(inputs, crop_set)
   return sharding.map_local(encode_crops(inputs.encode, crop_set, dtype, at_once), inputs.params)
 
@@ -110,7 +123,7 @@ def _batch_sizes(inputs, crop_set):
 
 
 def encode_crops(encode, crop_set, dtype, at_once):
-  """A function (params, squares uint8 [B, sides, S, S, 3]) → codes [B, C, N] of dtype.
+  """Returns a function (params, squares uint8 [B, sides, S, S, 3]) → codes [B, C, N] of dtype.
 
   The crops are cut on the device: the host hands over each image once, not C times.
 

@@ -1,10 +1,10 @@
 """Checkpoints of a stage: written in the background, verified when read. The only user of Orbax.
 
 A step directory holds two Orbax items: `arrays`, a flat dict {"params/gpt/head/kernel": array} of
-the state without its frozen networks, and `record`, what record.py says about them.
+the state without its frozen networks, and `record`, see checkpoint_manifest.py.
 
 Orbax restores a flipped bit silently and trusts an empty step directory, so every array carries a
-checksum, and whatever is damaged is named in the log and passed over for the next older step.
+checksum; a damaged step is named in the log and passed over for the next older one.
 """
 
 import contextlib
@@ -55,8 +55,7 @@ class Checkpoints:
     self._current = None  # the step that this object saved or restored last
 
   def reserve(self, state):
-    """Begins to make room in memory for saves of such a state (as Parallel.abstract gives it), in
-    the background."""
+    """Allocates memory for saves of a state in the background; state: from Parallel.abstract."""
     self._copies.reserve(records.flatten(state)[0])
 
   def save(self, step, state, *, iterator=None, meta=None, best=None, wait=False):
@@ -131,11 +130,11 @@ class Checkpoints:
     )
 
   def has(self, step):
-    """Whether there is a directory of that step, intact or not."""
+    """Returns whether there is a directory of that step, intact or not."""
     return int(step) in _steps(self.directory)
 
   def wait(self):
-    """Until the last save is on disk; raises what went wrong with it."""
+    """Waits until the last save is on disk; raises its error."""
     if self._manager is not None:
       try:
         self._manager.wait_until_finished()
@@ -191,10 +190,10 @@ class Checkpoints:
 
 
 def load(directory, *, step=None):
-  """(nested dicts of numpy arrays, meta) of the newest intact step, without its optimizer state.
+  """Returns (nested dicts of NumPy arrays, meta) of the newest intact step, for later stages.
 
-  For later stages and commands: the fields of TrainState that are left; lists become dicts of
-  "0", "1", ... With `step` only that one will do.
+  The dicts are the fields of TrainState without the optimizer state and frozen networks; lists
+  become dicts of "0", "1", … step: the only step to read. Raises UserError if there is none.
   """
   directory = epath.Path(directory).absolute()
 

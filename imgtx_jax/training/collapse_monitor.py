@@ -62,17 +62,17 @@ class Guard:
 
   @property
   def may_retry(self):
-    """Whether the run may fall back."""
+    """Returns whether the run may fall back."""
     return self.mode == "retry" and len(self.collapses) < RETRIES
 
   def back_to(self):
-    """Describes where the last good weights are."""
+    """Returns in words where the last good weights are."""
     return (
       "the stage's start" if self.good is None else f"the last good checkpoint, step {self.good}"
     )
 
   def advice(self):
-    """Tells the user what to do about a collapse that stops the run."""
+    """Returns advice for the user on a collapse that stops the run."""
     kept = f"{self.back_to()}, is kept: " if self.good is not None else "nothing was saved yet: "
     if self.mode == "retry":
       return f"it had fallen back once already; {kept}lower the learning rates in a new --workdir"

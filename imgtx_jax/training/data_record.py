@@ -1,4 +1,4 @@
-"""What a run was trained on: written once into its work directory, compared at every later start.
+"""The record of the data that a run is trained on: written once, compared at every later start.
 
 data.json   {"imgtx_jax": the version that began the run, "config": the digest of its config,
              "sources": {name: {split: {"images", "class_images", "digest"}}}}
@@ -15,7 +15,7 @@ _SHOWN = 3  # names in a message
 
 
 def describe(sources):
-  """The record of {name: (training, held_out)} data sources."""
+  """Returns the record of {name: (training, held_out)} data sources."""
   splits = ("training", "held_out")
   return {
     "imgtx_jax": imgtx_jax.__version__,
@@ -35,8 +35,11 @@ def _describe(source):
 
 
 def check_classes(workdir, trained, found):
-  """UserError unless the class names `found` in the data are those that a work directory was
-  trained on. Imported weights do not name their classes: numbers stand for any names."""
+  """Raises UserError unless the data has the classes that a work directory was trained on.
+
+  trained: names of those classes. found: those of the data. Imported weights do not name their
+  classes: numbers stand for any names.
+  """
   trained, found = list(trained), list(found)
   if trained == found or stand_ins(trained, found):
     return
@@ -52,13 +55,16 @@ def check_classes(workdir, trained, found):
 
 
 def stand_ins(trained, found):
-  """Whether the names `trained` are the numbers of as many classes."""
+  """Returns whether the names `trained` are just numbers of as many classes as `found`."""
   return len(trained) == len(found) and trained == [str(i) for i in range(len(trained))]
 
 
 def compare(workdir, record, class_names):
-  """(the record to write, or None; lines that are worth a note) of a work directory that is about
-  to be trained on what `record` describes; UserError where it was begun on other images."""
+  """Compares the record of a work directory with that of the data to train on now.
+
+  Returns (the record to write or None, lines of notes). Raises UserError if the work directory was
+  begun on other images.
+  """
   path = Path(workdir) / FILE
   if not path.exists():
     return record, []
@@ -80,8 +86,7 @@ def compare(workdir, record, class_names):
 
 
 def config_digest(workdir):
-  """The digest of the config that a work directory was begun with; "" where this version cannot
-  tell."""
+  """Returns the digest of the config that a work directory was begun with; "" if unknown."""
   path = Path(workdir) / FILE
   if not path.exists():
     return ""

@@ -31,10 +31,10 @@ BASELINE_IMAGES = 8192  # of each source, for the baselines that a stage measure
 
 @dataclasses.dataclass
 class Counts:
-  """What the log and the summary need to know of all steps so far; part of every checkpoint.
+  """Totals of all steps so far, for the log and the summary; part of every checkpoint.
 
   window: metrics since the last logged line, {name: [a value a step]}. seconds: since the stage's
-  first start, without what was lost by kills. train_seconds: of the steps alone, without compiling.
+  first start, time lost by kills left out. train_seconds: of the steps alone, without compilation.
   """
 
   window: dict = dataclasses.field(default_factory=dict)
@@ -45,7 +45,7 @@ class Counts:
 
   @property
   def images_per_second(self):
-    """The rate of training, evaluations and saves left out."""
+    """Returns the training rate, with evaluations and saves left out."""
     return self.trained_images / max(self.train_seconds, 1e-9)
 
 
@@ -60,9 +60,9 @@ class Trainer:
     inputs: the source of its batches: the training images, or codes of them.
     training, held_out: the sources of images.
     parallel: a sharding.Parallel.
-    best: the Best that says by which figure a checkpoint is kept beside the last ones.
-    round_number: draws and batches of a later round are not those of an earlier one; evaluations
-      and pictures draw the same in all rounds.
+    best: the Best, by whose figure a checkpoint is kept beside the last ones.
+    round_number: number of the round, from 1. Each round has random draws and batches of its own;
+      evaluations and pictures draw the same in all rounds.
   """
 
   def __init__(

@@ -29,7 +29,7 @@ class MetricLog:
       self._rewrite(_parse(self._path))  # a kill or a full disk left half a line
 
   def write(self, step, seconds, metrics):
-    """One line: the step, seconds since the stage's first start, and {name: scalar}."""
+    """Writes one line: the step, seconds since the stage's first start, and {name: scalar}."""
     if not self._writes:
       return
     values = {name: float(f"{float(value):.9g}") for name, value in metrics.items()}
@@ -46,9 +46,9 @@ class MetricLog:
       events.flush()
 
   def truncate(self, step, falls=0):
-    """Forgets every line after `step`, from which training goes on, here and in TensorBoard.
+    """Deletes every line after `step`, from which training goes on, here and in TensorBoard.
 
-    Lines that set_aside marked stay, of the first `falls` falls.
+    Lines that set_aside marked for the first `falls` falls stay.
     """
 
     def resumed(record):
@@ -60,9 +60,9 @@ class MetricLog:
       self._rewrite(record for record in _parse(self._path) if resumed(record))
 
   def set_aside(self, step, fall):
-    """Marks every line after `step`, to which training falls back, as "fall": its number, from 1.
+    """Marks every line after `step`, to which training falls back, with "fall": its number, from 1.
 
-    TensorBoard forgets them.
+    They are deleted in TensorBoard.
     """
     self._purge(step)
     if self._writes and self._path.exists():
@@ -99,9 +99,9 @@ class MetricLog:
 
 
 def read_metrics(directory, set_aside=False):
-  """A stage's metrics as one dict a line, in order; [] if there are none, NaN for null.
+  """Returns a stage's metrics as one dict per line, in order, NaN for null; [] if there are none.
 
-  set_aside: those that MetricLog.set_aside marked, instead of all the others.
+  set_aside: return the lines that MetricLog.set_aside marked instead of the others.
   """
   path = Path(directory) / _FILE
   if not path.exists():

@@ -1,4 +1,4 @@
-"""What a training step carries from one step to the next."""
+"""TrainState, which a training step reads and returns; moving averages of parameters."""
 
 from typing import Any
 

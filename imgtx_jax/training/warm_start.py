@@ -22,8 +22,11 @@ _DECODER = (
 
 
 def adopt(config, directory, class_names):
-  """Writes the stages tokenizer and pretrain of config.init_from into a work directory, unless
-  they are finished there. UserError if they are not finished, or are other networks."""
+  """Copies the stages tokenizer and pretrain of config.init_from into a work directory.
+
+  Does nothing if they are finished there. Raises UserError if config.init_from has not finished
+  them, or has other networks.
+  """
   tasks = [workdir.StageRun(1, stage) for stage in STAGES]
   if all(workdir.is_finished(directory, task) for task in tasks):
     return

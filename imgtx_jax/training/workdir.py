@@ -57,7 +57,7 @@ class StageRun(NamedTuple):
 
   @property
   def name(self):
-    """The name of its folder in the work directory."""
+    """Returns the name of its folder in the work directory."""
     return f"{self.round}-{self.stage}"
 
 
@@ -71,9 +71,9 @@ def stage_runs(config):
 
 
 def claim(config, workdir, class_names, data=None):
-  """Writes config.json, classes.json and data.json into a work directory; in a used one the config,
-  the classes and the images must be the same, and nothing is written where they are not.
+  """Writes config.json, classes.json and data.json into a work directory.
 
+  In a used one the config, the classes and the images must be the same, else nothing is written.
   FREE_KEYS may differ. A key that was added to the package since counts as its default.
 
   Args:
@@ -167,8 +167,11 @@ def _read_json(path, kind, remedy="copy it back from where the run was, or train
 
 
 def read(workdir):
-  """Returns (config, class names) of a work directory; raises UserError if nothing was trained
-  there, or if what it says of the run is damaged."""
+  """Returns (config, class names) of a work directory.
+
+  Raises UserError if nothing was trained there, or if config.json or classes.json is damaged, was
+  changed, or belongs to a version with another format.
+  """
   workdir = Path(workdir)
   path = workdir / "config.json"
   if not path.exists():

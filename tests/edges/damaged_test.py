@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imgtx_jax.evaluate import extractors
-from imgtx_jax.evaluate.extractors import FeatureNetwork
+from imgtx_jax.evaluate import feature_networks
+from imgtx_jax.evaluate.feature_networks import FeatureNetwork
 from imgtx_jax.style_transfer import tiled_renderer
 
 COMMANDS = {
@@ -36,7 +36,7 @@ def tiny_network(monkeypatch):
 
     return FeatureNetwork("tiny", "FD-Tiny", "none", "ab" * 32, matrix, apply)
 
-  monkeypatch.setattr(extractors, "load", load)
+  monkeypatch.setattr(feature_networks, "load", load)
 
 
 def text(name, data):

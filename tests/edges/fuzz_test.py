@@ -22,8 +22,8 @@ import safetensors.numpy
 
 from imgtx_jax import sample
 from imgtx_jax.convert import llamagen
-from imgtx_jax.evaluate import extractors, saliency
-from imgtx_jax.evaluate.extractors import FeatureNetwork
+from imgtx_jax.evaluate import feature_networks, saliency
+from imgtx_jax.evaluate.feature_networks import FeatureNetwork
 from imgtx_jax.models.discriminator import Verdict
 from imgtx_jax.sampling import sampler
 from imgtx_jax.stages import builders, finetune
@@ -185,7 +185,7 @@ def stubs(monkeypatch, no_training):
 
   monkeypatch.setattr(sampler.Sampler, "draw", draw)
   monkeypatch.setattr(sample, "first_rows", first_rows)
-  monkeypatch.setattr(extractors, "load", network)
+  monkeypatch.setattr(feature_networks, "load", network)
   monkeypatch.setattr(finetune.FinetuneStage, "sample", blank)
   monkeypatch.setattr(saliency, "look", look)
   monkeypatch.setattr(saliency, "exact", lambda discriminator: Network())

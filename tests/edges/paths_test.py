@@ -77,6 +77,19 @@ def test_home_is_one_place_for_all_of_a_work_directory(
   assert flat["data.path"] == str(place / "data")
 
 
+@pytest.mark.parametrize("words", [["--config=~/x.py"], ["--config", "~/x.py"], ["--flagfile=f"]])
+def test_home_in_config(words, call, place, no_training, monkeypatch):
+  monkeypatch.setenv("HOME", str(place))
+  (place / "config.py").rename(place / "x.py")
+  (place / "f").write_text("--config=~/x.py\n")
+  arguments = ("--stage=tokenizer", "--config.data.path=data", "--workdir=new")
+  result = call("main", *words, *arguments)
+  assert result.code == 0, result.err
+  assert no_training == [f"{place}/new/1-tokenizer"]
+  result = call("main", "--config=~nobody-of-that-name/x.py", *arguments)
+  assert "--config=~nobody-of-that-name/x.py: there is no such home folder" in result.error
+
+
 def test_a_relative_path_holds_from_another_folder(call, place, no_training, tmp_path_factory):
   call("main", *TOKENIZER, "--config.data.path=data", "--workdir=new")
   os.chdir(tmp_path_factory.mktemp("elsewhere"))

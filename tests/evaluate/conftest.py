@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from imgtx_jax.evaluate import image_sets, inputs, reference, runner
-from imgtx_jax.evaluate.extractors import FeatureNetwork
+from imgtx_jax.evaluate.feature_networks import FeatureNetwork
 from imgtx_jax.evaluate.metrics_registry import Settings
 
 
@@ -63,7 +63,7 @@ def evaluate(tmp_path, settings, make_network):
     images = image_sets.open_files(samples)
     widths = inputs.widths(network, images.size)
     compared = reference.open_reference(str(compared), network, widths) if compared else None
-    found = inputs.Subject(network, widths, samples=images, reference=compared)
+    found = inputs.EvaluationInputs(network, widths, samples=images, reference=compared)
     folders = dict(out=tmp_path / out, shared=tmp_path / out / "references")
     evaluator = runner.Evaluator(network, settings, batch_size=batch_size, report=report, **folders)
     return evaluator.run(found, **options)

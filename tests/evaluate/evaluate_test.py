@@ -10,7 +10,7 @@ from PIL import Image
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluate import __main__ as evaluate
 from imgtx_jax.evaluate import extractors, feature_networks, inputs, runner
-from imgtx_jax.evaluate.extractors import FeatureNetwork
+from imgtx_jax.evaluate.feature_networks import FeatureNetwork
 from imgtx_jax.io.image_grid import save_grid
 
 NAMES = [str(i) for i in range(9)]  # as many as the emoji have
@@ -52,7 +52,7 @@ def run(trained, parse_flags, monkeypatch, tmp_path):
     leak_rounds=2,
   )
   monkeypatch.setenv("IMGTX_CACHE", str(tmp_path / "cache"))
-  monkeypatch.setattr(extractors, "load", load_tiny)
+  monkeypatch.setattr(feature_networks, "load", load_tiny)
 
   def call(**values):
     flags = parse_flags(evaluate.COMMAND, **defaults | values)
@@ -108,7 +108,7 @@ def test_a_sweep_and_its_plot(run, tmp_path):
 
 
 def test_the_tokenizer_alone(run, monkeypatch):
-  monkeypatch.setattr(feature_networks.lpips_weights, "available", lambda: False)
+  monkeypatch.setattr(extractors.lpips_weights, "available", lambda: False)
   found = run(stage="tokenizer", num=12)
   assert {f["metric"] for f in found["results"].values()} == {"reconstruction", "codes"}
   assert not {"bits per code (GPT)", "LPIPS (vgg)"} & set(found["results"])

@@ -21,7 +21,7 @@ assert jax.process_count() == 2 and jax.local_device_count() == 2
 from imgtx_jax.errors import UserError
 from imgtx_jax.evaluate import feature_store, image_sets, inputs, reference, runner
 from imgtx_jax.evaluate.metrics_registry import Settings
-from imgtx_jax.evaluate.extractors import FeatureNetwork
+from imgtx_jax.evaluate.feature_networks import FeatureNetwork
 feature_store.SHARD = 5
 draw = np.random.default_rng(0)
 params = {{
@@ -36,7 +36,7 @@ network = FeatureNetwork("tiny", "FD-Tiny", "none", "ab" * 32, params, apply)
 samples = image_sets.open_files({samples!r})
 widths = inputs.widths(network, samples.size)
 compared = reference.open_reference({reference!r}, network, widths)
-found = inputs.Subject(network, widths, samples=samples, reference=compared)
+found = inputs.EvaluationInputs(network, widths, samples=samples, reference=compared)
 done = []
 def evaluator(out, report):
   return runner.Evaluator(

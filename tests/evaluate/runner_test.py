@@ -9,7 +9,7 @@ from PIL import Image
 import imgtx_jax
 from imgtx_jax.distributed import sharding
 from imgtx_jax.errors import UserError
-from imgtx_jax.evaluate import feature_networks, feature_store, image_sets, runner
+from imgtx_jax.evaluate import extractors, feature_store, image_sets, runner
 from imgtx_jax.metrics.frechet import Moments, frechet_distance
 
 RESULTS = {
@@ -115,7 +115,7 @@ def test_a_cached_reference_is_used_and_refused(evaluate, folders, make_network)
 
 def test_processes_share_the_work(folders, small_shards, make_network, tmp_path):
   images = image_sets.open_files(folders[0])
-  extractor = feature_networks.of_network(make_network(), 8)
+  extractor = extractors.of_network(make_network(), 8)
 
   def store(name):
     return feature_store.FeatureStore(tmp_path / name, extractor, images.fingerprint, {}, 23)

@@ -55,7 +55,7 @@ def judge():
 def test_look(judge):
   network, params, answers = judge
   images = np.random.default_rng(1).integers(0, 255, (3, 8, 12, 3)).astype(np.uint8)
-  found = jax.jit(lambda *args: saliency.look(network, *args))(
+  found = jax.jit(lambda *args: saliency.saliency_maps(network, *args))(
     params, images, np.zeros(3, np.int32)
   )
   assert found["attention"].shape == (3, 2, 3)

@@ -34,8 +34,8 @@ def test_the_confusion_on_real_images_is_taken_off():
   rows = classification.class_preferences([200, 100, 700], shares, confusion)
   assert [row["verdict"] for row in rows] == ["", "dropped", "favoured"]
   assert sum(row["count"] for row in rows) == 1000
-  assert sum(row["share"] for row in rows) == pytest.approx(1)
-  assert all(row["low"] < row["share"] < row["high"] for row in rows)
+  assert sum(row["fraction"] for row in rows) == pytest.approx(1)
+  assert all(row["low"] < row["fraction"] < row["high"] for row in rows)
 
 
 def test_few_held_out_images_widen_the_doubt():

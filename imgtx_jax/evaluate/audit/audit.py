@@ -1,5 +1,7 @@
-"""The audit of a trained model: which classes it renders badly, favours or drops, and what its
-discriminator and class head judge by. One self-contained page, and the same numbers as JSON.
+"""The audit of a trained model, as one self-contained page and as JSON.
+
+It shows which classes the model renders badly, favours or drops, and on what its discriminator and
+class head base their answers.
 
 The discriminator's logit is relativistic: it has no zero and is compared within a label only.
 """
@@ -14,7 +16,7 @@ import numpy as np
 
 from imgtx_jax.data.sources import open_source
 from imgtx_jax.errors import UserError
-from imgtx_jax.evaluate import extractors
+from imgtx_jax.evaluate import feature_networks
 from imgtx_jax.evaluate.audit import html_page, probes, sample_groups
 from imgtx_jax.evaluate.audit.summary import summarize
 from imgtx_jax.io.atomic import write_atomically
@@ -42,17 +44,21 @@ def run_audit(
   out,
   checkpoint="last",
 ):
-  """Audits a work directory's last stage that trained a discriminator: writes the page and its
-  numbers, returns a summary.
+  """Audits a work directory's last stage that trained a discriminator.
 
-  num: samples with a label, all classes in turn, and as many without one. prefix: the dial k (None:
-  all codes). options: SamplingOptions. network: a FeatureNetwork, the name of one, or None; where
-  it is None or its weights are missing, metrics on features are skipped and the page says so.
-  checkpoint: which of the stage's, "last" or "best".
-  out: the HTML file ("" or None: audit.html in the work directory); the numbers go beside it, as
-  .json. Returns audit["summary"] and the two paths: {"worst", "ranked_by", "biases", "page",
-  "json"}. Raises UserError where neither finetune nor gan has finished, or on a prefix or num
-  that is none.
+  Args:
+    directory, config, class_names: of the work directory.
+    num, seed: number of samples with a label, all classes in turn, and as many without one.
+    prefix: the dial k; None for all codes.
+    options: SamplingOptions.
+    network: a FeatureNetwork or its name. Without weights, or if it is None, metrics on features
+      are skipped, and the page says so.
+    batch_size: number of images at a time.
+    out: the HTML file ("": audit.html in the work directory); the numbers go beside it as .json.
+    checkpoint: "last" or "best" of the stage.
+
+  Returns audit["summary"] and the paths of both files: {"worst", "ranked_by", "biases", "page",
+  "json"}. Raises UserError if neither finetune nor gan has finished, or a number is out of range.
   """
   began = time.monotonic()
   page, numbers = _paths(out or Path(directory) / "audit.html")
@@ -69,7 +75,7 @@ def run_audit(
   sampler = Sampler(stage, results, options, prefix=prefix, seed=seed, batch_size=batch_size)
   pair = [open_source(config.data.source, split=s, path=config.data.path) for s in _SPLITS]
   data_record.check_classes(directory, class_names, pair[0].class_names)
-  sets, data_counts = _gather(examiner, sampler, config, len(class_names), num, pair)
+  sets, data_counts = _examine_sets(examiner, sampler, config, len(class_names), num, pair)
   audit = {
     "protocol": _protocol(directory, sets, network, reason, options)
     | {"checkpoint": checkpoint, "step": int(results[stage.name]["step"])}
@@ -82,11 +88,15 @@ def run_audit(
   audit["summary"] = summarize(audit)
   audit["protocol"]["seconds"] = time.monotonic() - began
   pictures["corrupted"] = sets["held_out"].images[0]
+  _write(page, numbers, Path(directory).resolve().name, audit, pictures)
+  return audit["summary"] | {"page": str(page), "json": str(numbers)}
+
+
+def _write(page, numbers, title, audit, pictures):
+  """Writes the page and its numbers as JSON."""
   text = json.dumps(report.finite(audit), indent=1, ensure_ascii=False, allow_nan=False)
   write_atomically(numbers, text.encode())
-  title = Path(directory).resolve().name
   write_atomically(page, html_page.render(title, audit, pictures).encode())
-  return audit["summary"] | {"page": str(page), "json": str(numbers)}
 
 
 def _paths(out):
@@ -103,7 +113,7 @@ def _feature_network(network, config):
     return None, "no feature network was asked for"
   if isinstance(network, str):
     try:
-      network = extractors.load(network)
+      network = feature_networks.load(network)
     except UserError as error:
       return None, str(error)
   if config.data.image_size < network.smallest:
@@ -111,17 +121,17 @@ def _feature_network(network, config):
   return network, ""
 
 
-def _gather(examiner, sampler, config, classes, num, pair):
+def _examine_sets(examiner, sampler, config, classes, num, pair):
   """The ImageSets samples, unconditional, training and held_out; and the training images of each
-  class [K] (an estimate of their shares where the source cannot count them). pair: the sources of
+  class [K] (an estimate in proportion where the source cannot count them). pair: the sources of
   training and held-out images."""
   data, (training, held_out) = config.data, pair
 
   def examine(name, chunks):
     began = time.monotonic()
-    found = examiner.examine(chunks)
-    print(f"{name}: {len(found)} images in {time.monotonic() - began:.1f} s", flush=True)
-    return found
+    image_set = examiner.examine(chunks)
+    print(f"{name}: {len(image_set)} images in {time.monotonic() - began:.1f} s", flush=True)
+    return image_set
 
   labels = (np.arange(num) % classes).astype(np.int32)
   none = np.full(num, classes, np.int32)
@@ -143,14 +153,16 @@ def _gather(examiner, sampler, config, classes, num, pair):
 def _class_results(sets, class_names, data_counts, seed):
   """{"confusion", "unconditional": of the class head, "by_features", "classes"} of audit.json."""
   held_out, samples = sets["held_out"], sets["samples"]
-  head = _sorted(sets, class_names, data_counts, lambda found: found.answer)
+  head = _sorted(sets, class_names, data_counts, lambda image_set: image_set.answer)
   by_features = None
   if samples.features is not None:
     training = sets["training"]
     predict = class_metrics.linear_discriminant(
       training.features, training.labels, len(class_names)
     )
-    by_features = _sorted(sets, class_names, data_counts, lambda found: predict(found.features))
+    by_features = _sorted(
+      sets, class_names, data_counts, lambda image_set: predict(image_set.features)
+    )
   real, own = (np.array(head["confusion"][key]) for key in ("real", "samples"))
   rows = [
     {
@@ -158,8 +170,8 @@ def _class_results(sets, class_names, data_counts, seed):
       "data_count": int(data_counts[i]),
       "held_out": int(real[i].sum()),
       "samples": int(own[i].sum()),
-      "accuracy_real": _share(real[i, i], real[i].sum()),
-      "accuracy_samples": _share(own[i, i], own[i].sum()),
+      "accuracy_real": _ratio(real[i, i], real[i].sum()),
+      "accuracy_samples": _ratio(own[i, i], own[i].sum()),
       "auc": class_metrics.roc_auc(
         held_out.logit[held_out.labels == i], samples.logit[samples.labels == i]
       ),
@@ -178,9 +190,9 @@ def _sorted(sets, class_names, data_counts, answers):
     key: class_metrics.confusion(sets[name].labels, answers(sets[name]), count)
     for key, name in (("real", "held_out"), ("samples", "samples"))
   }
-  shares = data_counts / max(data_counts.sum(), 1)
+  fractions = data_counts / max(data_counts.sum(), 1)
   unlabelled = np.bincount(answers(sets["unconditional"]), minlength=count)
-  rows = class_metrics.class_preferences(unlabelled, shares, counts["real"])
+  rows = class_metrics.class_preferences(unlabelled, fractions, counts["real"])
   confusion = {"names": list(class_names)} | {key: c.tolist() for key, c in counts.items()}
   confusion["mean_accuracy"] = class_metrics.mean_accuracy(counts["real"])
   return {
@@ -193,13 +205,13 @@ def _distance(samples, real, label, seed):
   """Compares a class's samples with halves of its real images; None without enough features."""
   if samples.features is None:
     return None
-  ours, theirs = (found.features[found.labels == label] for found in (samples, real))
+  ours, theirs = (s.features[s.labels == label] for s in (samples, real))
   if not len(ours) or not len(theirs):
     return None
   return small_sample.compare_with_halves(ours, theirs, seed=seed)
 
 
-def _share(part, whole):
+def _ratio(part, whole):
   return float(part / whole) if whole else None
 
 
@@ -215,7 +227,7 @@ def _protocol(directory, sets, network, reason, options):
     "skipped": reason,
     "splits": small_sample.SPLITS,
     "neighbours": small_sample.NEIGHBOURS,
-    "images": {name: len(found) for name, found in sets.items()},
+    "images": {name: len(image_set) for name, image_set in sets.items()},
     "kept": {name: len(sets[name].images) for name in ("held_out", "samples")},
     "sampling": dataclasses.asdict(options),
     "device": jax.devices()[0].device_kind,

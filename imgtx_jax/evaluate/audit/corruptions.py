@@ -1,6 +1,6 @@
 """Everyday corruptions of images, each at three strengths; strength 0 leaves them as they are.
 
-Amounts are shares of the image's side or of the full range of brightness, so that they mean the
+Amounts are fractions of the image's side or of the full range of brightness, so that they mean the
 same at any size. Host functions of uint8 images [n, H, W, 3].
 """
 

@@ -19,8 +19,11 @@ _BAR = 240  # units of a bar's width
 
 
 def render(title, audit, pictures):
-  """The page's text. audit: the values of audit.json; pictures: of probes.saliency_maps,
-  and "corrupted": an image uint8 [H, W, 3] to show the corruptions on."""
+  """Returns the page's text.
+
+  audit: the values of audit.json. pictures: those of probes.saliency_maps, and "corrupted": an
+  image uint8 [H, W, 3] to show the corruptions on.
+  """
   names = audit["confusion"]["names"]
   return template("audit.html.jinja").render(
     percent=percent,
@@ -68,30 +71,30 @@ def _judges(audit):
   return [
     {
       "who": who,
-      "mean_accuracy": found["confusion"]["mean_accuracy"],
+      "mean_accuracy": judged["confusion"]["mean_accuracy"],
       "confusions": [
-        _confusion(found["confusion"]["names"], np.array(found["confusion"][key]), words)
+        _confusion(judged["confusion"]["names"], np.array(judged["confusion"][key]), words)
         for key, words in (("real", "held-out images"), ("samples", "samples"))
       ],
-      "bars": _bars(found["unconditional"]),
+      "bars": _bars(judged["unconditional"]),
     }
-    for who, found in judges
+    for who, judged in judges
   ]
 
 
 def _confusion(names, counts, words):
   """Returns a confusion matrix for the page, and its strongest confusions."""
   totals = counts.sum(axis=1)
-  shares = counts / np.maximum(totals, 1)[:, None]
+  fractions = counts / np.maximum(totals, 1)[:, None]
   rows = [
     {
       "name": name,
       "total": int(total),
-      "cells": [{"count": int(c), "share": float(s)} for c, s in zip(count, share, strict=True)],
+      "cells": [{"count": int(c), "fraction": float(f)} for c, f in zip(count, row, strict=True)],
     }
-    for name, total, count, share in zip(names, totals, counts, shares, strict=True)
+    for name, total, count, row in zip(names, totals, counts, fractions, strict=True)
   ]
-  wrong = shares.copy()
+  wrong = fractions.copy()
   np.fill_diagonal(wrong, 0)
   order = np.argsort(-wrong, axis=None, kind="stable")[:LISTED]
   pairs = [divmod(int(place), len(names)) for place in order]
@@ -99,7 +102,7 @@ def _confusion(names, counts, words):
     {
       "label": names[i],
       "answer": names[j],
-      "share": float(wrong[i, j]),
+      "fraction": float(wrong[i, j]),
       "count": int(counts[i, j]),
       "total": int(totals[i]),
     }
@@ -110,12 +113,12 @@ def _confusion(names, counts, words):
 
 
 def _bars(rows):
-  """Where the marks of a class-unconditional share stand, in units of the bar's width; the most
+  """Where the marks of a class-unconditional fraction stand, in units of the bar's width; the most
   favoured first."""
-  most = max(max(row["high"], row["expected"], row["data_share"]) for row in rows) or 1.0
+  most = max(max(row["high"], row["expected"], row["data_fraction"]) for row in rows) or 1.0
 
-  def place(share):
-    return round(min(max(share / most, 0), 1) * _BAR, 1)
+  def place(fraction):
+    return round(min(max(fraction / most, 0), 1) * _BAR, 1)
 
   bars = []
   for row in sorted(rows, key=lambda row: -row["deviations"]):
@@ -123,7 +126,7 @@ def _bars(rows):
     bars.append(
       row
       | {
-        "x": place(row["share"]),
+        "x": place(row["fraction"]),
         "x_low": place(row["low"]),
         "x_high": place(row["high"]),
         "x_expected": place(expected),
@@ -163,11 +166,11 @@ def _cells(shown):
 
 def _thumbnails(image):
   """Returns {(corruption, strength): data URI} of one image; ("none", 0) is the image itself."""
-  found = {("none", 0): _data_uri(image)}
+  thumbnails = {("none", 0): _data_uri(image)}
   for name in corruptions.CORRUPTIONS:
     for strength in corruptions.STRENGTHS:
-      found[name, strength] = _data_uri(corruptions.corrupt(name, image[None], strength)[0])
-  return found
+      thumbnails[name, strength] = _data_uri(corruptions.corrupt(name, image[None], strength)[0])
+  return thumbnails
 
 
 def _data_uri(image):

@@ -1,4 +1,4 @@
-"""What an audit asks of the discriminator: where it looks, and how firm its answers are."""
+"""Saliency of the discriminator, and the stability of its predictions under corruptions."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from imgtx_jax.evaluate.audit import corruptions
 from imgtx_jax.metrics import classification as class_metrics
 
 MAPS = ("attention", "logit", "class")
-LOOKED_AT = 6  # images of a set that are shown
+SHOWN = 6  # images of a set that are shown
 AVERAGED = 128  # images of a set in the mean maps
 EDGE = 1 / 8  # of the side, at each edge
 
@@ -22,15 +22,15 @@ def stability(examiner, real, samples):
   The row of strength 0, called "none", has the values of the images as they are.
   """
   sets = {"real": real, "samples": samples}
-  before = {name: _as_they_are(found) for name, found in sets.items()}
+  before = {name: _as_they_are(image_set) for name, image_set in sets.items()}
   own = _own_means(samples)
   rows = [{"name": "none", "strength": 0, "amount": ""}]
   rows[0] |= {name: _shifted(values, values, own) for name, values in before.items()}
   for name in corruptions.CORRUPTIONS:
     for strength in corruptions.STRENGTHS:
       row = {"name": name, "strength": strength, "amount": corruptions.describe(name, strength)}
-      for which, found in sets.items():
-        images = corruptions.corrupt(name, found.images, strength)
+      for which, image_set in sets.items():
+        images = corruptions.corrupt(name, image_set.images, strength)
         labels = before[which]["labels"]
         logit, answer, _ = examiner.judge(images, labels)
         after = {"labels": labels, "logit": logit, "answer": answer}
@@ -39,10 +39,10 @@ def stability(examiner, real, samples):
   return rows
 
 
-def _as_they_are(found):
+def _as_they_are(image_set):
   """Returns the predictions on the images that an ImageSet kept."""
-  count = len(found.images)
-  return {name: getattr(found, name)[:count] for name in ("labels", "logit", "answer")}
+  count = len(image_set.images)
+  return {name: getattr(image_set, name)[:count] for name in ("labels", "logit", "answer")}
 
 
 def _own_means(samples):
@@ -71,23 +71,24 @@ def _shifted(before, after, own):
 def saliency_maps(examiner, sets, class_names):
   """Returns saliency of {name: ImageSet}: (numbers for audit.json, pictures for the page).
 
-  numbers: {"edge_area", name: {"images": how many, map: share of it at the edges, "self": of the
-  attention that [cls] keeps, "examples": […]}}. pictures: {name: {"mean": {image, attention, logit,
-  class}, "examples": [the same of single images]}}.
+  numbers: {"edge_area", name: {"images": their number, MAP: the fraction of the map at the edges,
+  "self": the fraction of its attention that [cls] pays to itself, "examples": […]}}.
+  pictures: {name: {"mean": {"image", "attention", "logit", "class"}, "examples": [the same of
+  single images]}}.
   """
   numbers, pictures = {"edge_area": None}, {}
-  for name, found in sets.items():
-    images = found.images[:AVERAGED]
-    labels = found.labels[: len(images)]
-    maps = examiner.look(images, labels)
-    self_share = 1.0 - float(maps["attention"].sum(axis=(1, 2)).mean())
+  for name, image_set in sets.items():
+    images = image_set.images[:AVERAGED]
+    labels = image_set.labels[: len(images)]
+    maps = examiner.saliency(images, labels)
+    self_attention = 1.0 - float(maps["attention"].sum(axis=(1, 2)).mean())
     # Each image counts the same, however steep its gradient.
     maps = {key: value / _totals(value) for key, value in maps.items()}
     chosen = choose(labels, len(class_names))
-    numbers["edge_area"] = edge_share(np.ones(images.shape[1:3]))
-    numbers[name] = {"images": len(images), "self": self_share}
-    numbers[name] |= {key: edge_share(maps[key].mean(axis=0)) for key in MAPS}
-    numbers[name]["examples"] = [_example(found, i, class_names, maps) for i in chosen]
+    numbers["edge_area"] = edge_fraction(np.ones(images.shape[1:3]))
+    numbers[name] = {"images": len(images), "self": self_attention}
+    numbers[name] |= {key: edge_fraction(maps[key].mean(axis=0)) for key in MAPS}
+    numbers[name]["examples"] = [_example(image_set, i, class_names, maps) for i in chosen]
     mean = {key: maps[key].mean(axis=0) for key in MAPS}
     mean["image"] = images.mean(axis=0).round().astype(np.uint8)
     examples = [{key: maps[key][i] for key in MAPS} | {"image": images[i]} for i in chosen]
@@ -96,15 +97,15 @@ def saliency_maps(examiner, sets, class_names):
 
 
 def choose(labels, classes):
-  """Indices of up to LOOKED_AT images of labels int [n], of different classes spread over all."""
-  count = min(LOOKED_AT, classes)
+  """Returns the indices of up to SHOWN images of different classes, given labels int [n]."""
+  count = min(SHOWN, classes)
   chosen = []
   for label in np.arange(count) * classes // count:
     chosen += np.flatnonzero(labels == label)[:1].tolist()
   return chosen
 
 
-def edge_share(heat):
+def edge_fraction(heat):
   """Returns the fraction of a map [h, w] within EDGE of the side from an edge.
 
   The map is constant over each of its cells.
@@ -125,12 +126,12 @@ def _totals(maps):
   return np.maximum(maps.sum(axis=(1, 2), keepdims=True), 1e-12)
 
 
-def _example(found, index, class_names, maps):
+def _example(image_set, index, class_names, maps):
   attention = maps["attention"][index]
   return {
-    "label": class_names[found.labels[index]],
-    "answer": class_names[found.answer[index]],
-    "probability": float(found.probability[index]),
-    "logit": float(found.logit[index]),
+    "label": class_names[image_set.labels[index]],
+    "answer": class_names[image_set.answer[index]],
+    "probability": float(image_set.probability[index]),
+    "logit": float(image_set.logit[index]),
     "attention_peak": float(attention.max() / attention.mean()),
   }

@@ -1,4 +1,4 @@
-"""The sets of images that an audit compares, and what the networks say of every image."""
+"""The sets of images that an audit compares, and the networks' predictions on them."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import numpy as np
 
 from imgtx_jax.data import pipeline, transforms
 from imgtx_jax.distributed import sharding
-from imgtx_jax.evaluate import extractors, saliency
+from imgtx_jax.evaluate import feature_networks, saliency
 
 KEPT = 384  # images of a set that stay in memory: the others leave their answers and features only
 _CHUNK = 4  # batches that are read or drawn at a time
@@ -46,25 +46,25 @@ class Examiner:
     self.repeat = stage.adversary.repeat
     params = stage.drawing_params(results)["discriminator"]
     self._run = sharding.map_local(self._judge, params)
-    self._look = sharding.map_local(self._look_at, params)
-    self._extract = network and extractors.extractor(network, batch_size)
+    self._saliency_maps = sharding.map_local(self._maps, params)
+    self._extract = network and feature_networks.feature_function(network, batch_size)
 
   def judge(self, images, labels):
     """Returns (logit [n], answer [n], its probability [n]) of uint8 images [n, H, W, 3]."""
-    found = self._in_batches(self._run, images, labels)
-    return found["logit"], found["answer"], found["probability"]
+    predicted = self._in_batches(self._run, images, labels)
+    return predicted["logit"], predicted["answer"], predicted["probability"]
 
-  def look(self, images, labels):
-    """Returns saliency maps: see saliency.look."""
-    return self._in_batches(self._look, images, labels)
+  def saliency(self, images, labels):
+    """Returns saliency maps: see saliency.saliency_maps."""
+    return self._in_batches(self._saliency_maps, images, labels)
 
   def examine(self, chunks):
     """Returns the ImageSet of chunks (images uint8 [n, H, W, 3], labels int [n])."""
     parts, images, kept = [], [], 0
     for chunk, labels in chunks:
-      found = {"features": self._extract(chunk)["features"]} if self._extract else {}
-      found |= zip(("logit", "answer", "probability"), self.judge(chunk, labels), strict=True)
-      parts.append(found | {"labels": labels})
+      part = {"features": self._extract(chunk)["features"]} if self._extract else {}
+      part |= zip(("logit", "answer", "probability"), self.judge(chunk, labels), strict=True)
+      parts.append(part | {"labels": labels})
       images.append(chunk[: max(KEPT - kept, 0)])
       kept += len(images[-1])
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -77,15 +77,15 @@ class Examiner:
   def _judge(self, params, batch):
     images = self.repeat(transforms.normalize(batch["image"]))
     verdict = self.discriminator.apply({"params": params}, images, batch["label"])
-    shares = jax.nn.softmax(verdict.class_logits)
+    probabilities = jax.nn.softmax(verdict.class_logits)
     return {
       "logit": verdict.logit,
-      "answer": shares.argmax(axis=-1),
-      "probability": shares.max(axis=-1),
+      "answer": probabilities.argmax(axis=-1),
+      "probability": probabilities.max(axis=-1),
     }
 
-  def _look_at(self, params, batch):
-    return saliency.look(
+  def _maps(self, params, batch):
+    return saliency.saliency_maps(
       self.discriminator, params, batch["image"], batch["label"], repeat=self.repeat
     )
 
@@ -94,14 +94,16 @@ class Examiner:
 
 
 def drawn(sampler, labels, first):
-  """Chunks of samples of labels int [n], the images of numbers first … first + n − 1."""
+  """Yields chunks of samples of labels int [n], whose numbers are first … first + n − 1."""
   for index in _split(np.arange(len(labels)), sampler.batch_size):
     yield sampler.draw(labels[index], index=first + index)[0], labels[index]
 
 
 def read(source, indices, data, batch_size):
-  """Chunks of the examples `indices` of a source, cropped as evaluation does; unreadable ones are
-  left out. data: config.data."""
+  """Yields chunks of the examples `indices` of a source, centre-cropped, without unreadable ones.
+
+  data: config.data.
+  """
   size = data.image_size
   for chunk in _split(np.asarray(indices), batch_size):
     examples = pipeline.in_order(

@@ -7,10 +7,10 @@ _NAMED = 2  # favoured and dropped classes that are named
 
 
 def summarize(audit):
-  """{"worst": [{name, text}], "ranked_by": words, "biases": [sentences]} of an audit.
+  """Returns {"worst": [{name, text}], "ranked_by": words, "biases": [sentences]} of an audit.
 
   Classes rank by their kernel distance, which has no bias in small sets; without features by the
-  share of their samples that the class head recognises.
+  fraction of their samples that the class head recognises.
   """
   rows = audit["classes"]
   network = audit["protocol"]["network"]
@@ -21,7 +21,7 @@ def summarize(audit):
   else:
     ranked = [row for row in rows if row["accuracy_samples"] is not None]
     ranked = sorted(ranked, key=lambda row: row["accuracy_samples"])
-    by = "the share of samples that the class head recognises, least first"
+    by = "the fraction of samples that the class head recognises, least first"
   worst = [{"name": row["name"], "text": _describe(row, network)} for row in ranked[:WORST]]
   return {"worst": worst, "ranked_by": by, "biases": _biases(audit)}
 
@@ -46,7 +46,7 @@ def _describe(row, network):
 
 def _biases(audit):
   """Returns sentences, one for each kind of bias."""
-  found = [_head(audit["confusion"])]
+  sentences = [_head(audit["confusion"])]
   judges = [("the class head", audit)]
   if audit["by_features"]:
     who = f"a discriminant on {audit['protocol']['network']['name']} features"
@@ -54,13 +54,13 @@ def _biases(audit):
     judges = judges if _is_trusted(audit["confusion"]) else []
     judges = [*judges, (who, audit["by_features"])]
   for who, judge in judges:
-    found += _favoured(judge["unconditional"], audit["protocol"]["num"], who)
+    sentences += _favoured(judge["unconditional"], audit["protocol"]["num"], who)
     for key, words in (("real", "held-out images"), ("samples", "samples")):
       counts, names = np.array(judge["confusion"][key]), judge["confusion"]["names"]
-      found += _confused(counts, names, words, who)
-  found += _told_apart(audit["classes"])
-  found += _unstable(audit["stability"])
-  return found + _edges(audit["saliency"])
+      sentences += _confused(counts, names, words, who)
+  sentences += _told_apart(audit["classes"])
+  sentences += _unstable(audit["stability"])
+  return sentences + _edges(audit["saliency"])
 
 
 def _is_trusted(confusion):
@@ -89,7 +89,7 @@ def _favoured(rows, num, who):
     some = [row for row in some if row["verdict"] == verdict][:_NAMED]
     for row in some:
       sentences.append(
-        f"Without a label {row['name']} is {verdict}: {who} finds it in {row['share']:.0%} of "
+        f"Without a label {row['name']} is {verdict}: {who} finds it in {row['fraction']:.0%} of "
         f"{num} samples (95%: {row['low']:.0%} to {row['high']:.0%}) and would in "
         f"{row['expected']:.0%} of real images."
       )
@@ -101,12 +101,12 @@ def _favoured(rows, num, who):
 def _confused(counts, names, words, who):
   """Returns a sentence on the strongest confusion, of classes with at least 5 images."""
   totals = counts.sum(axis=1)
-  shares = counts / np.maximum(totals, 1)[:, None] * (totals >= 5)[:, None]
-  np.fill_diagonal(shares, 0.0)
-  i, j = np.unravel_index(np.argmax(shares), shares.shape)
-  if shares[i, j] == 0:
+  fractions = counts / np.maximum(totals, 1)[:, None] * (totals >= 5)[:, None]
+  np.fill_diagonal(fractions, 0.0)
+  i, j = np.unravel_index(np.argmax(fractions), fractions.shape)
+  if fractions[i, j] == 0:
     return []
-  taken = f"takes {shares[i, j]:.0%} of the {words} of {names[i]} for {names[j]}"
+  taken = f"takes {fractions[i, j]:.0%} of the {words} of {names[i]} for {names[j]}"
   return [f"{who[0].upper()}{who[1:]} {taken} ({counts[i, j]} of {totals[i]})."]
 
 
@@ -149,9 +149,9 @@ def _edges(saliency):
   ]
 
 
-def percent(share):
+def percent(fraction):
   """Returns a fraction in per cent, or a dash for None."""
-  return "–" if share is None else f"{share:.0%}"
+  return "–" if fraction is None else f"{fraction:.0%}"
 
 
 def signed(value):

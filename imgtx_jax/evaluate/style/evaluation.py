@@ -28,12 +28,20 @@ def default_batch(size):
 
 
 def run(pairs, methods, *, out, batch_size, leak_pairs, leak_rounds, report=None):
-  """Measures methods on Pairs; a dict of rows, leak, protocol and timing, or None in other
-  processes than the first.
+  """Measures methods of style transfer on pairs of a content and a style.
 
-  out: the folder that values are kept in. leak_pairs: on so many pairs each method that can is
-  applied leak_rounds times to its own output in the same style; 0: none. report: see
-  evaluation.Progress.
+  Args:
+    pairs: Pairs.
+    methods: Methods.
+    out: the folder that the features are kept in.
+    batch_size: number of pairs at a time.
+    leak_pairs: number of pairs for content leak: each Method with `repeats` is applied to its own
+      output, in the same style, leak_rounds times. 0 leaves it out.
+    leak_rounds: number of those rounds.
+    report: called as report(title, done, total) after each batch; may raise to stop.
+
+  Returns:
+    A dict of rows, leak, protocol and timing; None in other processes than the first.
   """
   timing = {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
   # Before the judging networks are in memory: the model's own peak.
@@ -78,16 +86,16 @@ def versions():
 
 def _means(store, names, column=None):
   """Returns {name: {"value", "std"}} over pairs; column: index of the round."""
-  found = {}
+  means = {}
   for name in names:
     values = store.read(name).astype(np.float64)
     values = values if column is None else values[:, column]
-    found[name] = {"value": float(values.mean()), "std": float(values.std())}
-  return found
+    means[name] = {"value": float(values.mean()), "std": float(values.std())}
+  return means
 
 
 def _protocol(pairs, methods, leaks):
-  found = {
+  protocol = {
     "metrics": ["style"],
     "pairs": pairs.fingerprint,
     "methods": {method.name: method.fingerprint for method in methods},
@@ -96,23 +104,26 @@ def _protocol(pairs, methods, leaks):
     "versions": versions(),
   }
   for images, _ in leaks.values():
-    found["leak"] = {"pairs": images.count, "rounds": images.rounds, "bits": 8}
-  return found
+    protocol["leak"] = {"pairs": images.count, "rounds": images.rounds, "bits": 8}
+  return protocol
 
 
 def time_method(method, pairs):
-  """Seconds a pair with the style at hand, after compilation, one pair at a time; of a Model also
-  seconds a style and the peak memory in bytes (on a CPU, that of the process so far)."""
+  """Returns the speed of a method, after compilation, one pair at a time.
+
+  It is {"seconds_a_pair"}, with the style already encoded; for a Model also "seconds_a_style" and
+  "peak_memory_bytes" (on a CPU, of the process so far).
+  """
   row = np.zeros(1, np.int64)
   content = pairs.content(row)
   if not isinstance(method, Model):
     return {"seconds_a_pair": _seconds(lambda: method.apply(content, pairs, row))}
   single = method.single()
-  found = {
+  timing = {
     "seconds_a_pair": _seconds(lambda: single.apply(content, pairs, row)),
     "seconds_a_style": _seconds(lambda: single.encode(pairs.style(row)[0])),
   }
-  return found | {"peak_memory_bytes": processes.peak_memory_bytes()}
+  return timing | {"peak_memory_bytes": processes.peak_memory_bytes()}
 
 
 def _seconds(function):
@@ -126,16 +137,16 @@ def _seconds(function):
   return float(np.median(taken))
 
 
-def table(found):
+def table(evaluation):
   """Returns lines: a row for each method, then the content measures after repetition."""
   heads = [f"{label} {better}".rstrip() for label, better, _ in METRICS.values()] + ["s a pair"]
   rows = [["", *heads]]
-  for name, values in found["rows"].items():
-    seconds = found["timing"]["methods"].get(name, {}).get("seconds_a_pair")
+  for name, values in evaluation["rows"].items():
+    seconds = evaluation["timing"]["methods"].get(name, {}).get("seconds_a_pair")
     cells = [f"{values[metric]['value']:.4g}" for metric in METRICS]
     rows.append([name, *cells, "" if seconds is None else f"{seconds:.3g}"])
   lines = _aligned(rows)
-  for name, rounds in found["leak"].items():
+  for name, rounds in evaluation["leak"].items():
     rows = [[f"{name}, applied", *heads[: len(CONTENT)]]]
     for count, values in rounds.items():
       rows.append([f"{count} ×", *(f"{values[metric]['value']:.4g}" for metric in CONTENT)])

@@ -10,11 +10,11 @@ from imgtx_jax.evaluate.sweep import PLOT_STYLE
 _MEASURES = (("ssim", "SSIM with the content ↑"), ("lpips", "LPIPS from the content ↓"))
 
 
-def draw(found, curve):
+def draw(evaluation, curve):
   """Returns a plot as PNG bytes.
 
-  found: result of style.evaluation.run. curve: the rows of one model by rising strength, joined by
-  a line. The style image itself, far from all others, is skipped.
+  evaluation: result of style.evaluation.run. curve: names of the rows of one model by rising
+  strength, joined by a line. The style image itself, far from all others, is skipped.
   """
   with matplotlib.rc_context(PLOT_STYLE):
     figure = Figure(figsize=(8, 3.4), layout="constrained")
@@ -22,7 +22,7 @@ def draw(found, curve):
       axes = figure.add_subplot(1, len(_MEASURES), place)
       points = {
         name: (row[measure]["value"], row["style"]["value"])
-        for name, row in found["rows"].items()
+        for name, row in evaluation["rows"].items()
         if name != "style copy"
       }
       axes.plot(*zip(*(points[name] for name in curve), strict=True), linewidth=1.3)

@@ -35,7 +35,7 @@ METRICS = CONTENT | STYLE
 
 
 def describe():
-  """Returns what a protocol says of the networks and measures."""
+  """Returns the protocol's entry on the networks and measures: {name: plain value}."""
   return {
     "vgg16_sha256": lpips_weights.sha256("vgg"),
     "alexnet_sha256": lpips_weights.sha256("alex"),

