@@ -7,6 +7,10 @@ train together on Cloud TPUs, SLURM and GKE, or by --coordinator_address, --num_
 --process_id; see launch/.
 """
 
+import contextlib
+
+import jax
+
 from imgtx_jax.cli import command
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
@@ -21,16 +25,18 @@ from imgtx_jax.training import (
   build_code_cache,
   data_record,
   loop,
+  step_profile,
   warm_start,
   workdir,
 )
 
 
-def run(config, directory, only=""):
+def run(config, directory, only="", profile_steps=None):
   """Trains the stages of a config in the work directory `directory`, finished ones left out.
 
-  only: the name of the one stage to train; all by default. Raises UserError for a config, data or
-  work directory that cannot be trained.
+  only: the name of the one stage to train; all by default. profile_steps: the range of steps of
+  each stage that are profiled. Raises UserError for a config, data or work directory that cannot be
+  trained.
   """
   validation.check(config)
   outputs.check_folder("--workdir", directory)
@@ -60,13 +66,14 @@ def run(config, directory, only=""):
     if workdir.is_finished(directory, task):
       print(f"{task.name}: finished before, nothing to do", flush=True)
       continue
-    run_task(task, config, directory, training, held_out, devices, bests[task.stage])
+    keeper = bests[task.stage]
+    run_task(task, config, directory, training, held_out, devices, keeper, profile_steps)
     if processes.is_first():
       report.write(directory)
   print(f"report: {directory}/report.html", flush=True)
 
 
-def run_task(task, config, directory, training, held_out, devices, keeper):
+def run_task(task, config, directory, training, held_out, devices, keeper, profile_steps=None):
   """Trains one stage on the results of those before it; keeper: its best.Best."""
   stage = build(task.stage, config, training.num_classes)
   plan = workdir.stage_runs(config)
@@ -91,6 +98,7 @@ def run_task(task, config, directory, training, held_out, devices, keeper):
     parallel=devices,
     best=keeper,
     round_number=task.round,
+    profile_steps=profile_steps,
   )
   print(trainer.parameters, flush=True)
   trainer.run()
@@ -102,10 +110,21 @@ def define_flags(flags):
   flags.config()
   flags.path("workdir", None, "Where checkpoints, metrics, pictures and the report go.")
   flags.string("stage", "", "Run this stage only.")
+  flags.group("Looking inside")
+  flags.string("profile_steps", "", "FIRST:LAST, such as 100:110: profiles them for TensorBoard.")
+  flags.bool("debug_nans", "Stop at the first NaN, with a traceback to the operation; slow.")
+
+
+def start(flags):
+  """Runs the command."""
+  steps = step_profile.parse(flags.profile_steps)
+  # In this thread alone: set for all, it is off again after the first operation that suspends it.
+  with jax.debug_nans(True) if flags.debug_nans else contextlib.nullcontext():
+    run(flags.config, flags.workdir, flags.stage, steps)
 
 
 COMMAND = command.Command(
-  lambda flags: run(flags.config, flags.workdir, flags.stage),
+  start,
   define_flags,
   __doc__,
   required=("config", "workdir"),

@@ -120,6 +120,31 @@ def fresh_tiny_config():
 
 
 @pytest.fixture(scope="session")
+def without_transfers():
+  """A context manager: within it, a training step that moves an array between host and device
+  without saying so raises. (A CPU's guard sees those to the device.)"""
+  import contextlib
+
+  import jax
+
+  from imgtx_jax.training import loop
+
+  @contextlib.contextmanager
+  def guarded():
+    advance = loop.Trainer._advance
+
+    def checked(trainer, step):
+      with jax.transfer_guard("disallow"):
+        return advance(trainer, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(loop.Trainer, "_advance", checked)
+      yield
+
+  return guarded
+
+
+@pytest.fixture(scope="session")
 def parse_flags():
   """parse(command, kind="", config=None, flag=value, …): the values of a Command's flags, parsed as
   from a command line. kind: one of {kind: Command}; config: a ConfigDict in the place of a file."""

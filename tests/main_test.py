@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import types
 
 import jax
 import numpy as np
@@ -14,17 +15,18 @@ from imgtx_jax import main, rng, sample
 from imgtx_jax.cli.command import Interrupted, parse
 from imgtx_jax.data import pipeline
 from imgtx_jax.errors import UserError
-from imgtx_jax.training import checkpoint, loop, metric_writer, workdir
+from imgtx_jax.training import checkpoint, loop, metric_writer, recompilation, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 TASKS = ("1-tokenizer", "1-pretrain", "1-finetune")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, fresh_tiny_config):
-  """A work directory in which all stages ran without a break."""
+def trained(tmp_path_factory, fresh_tiny_config, without_transfers):
+  """A work directory in which all stages ran without a break; no step moved an array unasked."""
   directory = tmp_path_factory.mktemp("trained")
-  main.run(small(fresh_tiny_config()), directory)
+  with without_transfers():
+    main.run(small(fresh_tiny_config()), directory)
   return directory
 
 
@@ -272,3 +274,37 @@ def test_training_says_what_is_wrong(tmp_path, monkeypatch, arguments, words):
   config = [] if arguments[0].startswith("--config=") else ["--config=configs/quickstart.py"]
   assert_one_line(words, main.COMMAND, *config, "--workdir", tmp_path / "new", *arguments)
   assert not (tmp_path / "new").exists()
+
+
+def test_debug_nans_holds_for_the_whole_run(monkeypatch):
+  """Set for the process, it would be off again after an operation that suspends it."""
+
+  def run(*_):
+    with jax.debug_nans(False):
+      pass
+    log = jax.jit(jax.numpy.log)
+    ones = jax.numpy.ones(2)
+    log(ones)
+    with pytest.raises(FloatingPointError, match="nan"):
+      log(-ones)
+
+  monkeypatch.setattr(main, "run", run)
+  config = ROOT / "configs" / "quickstart.py"
+  command(main.COMMAND, f"--config={config}", "--workdir=nowhere", "--debug_nans")
+
+
+def test_a_second_compilation_is_one_line():
+  lines = []
+  trainer = types.SimpleNamespace(
+    title="1-gan",
+    arguments=recompilation.ArgumentWatch(),
+    parallel=types.SimpleNamespace(put_batch=lambda batch: batch),
+    iterator=iter([{"label": jax.numpy.ones(n)} for n in (4, 4, 3)]),
+    state={},
+    step_fn=lambda state, batch, key: (state, {}),
+    step_key=None,
+    display=types.SimpleNamespace(line=lines.append),
+  )
+  for step in range(3):
+    loop.Trainer._advance(trainer, step)
+  assert lines == ["1-gan: compiled again at step 2 (0 s): batch/label was (4,) and is (3,)"]

@@ -91,19 +91,19 @@ class Run:
     step SAVED in directory, or goes on from it."""
     stage, state = self.start(name)
     data, found, first = start_data(stage.companion_names), {}, 0
-    step = self.devices.compile_step(stage.step)
+    step, key = self.devices.compile_step(stage.step), self.devices.put_key(self.key)
     if resume:
       state, _ = checkpoint.Checkpoints(directory).restore(state, iterator=data)
       first = SAVED
     state = self.devices.put_state(state)
     for number in range(first, STEPS):
-      state, metrics = step(state, self.devices.put_batch(next(data)), self.key)
+      state, metrics = step(state, self.devices.put_batch(next(data)), key)
       found |= {f"{name}/{number}/{n}": np.asarray(x) for n, x in metrics.items()}
       if directory and number + 1 == SAVED and not resume:
         with contextlib.closing(checkpoint.Checkpoints(directory)) as checkpoints:
           replica = self.devices.get_state(state.replace(frozen={}))
           checkpoints.save(SAVED, replica, iterator=data, wait=True)
-    self.again = lambda: step(state, self.devices.put_batch(next(data)), self.key)
+    self.again = lambda: step(state, self.devices.put_batch(next(data)), key)
     params = self.devices.get_state(state.replace(frozen={})).params
     if self.mode == "jit":
       params = multihost_utils.process_allgather(params, tiled=True)

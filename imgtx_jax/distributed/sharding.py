@@ -97,6 +97,10 @@ class Parallel(abc.ABC):
     """Returns ShapeDtypeStructs for `Checkpoints.restore`, given the shapes of one replica."""
 
   @abc.abstractmethod
+  def put_key(self, key):
+    """Returns a key on all devices: one on the first alone is copied again at every step."""
+
+  @abc.abstractmethod
   def put_batch(self, batch):
     """Places this process's part of a batch, NumPy arrays [b, ...]."""
 
@@ -174,6 +178,9 @@ class PmapParallel(Parallel):
 
   def abstract(self, state):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+  def put_key(self, key):
+    return jax.device_put(key, NamedSharding(self._sharding.mesh, PartitionSpec()))
 
   def put_batch(self, batch):
     self._check_batch(batch)
@@ -261,6 +268,9 @@ class JitParallel(Parallel):
     return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self.shardings(state)
     )
+
+  def put_key(self, key):
+    return jax.jit(lambda x: x, out_shardings=self._replicated)(key)
 
   def put_batch(self, batch):
     self._check_batch(batch)

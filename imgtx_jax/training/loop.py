@@ -25,6 +25,8 @@ from imgtx_jax.training.checkpoint import Checkpoints
 from imgtx_jax.training.collapse_monitor import RATE, Collapse, Guard
 from imgtx_jax.training.evaluator_runner import EvaluatorRunner
 from imgtx_jax.training.metric_writer import MetricLog
+from imgtx_jax.training.recompilation import ArgumentWatch
+from imgtx_jax.training.step_profile import StepProfile
 
 BASELINE_IMAGES = 8192  # of each source, for the baselines that a stage measures at its end
 
@@ -63,6 +65,7 @@ class Trainer:
     best: the Best, by whose figure a checkpoint is kept beside the last ones.
     round_number: number of the round, from 1. Each round has random draws and batches of its own;
       evaluations and pictures draw the same in all rounds.
+    profile_steps: the range of steps that are profiled, or None.
   """
 
   def __init__(
@@ -78,6 +81,7 @@ class Trainer:
     parallel,
     best=None,
     round_number=1,
+    profile_steps=None,
   ):
     self.stage, self.config, self.parallel = stage, config, parallel
     self.directory = Path(directory)
@@ -87,11 +91,13 @@ class Trainer:
     self.round_number, self.best = round_number, best or Best()
     self.seed = rng.round_seed(config.seed, round_number)
     self.root, self.shown = rng.root_key(self.seed), rng.root_key(config.seed)
+    self.step_key = parallel.put_key(self.root)
     self.guard = Guard(config.guard, stage.guard)
     keep = dict(keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
     self.checkpoints = Checkpoints(self.directory / "checkpoints", **keep)
     self.log = MetricLog(self.directory, writes=processes.is_first())
-    self.step_fn = parallel.compile_step(stage.step)
+    self.profile = StepProfile(profile_steps, self.directory)
+    self.step_fn, self.arguments = parallel.compile_step(stage.step), ArgumentWatch()
     self.refresh_fn = parallel.compile_refresh(stage.refresh) if stage.refresh else None
     self.pictures_fn = parallel.compile_local(stage.pictures)
     self.evaluation = EvaluatorRunner(stage, config, held_out, parallel, self.companions)
@@ -196,6 +202,8 @@ class Trainer:
         self._step(step, stop)
     except Collapse as collapse:
       return collapse.with_traceback(None)  # whose frames hold on to the state
+    finally:
+      self.profile.stop()
     return None
 
   def _step(self, step, stop):
@@ -206,8 +214,8 @@ class Trainer:
       self._collect()
       self.state = self.refresh_fn(self.state, self.root)
       self.mark = time.monotonic()
-    batch = self.parallel.put_batch(next(self.iterator))
-    self.state, metrics = self.step_fn(self.state, batch, self.root)
+    with self.profile.step(step, lambda: jax.block_until_ready(self.state)):
+      metrics = self._advance(step)
     self.pending.append(metrics)
     self.done = done = step + 1
     if step == self.start:
@@ -228,6 +236,16 @@ class Trainer:
       self._collect()
       self._attend(done, due, stop)
       self.mark = time.monotonic()
+
+  def _advance(self, step):
+    """The step itself, on the next batch: sets the state, returns the metrics."""
+    batch, began = self.parallel.put_batch(next(self.iterator)), time.monotonic()
+    changes = self.arguments.changes({"state": self.state, "batch": batch})
+    self.state, metrics = self.step_fn(self.state, batch, self.step_key)
+    if changes:
+      seconds = time.monotonic() - began
+      self.display.line(f"{self.title}: compiled again at step {step} ({seconds:.0f} s): {changes}")
+    return metrics
 
   def _collect(self, timed=True):
     """Waits for the steps since the last call and adds their metrics to the window."""

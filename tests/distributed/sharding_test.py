@@ -97,10 +97,11 @@ def key(seed):
 
 def train(name):
   parallel, run = make(name), compiled(name)
-  state = parallel.put_state(init_state())
+  state, placed = parallel.put_state(init_state()), parallel.put_key(key(1))
   metrics = []
   for batch in batches(4):
-    state, last = run(state, parallel.put_batch(batch), key(1))
+    with jax.transfer_guard("disallow"):
+      state, last = run(state, parallel.put_batch(batch), placed)
     metrics.append({k: float(v) for k, v in last.items()})
   return state, metrics
 
@@ -146,14 +147,15 @@ def test_compiles_once_and_donates(name):
   batch = parallel.put_batch(batches(1)[0])
   first = parallel.put_state(init_state())
   again = parallel.put_state(first) if name in ("one", "fsdp") else first
-  state, _ = run(again, batch, key(1))
+  placed = parallel.put_key(key(1))
+  state, _ = run(again, batch, placed)
   assert all(x.is_deleted() for x in jax.tree.leaves((again.params, again.opt_state)))
   events = []
   listen = lambda event, *_, **__: events.append(event)  # noqa: E731
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     for _ in range(2):
-      state, metrics = run(state, batch, key(1))
+      state, metrics = run(state, batch, placed)
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   assert not [e for e in events if "compile" in e]

@@ -250,10 +250,13 @@ def final_state(directory):
   return checkpoint.load(directory / "1-style" / "checkpoints")[0]
 
 
-def test_resumed_equals_uninterrupted_and_the_result_loads(folders, tmp_path, monkeypatch):
+def test_resumed_equals_uninterrupted_and_the_result_loads(
+  folders, tmp_path, monkeypatch, without_transfers
+):
   whole, broken = tmp_path / "whole", tmp_path / "broken"
   folders.parallel.mode = "jit"
-  main.run(folders, whole)
+  with without_transfers():
+    main.run(folders, whole)
   main.run(folders, broken, only="tokenizer")
   with pytest.raises(UserError, match="the style stage is not finished"):
     load_stylizer(broken)
