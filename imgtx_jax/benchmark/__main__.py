@@ -1,9 +1,10 @@
-"""Measures speed, as JSON: training steps, sampling, the input, checkpoints.
+"""Measures speed, as JSON: training steps, sampling, the input, checkpoints; and parity.
 
   python -m imgtx_jax.benchmark training --config configs/quickstart.py --stage finetune
   python -m imgtx_jax.benchmark sampling --config configs/quickstart.py --dial
   python -m imgtx_jax.benchmark input
   python -m imgtx_jax.benchmark checkpoint --gigabytes 1
+  python -m imgtx_jax.benchmark parity --config configs/quickstart.py
 
 The module of each kind in benchmark/ says what it prints.
 """
@@ -14,7 +15,7 @@ import sys
 
 import jax
 
-from imgtx_jax.benchmark import checkpoint, common, input_pipeline, sampling, training
+from imgtx_jax.benchmark import checkpoint, common, input_pipeline, parity, sampling, training
 from imgtx_jax.cli import command
 from imgtx_jax.errors import UserError
 
@@ -23,7 +24,9 @@ def measure_training(flags):
   """Prints a line for --stage, or one for each stage of the config."""
   if flags.stage:
     with common.without_compilation_cache():
-      result = training.measure(flags.config, flags.stage, flags.steps, flags.classes)
+      result = training.measure(
+        flags.config, flags.stage, flags.steps, flags.classes, flags.profile
+      )
     if jax.process_index() == 0:
       show(result)
     return
@@ -56,6 +59,11 @@ def measure_checkpoint(flags):
   show(checkpoint.measure(flags.gigabytes))
 
 
+def measure_parity(flags):
+  """Prints how far the accelerator's numbers are from the CPU's."""
+  show(parity.measure(flags.config, flags.steps, flags.classes))
+
+
 def show(result):
   """Prints a result as one JSON object, floats to four digits: more would be noise."""
 
@@ -76,6 +84,7 @@ def define_training(flags):
   flags.string("stage", "", "This stage only.")
   flags.integer("steps", 20, "Steps to time.", least=2)
   flags.integer("classes", 0, "How many classes there are; 0 asks the config's source.", least=0)
+  flags.path("profile", "", "A folder for a trace of three more steps, for TensorBoard.")
 
 
 def define_sampling(flags):
@@ -85,6 +94,14 @@ def define_sampling(flags):
   flags.bool("dial", "Also measure images at each prefix k, of the finetune stage.")
   flags.integer("batch", 4, "Images at a time.", least=1)
   flags.integer("steps", 20, "Batches to time.", least=1)
+  flags.integer("classes", 0, "How many classes there are; 0 asks the config's source.", least=0)
+
+
+def define_parity(flags):
+  """Defines the flags of `benchmark parity`."""
+  flags.group("Parity")
+  flags.config()
+  flags.integer("steps", 5, "Steps of each stage.", least=1)
   flags.integer("classes", 0, "How many classes there are; 0 asks the config's source.", least=0)
 
 
@@ -109,6 +126,7 @@ COMMANDS = {
     measure_sampling, define_sampling, sampling.__doc__, required=("config",)
   ),
   "input": command.Command(measure_input, define_input, input_pipeline.__doc__),
+  "parity": command.Command(measure_parity, define_parity, parity.__doc__, required=("config",)),
   "checkpoint": command.Command(measure_checkpoint, define_checkpoint, checkpoint.__doc__),
 }
 

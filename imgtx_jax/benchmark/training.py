@@ -14,25 +14,30 @@ of classes. Each stage runs in a process of its own, because peak memory only gr
   flops_per_step           products of the model on the global batch, none of them recomputed
   matmul_flops_per_second  of large matrix products in the compute dtype on one device, right after
   model_flops_utilisation  flops_per_step over what all devices could do at that rate
+  largest_costs            with --profile: the three operations that take most of the devices' time,
+                           [{name, fraction}], in a trace that --profile names a folder for
 """
 
+import contextlib
 import statistics
 import time
 
 import jax
 import numpy as np
 
-from imgtx_jax.benchmark import common, model_flops
+from imgtx_jax.benchmark import common, model_flops, profile_costs
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
 from imgtx_jax.distributed import processes, sharding
 from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 
+PROFILED_STEPS = 3
 
-def measure(config, name, steps, classes=0):
+
+def measure(config, name, steps, classes=0, profile=""):
   """Measures `steps` training steps of the stage `name`; returns the object of the module's
-  docstring. classes: see common.number_of_classes."""
+  docstring. classes: see common.number_of_classes; profile: a folder for a trace, or ""."""
   validation.check(config)
   if name not in config.stages:
     raise UserError(
@@ -47,25 +52,30 @@ def measure(config, name, steps, classes=0):
   )
   state, shapes = init_state(stage, devices, common.batch_shape(config, stage), results)
   batches = random_batches(config, stage, classes, inputs)
-  first, median = time_steps(stage, state, devices, batches, steps)
+  first, median = time_steps(stage, state, devices, batches, steps, profile)
+  costs = {"largest_costs": profile_costs.largest(profile)} if profile else {}
   memory = processes.peak_memory_bytes()
   flops = model_flops.count_step(config, name, classes, shapes, inputs)
   on_cpu = jax.default_backend() == "cpu"
   rate = matmul_rate(configs.compute_dtype(config), *((2048, 2) if on_cpu else (8192, 16)))
-  return {
-    "stage": name,
-    "images_per_second": stage.batch_size / median,
-    "step_seconds": median,
-    "compile_seconds": max(first - median, 0.0),
-    "peak_memory_bytes": memory,
-    "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
-    "flops_per_step": flops,
-    "matmul_flops_per_second": rate,
-    "model_flops_utilisation": flops / (median * rate * jax.device_count()),
-    "batch_size": stage.batch_size,
-    "steps": steps,
-    "parallel": config.parallel.mode,
-  } | common.machine(config)
+  return (
+    {
+      "stage": name,
+      "images_per_second": stage.batch_size / median,
+      "step_seconds": median,
+      "compile_seconds": max(first - median, 0.0),
+      "peak_memory_bytes": memory,
+      "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
+      "flops_per_step": flops,
+      "matmul_flops_per_second": rate,
+      "model_flops_utilisation": flops / (median * rate * jax.device_count()),
+      "batch_size": stage.batch_size,
+      "steps": steps,
+      "parallel": config.parallel.mode,
+    }
+    | costs
+    | common.machine(config)
+  )
 
 
 def init_state(stage, devices, batch_shape, results):
@@ -101,13 +111,14 @@ def random_batches(config, stage, classes, inputs):
   return [{name: draw(name, part) for name, part in shapes.items()} for _ in range(2)]
 
 
-def time_steps(stage, state, devices, batches, steps):
+def time_steps(stage, state, devices, batches, steps, profile=""):
   """Returns (seconds of the first step with compilation, median seconds of the later ones).
 
-  As in training, the next step is dispatched before the last one is waited for.
+  As in training, the next step is dispatched before the last one is waited for. profile: a folder
+  for a trace of PROFILED_STEPS more, or "".
   """
   step = devices.compile_step(stage.step)
-  key = jax.random.key(0)
+  key = devices.put_key(jax.random.key(0))
 
   def run(i):
     nonlocal state
@@ -125,6 +136,9 @@ def time_steps(stage, state, devices, batches, steps):
     ends.append(time.monotonic())
     running = following
   jax.block_until_ready(running)
+  with jax.profiler.trace(profile) if profile else contextlib.nullcontext():
+    for i in range(PROFILED_STEPS if profile else 0):
+      jax.block_until_ready(run(i))
   seconds = np.diff(ends)
   return seconds[0], statistics.median(seconds[2:])
 
