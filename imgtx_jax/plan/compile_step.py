@@ -196,6 +196,11 @@ def _compile(lowered, options=None):
     return lowered.compile(options), 0.0
   except jax.errors.JaxRuntimeError as error:
     text = str(error)
+    if "No PTX compilation provider" in text:
+      raise UserError(
+        "programs for NVIDIA GPUs need ptxas, which is not here: pip install "
+        "'imgtx_jax[plan-gpu]' brings it (nvidia-cuda-nvcc-cu12), as a CUDA toolkit does"
+      ) from error
     if "RESOURCE_EXHAUSTED" not in text:
       raise
     found = [float(m[1]) * _UNITS[m[2]] for pattern in _USED for m in pattern.finditer(text)]

@@ -161,6 +161,15 @@ def test_what_a_gpu_compiles_may_not_fit(tiny_config):
   assert ": fits" in "\n".join(report.lines(found._replace(limit_bytes=69 * gib), tiny_config))
 
 
+def test_without_ptxas():
+  class Lowered:
+    def compile(self, options):
+      raise jax.errors.JaxRuntimeError("UNAVAILABLE: No PTX compilation provider is available.")
+
+  with pytest.raises(UserError, match="need ptxas, which is not here"):
+    compile_step._compile(Lowered())
+
+
 def test_a_fitting_state_needs_fewer_parts(tiny_config):
   fits = {"arguments": 0, "temporaries": 0, "program": 0, "peak": 0}
   held = {1: 2**30, 2: 2**29}
