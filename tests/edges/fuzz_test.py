@@ -176,7 +176,7 @@ def stubs(monkeypatch, no_training):
   def blank(self, params, labels, *_, **__):
     return (jnp.zeros((len(labels), 16, 16, 3)),)
 
-  def look(*_, **__):
+  def maps(*_, **__):
     return {"attention": jnp.ones((1, 4, 4)), "logit": jnp.ones((1, 16, 16))}
 
   def render(renderer, pending, options):
@@ -187,7 +187,7 @@ def stubs(monkeypatch, no_training):
   monkeypatch.setattr(sample, "first_rows", first_rows)
   monkeypatch.setattr(feature_networks, "load", network)
   monkeypatch.setattr(finetune.FinetuneStage, "sample", blank)
-  monkeypatch.setattr(saliency, "look", look)
+  monkeypatch.setattr(saliency, "saliency_maps", maps)
   monkeypatch.setattr(saliency, "exact", lambda discriminator: Network())
   monkeypatch.setattr(batch_jobs, "_flush", render)
   monkeypatch.setattr(tiled_renderer.StyleRenderer, "encode", lambda self, image, size: None)
