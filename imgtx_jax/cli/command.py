@@ -207,8 +207,23 @@ def _guarded(parsed):
   except Interrupted as stop:
     _leave(str(stop), 128 + stop.signal_number, together=processes.agreeing())
   except Exception as error:
+    if line := _machine_fault(error):
+      _leave(f"{processes.name()}error: {line}", 2)
     _leave_broken(error)
     raise
+
+
+def _machine_fault(error):
+  """Returns a line on an exception that tells of this machine's limits, "" for any other."""
+  text = str(error)
+  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    return (
+      f"out of memory ({first_line(error)}): ask for less at a time (batch_size, num), or use more "
+      "devices; python -m imgtx_jax.plan says what a training needs"
+    )
+  if "Unable to initialize backend" in text:
+    return f"{first_line(error)}; set JAX_PLATFORMS to what this machine has (cpu), or unset it"
+  return ""
 
 
 def _leave(line, code, together=False):

@@ -1,5 +1,7 @@
 """The flags of one command, in groups with titles: defined, and listed for --help."""
 
+import functools
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -7,6 +9,7 @@ from imgtx_jax import rng
 from imgtx_jax.cli import paths
 
 WIDTH = 100  # columns of the help screen
+_LARGEST = 2**31 - 1  # more would overflow int32, or ask for all memory there is
 
 
 class FlagGroups:
@@ -74,8 +77,9 @@ class FlagGroups:
     self._define(flags.DEFINE_list, name, default, text)
 
   def integer(self, name, default, text, least=None):
-    """Defines a flag that takes a whole number, of `least` or more."""
-    self._define(flags.DEFINE_integer, name, default, text, least)
+    """Defines a flag that takes a whole number, of `least` or more, that int32 holds."""
+    define = functools.partial(flags.DEFINE_integer, upper_bound=_LARGEST)
+    self._define(define, name, default, text, least)
 
   def float(self, name, default, text, least=None):
     """Defines a flag that takes a number, of `least` or more."""

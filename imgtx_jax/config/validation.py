@@ -1,12 +1,11 @@
 """Checks a config before anything is built: one line for the first value that cannot work."""
 
-import math
-
 import jax
 
 from imgtx_jax import rng
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.errors import UserError, one_of
+from imgtx_jax.io.image_files import MAX_SIDE
 from imgtx_jax.losses.adversarial import AUGMENTATIONS, LOSSES, PENALTIES, AdversarialOptions
 from imgtx_jax.models import attention, transformer
 from imgtx_jax.models.vqgan import GROUPS
@@ -15,6 +14,8 @@ from imgtx_jax.sampling.options import GUIDANCE, SamplingOptions
 from imgtx_jax.training import optimizer
 
 _VGG16_SIDE = 16  # pixels, at least
+_LARGEST_INT = 2**31 - 1  # steps and codes are int32
+_LARGEST_FLOAT = 3.4e38  # float32's; more would be infinity
 
 
 def check(config, devices=None):
@@ -72,13 +73,26 @@ def check(config, devices=None):
 
 
 def _check_numbers(config):
-  """Raises UserError for a number that no key takes: NaN, infinity, less than 0."""
-  for key, value in configs.flatten(config).items():
-    for number in value if isinstance(value, list) else [value]:
-      if isinstance(number, int | float) and not 0 <= number < math.inf:
-        raise UserError(f"config.{key}={number} is no number that it can have: choose 0 or more")
+  """Raises UserError for a number that its key cannot have: NaN, negative, or too large."""
   if config.seed > rng.MAX_SEED:
     raise UserError(f"config.seed={config.seed} is over {rng.MAX_SEED}: choose one of 64 bits")
+  for key, value in configs.flatten(config).items():
+    for number in value if isinstance(value, list) else [value]:
+      if isinstance(number, int | float) and not 0 <= number <= _largest(key, number):
+        limit = "0 or more" if number < 0 else f"0 … {_largest(key, number):.7g}"
+        raise UserError(f"config.{key}={number} is no number that it can have: choose {limit}")
+
+
+def _largest(key, number):
+  """Returns the largest value of a number's key: probabilities end at 1, others with their type."""
+  leaf = key.split(".")[-1]
+  if leaf.endswith(("_prob", "_fraction", "ema_decay")):
+    return 1
+  if leaf in ("beta1", "beta2"):
+    return 1 - 1e-6  # at 1 the averages would be divided by 0
+  if key == "seed":
+    return rng.MAX_SEED
+  return _LARGEST_INT if isinstance(number, int) else _LARGEST_FLOAT
 
 
 def _check_network(key, options):
@@ -195,6 +209,7 @@ def _check_ranges(config):
   limits = {
     "rounds": (1, None),
     "unroll": (1, None),
+    "data.image_size": (1, MAX_SIDE),
     "class_dropout": (0, 1),
     "gpt.dropout": (0, 0.99),
     "gpt.drop_path": (0, 0.99),

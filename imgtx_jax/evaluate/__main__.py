@@ -219,7 +219,8 @@ def run_sweep(flags, evaluator, run_inputs, asked):
     raise UserError(f"--sweep draws samples, and {flags.workdir} has only a tokenizer")
   options = ranges(sampling_options.SamplingOptions)
   options["prefix"] = (0, run_inputs.model.stage.num_codes)
-  name, values = sweep.parse(flags.sweep, options)
+  whole = [f.name for f in dataclasses.fields(sampling_options.SamplingOptions) if f.type is int]
+  name, values = sweep.parse(flags.sweep, options, whole=("prefix", *whole))
   if unfit := [metric for metric in asked if metric not in sweep.METRICS]:
     raise UserError(f"--sweep with --metrics={unfit[0]}: only {', '.join(sweep.METRICS)} change")
   evaluations = []

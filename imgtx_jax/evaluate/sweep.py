@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -22,10 +23,11 @@ METRICS = (
 PLOT_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def parse(text, options):
+def parse(text, options, whole=()):
   """Returns (name, values) of a text such as "cfg_scale=1,1.5,2".
 
-  options: {name: (least, most or None)}. Raises UserError for anything else.
+  options: {name: (least, most or None)}. whole: names of options that take whole numbers. Raises
+  UserError for anything else.
   """
   name, _, listed = text.partition("=")
   if name not in options:
@@ -36,8 +38,10 @@ def parse(text, options):
     raise UserError(f"--sweep={text}: give numbers between commas, as {name}=1,2,4") from error
   least, most = options[name]
   for value in values:
-    if not (least <= value and (most is None or value <= most)):
+    if not (least <= value < math.inf and (most is None or value <= most)):
       raise UserError(f"--sweep={text}: {value:g} is outside {least} … {most or 'the vocabulary'}")
+    if name in whole and value != int(value):
+      raise UserError(f"--sweep={text}: {name} takes whole numbers, not {value:g}")
   return name, [int(v) if v == int(v) else v for v in values]
 
 

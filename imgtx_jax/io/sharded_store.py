@@ -118,10 +118,11 @@ class ShardedStore:
     """Returns {name: CRC-32} of a finished shard, or None; its own file precedes the index."""
     try:
       record = json.loads(self._path("shard", shard).read_bytes())
-    except (OSError, ValueError):
+      intact = record["fingerprint"] == self._digest() and isinstance(record["crc32"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
       self.index = self.index if self.complete else self._read_index()
       return self.index["shards"][shard] if self.complete else None
-    return record["crc32"] if record["fingerprint"] == self._digest() else None
+    return record["crc32"] if intact else None
 
   def _path(self, name, shard):
     return self.folder / f"{name}-{shard:05}.{'json' if name == 'shard' else 'npy'}"
@@ -145,8 +146,14 @@ class ShardedStore:
       return {}
     try:
       index = json.loads(path.read_bytes())
-      type(self.layout)(**index["layout"]), index["fingerprint"].items(), len(index["shards"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      layout = type(self.layout)(**index["layout"])
+      own = zip(dataclasses.astuple(layout), dataclasses.astuple(self.layout), strict=True)
+      if not all(type(value) is type(like) for value, like in own) or layout.shard_examples < 1:
+        raise ValueError(f"its layout is {index['layout']}")
+      index["fingerprint"].items(), [crcs.items() for crcs in index["shards"]]
+      if len(index["shards"]) not in (0, layout.shards):
+        raise ValueError("shards are missing in its list")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
       raise UserError(
         f"{path} is no index of a {self.kind}, or damaged ({error}): delete {self.folder} to have "
         "it made again, or name another folder"

@@ -169,7 +169,7 @@ def _pictures(folder):
   names = {}
   for path in sorted(folder.glob("*.png")):
     name, _, step = path.stem.rpartition("-")
-    if name and step.isdigit():
+    if name and step.isdecimal():
       names.setdefault(name, []).append((int(step), path))
   pictures = []
   for name, paths in sorted(names.items(), key=lambda item: _natural(item[0])):
@@ -197,7 +197,7 @@ def _cover(stages):
 
 def _natural(name):
   """A sorting key that takes the numbers in a name as numbers: k4 before k16."""
-  return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+  return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _embed(step, path):

@@ -4,6 +4,8 @@ import numpy as np
 
 from imgtx_jax.errors import UserError
 
+_DIGITS = 20  # of a number of a class; int() refuses thousands
+
 
 def parse_label(word, class_names, flag):
   """Parses one label to int; raises UserError, which names the flag, for any other word."""
@@ -11,10 +13,10 @@ def parse_label(word, class_names, flag):
     return class_names.index(word)
   if word == "none":
     return len(class_names)
-  if word.isdecimal() and int(word) < len(class_names):
+  if word.isdecimal() and len(word) < _DIGITS and int(word) < len(class_names):
     return int(word)
   raise UserError(
-    f"{flag}={word} is no class; choose 0 … {len(class_names) - 1}, a class name such as "
+    f"{flag}={word[:80]} is no class; choose 0 … {len(class_names) - 1}, a class name such as "
     f"{class_names[0]!r}, or none"
   )
 

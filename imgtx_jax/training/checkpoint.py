@@ -229,7 +229,7 @@ def _steps(directory):
   """Steps with a directory of their own, newest first; half-written ones have another name."""
   if not directory.exists():
     return []
-  return sorted((int(p.name) for p in directory.iterdir() if p.name.isdigit()), reverse=True)
+  return sorted((int(p.name) for p in directory.iterdir() if p.name.isdecimal()), reverse=True)
 
 
 def _intact(directory, steps, read):

@@ -119,8 +119,8 @@ def _parse(path):
   for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
     try:
       record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
       continue
-    if isinstance(record, dict) and "step" in record:
+    if isinstance(record, dict) and isinstance(record.get("step"), int):
       records.append(record)
   return records

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 
@@ -81,6 +82,39 @@ def test_least_values():
     command.parse(sample, ["sample", "--workdir=w", "--num=0"])
   values = command.parse(sample, ["sample", "--workdir=w", "--num=3"]).flags
   assert values.num == 3 and values.seed == 0 and values["num"].present
+
+
+def test_largest_values():
+  sample, _ = load("sample")
+  with pytest.raises(flags.Error, match="--num=1000000000000: .*<= 2147483647"):
+    command.parse(sample, ["sample", "--workdir=w", "--num=1000000000000"])
+
+
+FAULTS = {
+  "memory": (MemoryError(), "out of memory (MemoryError): ask for less"),
+  "the device's memory": (
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+    "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.): ask for less",
+  ),
+  "a backend": (
+    RuntimeError("Unable to initialize backend 'cuda': not there (you may need to uninstall)"),
+    "'cuda': not there (you may need to uninstall); set JAX_PLATFORMS",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_what_the_machine_lacks_is_one_line(case, capsys):
+  fault, words = FAULTS[case]
+
+  def main(values):
+    raise fault
+
+  given = command.Command(main, lambda values: None, "Does nothing.\n\n  nothing")
+  with pytest.raises(SystemExit) as left:
+    command._guarded(command.Parsed(given, None, []))
+  lines = capsys.readouterr().err.splitlines()
+  assert left.value.code == 2 and len(lines) == 1 and words in lines[0]
 
 
 def test_a_kind_stands_first():

@@ -278,12 +278,39 @@ def test_shards_of_another_cache_do_not_count(tmp_path, source):
   assert same.missing() == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"layout": {}, "fingerprint": {}}'])
-def test_a_damaged_index_is_refused(tmp_path, source, text):
+DAMAGED_INDEXES = {
+  "empty": lambda index: "",
+  "a list": lambda index: "[]",
+  "nothing in it": lambda index: "{}",
+  "no layout": lambda index: '{"layout": {}, "fingerprint": {}}',
+  "nested too deeply": lambda index: "[" * 100_000,
+  "a text for a number": lambda index: index | {"layout": index["layout"] | {"examples": "x"}},
+  "a shard of no example": lambda index: (
+    index | {"layout": index["layout"] | {"shard_examples": 0}}
+  ),
+  "a shard too few": lambda index: index | {"shards": index["shards"][1:]},
+  "shards that are numbers": lambda index: index | {"shards": [1] * len(index["shards"])},
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_INDEXES)
+def test_a_damaged_index_is_refused(tmp_path, source, case):
   finished(tmp_path, source)
-  (tmp_path / "index.json").write_text(text)
+  path = tmp_path / "index.json"
+  damaged = DAMAGED_INDEXES[case](json.loads(path.read_text()))
+  path.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
   with pytest.raises(UserError, match="index.json is no index .* delete"):
     fill(tmp_path, source)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"fingerprint": 1, "crc32": {}}', '"x"'])
+def test_a_shard_with_a_damaged_record_is_made_again(tmp_path, source, text):
+  cache = code_cache.CodeCache(tmp_path, FINGERPRINT, layout_of(source))
+  cache.claim()
+  cache.write_codes(0, np.zeros(1, np.int32), np.zeros((1, 1, 1), np.int32))
+  assert 0 not in cache.missing()
+  (tmp_path / "shard-00000.json").write_text(text)
+  assert 0 in cache.missing()
 
 
 def test_a_full_disk_loses_no_shard(tmp_path, source, monkeypatch):

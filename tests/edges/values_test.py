@@ -117,20 +117,26 @@ def test_a_temperature_near_zero_draws_as_zero_does(temperature, top_p):
   assert (draw(0.0) == jnp.argmax(logits, axis=-1)).all()
 
 
-BAD_NUMBERS = {
-  "seed": -1,
-  "tokenizer.optimizer.learning_rate": float("nan"),
-  "style.content_weight": float("inf"),
-  "log_steps": -1,
-  "data.threads": -2,
-  "sample.temperature": float("nan"),
-}
+BAD_NUMBERS = [
+  ("seed", -1),
+  ("tokenizer.optimizer.learning_rate", float("nan")),
+  ("style.content_weight", float("inf")),
+  ("style.content_weight", 1e300),  # infinity in float32
+  ("tokenizer.steps", 2**31),  # which int32 does not hold
+  ("pretrain.batch_size", 10**30),
+  ("finetune.ema_decay", 1.5),
+  ("optimizer.beta2", 1.0),
+  ("data.image_size", 2**30),
+  ("log_steps", -1),
+  ("data.threads", -2),
+  ("sample.temperature", float("nan")),
+]
 
 
-@pytest.mark.parametrize("key", BAD_NUMBERS)
-def test_a_number_that_none_can_be_is_refused(key):
+@pytest.mark.parametrize("key, value", BAD_NUMBERS)
+def test_a_number_that_none_can_be_is_refused(key, value):
   config = defaults.default()
-  config.update_from_flattened_dict({key: BAD_NUMBERS[key]})
+  config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=f"config.{key}="):
     validation.check(config, devices=1)
 

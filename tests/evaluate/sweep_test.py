@@ -24,11 +24,14 @@ def test_values_between_commas():
     ("prefix=a", "give numbers"),
     ("prefix=4,17", "17 is outside 0 … 16"),
     ("top_k=-1", "-1 is outside 0 … the vocabulary"),
+    ("top_k=inf", "inf is outside 0 … the vocabulary"),
+    ("top_k=1.5", "top_k takes whole numbers, not 1.5"),
+    ("cfg_scale=nan", "nan is outside 0 … 100"),
   ],
 )
 def test_what_is_no_sweep(text, words):
   with pytest.raises(UserError, match=words):
-    sweep.parse(text, OPTIONS)
+    sweep.parse(text, OPTIONS, whole=("prefix", "top_k"))
 
 
 def test_the_plot_has_a_panel_for_all_there_is():

@@ -19,6 +19,13 @@ def test_what_is_no_class(word):
     parse_label(word, NAMES, "--label")
 
 
+@pytest.mark.parametrize("word", ["\u00b2", "9" * 5000])
+def test_digits_that_are_no_number_of_a_class(word):
+  with pytest.raises(UserError, match="is no class; choose 0 … 3") as refused:
+    parse_label(word, NAMES, "--label")
+  assert len(str(refused.value)) < 200
+
+
 def test_labels_in_turn():
   assert list(parse_labels("dog, 3", NAMES, 5)) == [1, 3, 1, 3, 1]
   assert list(parse_labels("", NAMES, 6)) == [0, 1, 2, 3, 0, 1]

@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from imgtx_jax.training import metric_writer
@@ -25,6 +26,18 @@ def test_half_a_line_of_a_killed_run_is_dropped(tmp_path):
   metric_writer.MetricLog(tmp_path).write(2, 0.0, {"loss": 2.0})
   assert [line["step"] for line in metric_writer.read_metrics(tmp_path)] == [1, 2]
   assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+  "line", ["[" * 100_000, f'{{"step": {"9" * 5000}}}', '{"step": "2"}', '{"step": null}', "7", "\0"]
+)
+def test_damaged_lines_are_dropped(tmp_path, line):
+  metric_writer.MetricLog(tmp_path).write(1, 0.0, {"loss": 1.0})
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write(f"{line}\n")
+  assert [read["step"] for read in metric_writer.read_metrics(tmp_path)] == [1]
+  metric_writer.MetricLog(tmp_path).truncate(1)
+  assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_truncate_forgets_later_steps_here_and_in_tensorboard(tmp_path):

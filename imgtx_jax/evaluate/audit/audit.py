@@ -19,6 +19,7 @@ from imgtx_jax.errors import UserError
 from imgtx_jax.evaluate import feature_networks
 from imgtx_jax.evaluate.audit import html_page, probes, sample_groups
 from imgtx_jax.evaluate.audit.summary import summarize
+from imgtx_jax.io import outputs
 from imgtx_jax.io.atomic import write_atomically
 from imgtx_jax.metrics import classification as class_metrics
 from imgtx_jax.metrics import small_sample
@@ -102,8 +103,7 @@ def _write(page, numbers, title, audit, pictures):
 def _paths(out):
   """Returns the paths of the page and of its JSON."""
   out = Path(out)
-  if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
-    raise UserError(f"the audit's page cannot be called {out}; name an .html file")
+  outputs.check_file("--out", str(out), (".html", ".htm"))
   return out, out.with_suffix(".json")
 
 

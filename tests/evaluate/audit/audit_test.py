@@ -153,8 +153,10 @@ def test_without_features_the_rest_is_there(trained, tmp_path, monkeypatch):
 def test_bad_input(trained, tmp_path, changes, words):
   with pytest.raises(UserError, match=words):
     run(trained, None, tmp_path / "audit.html", **changes)
-  with pytest.raises(UserError, match="page.txt; name an .html file"):
-    run(trained, None, tmp_path / "page.txt")
+  (tmp_path / "file").touch()
+  for out, words in (("page.txt", "must end in .html"), ("file/page.html", "file is a file, not")):
+    with pytest.raises(UserError, match=words):
+      run(trained, None, tmp_path / out)
 
 
 def test_needs_a_finished_finetune(tiny_config, trained, tmp_path):
