@@ -31,9 +31,8 @@ from imgtx_jax.benchmark import common
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
 from imgtx_jax.distributed import processes
-from imgtx_jax.models.transformer import unstack_layers
 from imgtx_jax.sampling import autoregressive
-from imgtx_jax.sampling.sampler import Sampler
+from imgtx_jax.sampling.sampler import Sampler, sampling_params
 from imgtx_jax.stages import STAGES, build, builders
 from imgtx_jax.stages.base import sampling
 
@@ -116,7 +115,7 @@ def measure_dial(config, classes, batch, runs):
 
 
 def random_params(gpt, batch, dtype):
-  """Returns random parameters of a GPT: layers unstacked, matrices in the compute dtype."""
+  """Returns random parameters of a GPT, as the sampler takes them."""
   shapes = jax.eval_shape(
     gpt.init,
     jax.random.key(0),
@@ -126,9 +125,10 @@ def random_params(gpt, batch, dtype):
   draw = np.random.default_rng(0)
 
   def fill(x):
-    return jnp.asarray(0.02 * draw.standard_normal(x.shape, np.float32)).astype(dtype)
+    return 0.02 * draw.standard_normal(x.shape, np.float32)
 
-  return unstack_layers(jax.tree.map(fill, shapes))
+  params = sampling_params({"gpt": jax.tree.map(fill, shapes)}, dtype)["gpt"]
+  return jax.tree.map(jnp.asarray, params)
 
 
 def read_rate():

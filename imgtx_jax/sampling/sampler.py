@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax import rng
+from imgtx_jax.config import defaults
 from imgtx_jax.data import transforms
 from imgtx_jax.distributed import sharding
 from imgtx_jax.errors import UserError
+from imgtx_jax.models.transformer import unstack_layers
 from imgtx_jax.stages import STAGES, build
 from imgtx_jax.stages.base import GeneratingStage
 from imgtx_jax.training import workdir
@@ -94,6 +96,25 @@ def check_prefix(stage, prefix):
     )
 
 
+def sampling_params(params, dtype):
+  """Returns a stage's drawing_params with what each batch would else do again done once.
+
+  The GPT's layers are unstacked, and kernels and embeddings are cast to dtype, the compute dtype:
+  a network casts them so anyway, and decoding reads them at every code. The discriminator keeps
+  float32: its spectral norms are taken of the weights before they are cast.
+  """
+
+  def cast(path, x):
+    wide = np.ndim(x) >= 2 and path[-1].key in ("kernel", "embedding")
+    return np.asarray(x).astype(dtype) if wide else x
+
+  params = {
+    name: tree if name == "discriminator" else jax.tree.map_with_path(cast, tree)
+    for name, tree in params.items()
+  }
+  return params | {"gpt": unstack_layers(params["gpt"])} if "gpt" in params else params
+
+
 class Sampler:
   """Draws images of labels at one prefix k.
 
@@ -120,7 +141,8 @@ class Sampler:
       )[:2]
       return transforms.denormalize(images), codes
 
-    self._params = stage.drawing_params(results)
+    dtype = defaults.compute_dtype(stage.config)
+    self._params = sampling_params(stage.drawing_params(results), dtype)
     self._run = sharding.map_local(run, self._params)
     self._judges = {}
 

@@ -12,6 +12,7 @@ from imgtx_jax.cli import sampling_flags
 from imgtx_jax.distributed import sharding
 from imgtx_jax.errors import UserError
 from imgtx_jax.sampling import options as sampling_options
+from imgtx_jax.sampling import sampler as sampler_module
 from imgtx_jax.sampling.options import SamplingOptions
 from imgtx_jax.sampling.sampler import SCORES, Sampler, first_rows, load_stage
 from imgtx_jax.stages import build
@@ -72,6 +73,21 @@ def test_the_same_image_whatever_the_batch_and_the_devices(trained, monkeypatch)
   # By its own number and label alone.
   part, part_codes = make_drawer(trained).draw(LABELS[3:], index=np.array([3, 4]))
   np.testing.assert_array_equal(part_codes, codes[3:])
+
+
+def test_weights_are_cast_and_unstacked_once_and_draw_the_same(trained, monkeypatch):
+  directory, config = trained
+  config = config.copy_and_resolve_references()
+  config.dtype = "bfloat16"
+  trained = directory, config.lock()
+  sampler = make_drawer(trained)
+  assert "layers_0" in sampler._params["gpt"]["transformer"]
+  assert sampler._params["gpt"]["logits"]["kernel"].dtype == jax.numpy.bfloat16
+  images, codes = sampler.draw(LABELS)
+  monkeypatch.setattr(sampler_module, "sampling_params", lambda params, dtype: params)
+  expected, expected_codes = make_drawer(trained).draw(LABELS)
+  np.testing.assert_array_equal(codes, expected_codes)
+  np.testing.assert_array_equal(images, expected)
 
 
 def test_another_seed_draws_others(trained):
