@@ -70,7 +70,8 @@ def default():
   # What is logged, measured and kept.
   c.log_steps = 20  # from one line of metrics to the next
   c.evaluate_steps = 200  # from one evaluation on held-out images to the next
-  c.evaluate_images = 512  # of an evaluation while training; the one at the end takes all
+  c.evaluate_images = 512  # held-out images of an evaluation while training, at most
+  c.final_evaluate_images = 10_000  # of the one at the end; each gets samples, too
   c.fd_images = 0  # held-out images of the FD in training (stages/online_fd.py); 0: none
   c.picture_steps = 200  # from one grid of pictures to the next
   c.pictures = 32  # of a grid

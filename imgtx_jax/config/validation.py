@@ -233,6 +233,7 @@ def _check_ranges(config):
     "pictures": (1, None),
     "fd_images": (0, 10_000),  # their features are all in memory
     "evaluate_images": (1, None),
+    "final_evaluate_images": (1, None),
     "keep_checkpoints": (1, None),
     "keep_every_steps": (0, None),
   }

@@ -9,6 +9,7 @@ from imgtx_jax.errors import UserError
 # Wang et al. 2004: the window's side in pixels, its Gaussian's deviation, constants for range 1.
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
+_BLOCK_BYTES = 2**26  # of float32 pixels at once, where all images are compared with all
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003
 
 
@@ -119,10 +120,17 @@ def nearest_psnr(images, training):
 
   images and training are uint8 [B, H, W, 3] and [T, H, W, 3] on the host.
   """
-  x = images.reshape(len(images), -1).astype(np.float32) / 127.5 - 1.0
-  best = np.full(len(x), np.inf)
-  for start in range(0, len(training), 1024):
-    t = training[start : start + 1024].reshape(-1, x.shape[1]).astype(np.float32) / 127.5 - 1.0
-    distance = (x**2).sum(1)[:, None] - 2 * x @ t.T + (t**2).sum(1)
-    best = np.minimum(best, distance.min(axis=1))
-  return -10.0 * np.log10(np.maximum(best / x.shape[1], 1e-10) / 4.0)
+  size = images[0].size
+  rows = max(1, _BLOCK_BYTES // (4 * size))
+
+  def blocks(array):
+    for start in range(0, len(array), rows):
+      block = array[start : start + rows].reshape(-1, size).astype(np.float32) / 127.5 - 1.0
+      yield start, block, (block**2).sum(axis=1)
+
+  best = np.full(len(images), np.inf)
+  for _, t, t_squared in blocks(training):
+    for start, x, x_squared in blocks(images):
+      nearest = (t_squared - 2 * x @ t.T).min(axis=1) + x_squared
+      best[start : start + len(x)] = np.minimum(best[start : start + len(x)], nearest)
+  return -10.0 * np.log10(np.maximum(best / size, 1e-10) / 4.0)

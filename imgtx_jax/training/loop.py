@@ -1,6 +1,7 @@
 """The only training loop: input → step → log → evaluate → checkpoint. It never names a stage."""
 
 import dataclasses
+import functools
 import json
 import signal
 import time
@@ -27,8 +28,6 @@ from imgtx_jax.training.evaluator_runner import EvaluatorRunner
 from imgtx_jax.training.metric_writer import MetricLog
 from imgtx_jax.training.recompilation import ArgumentWatch
 from imgtx_jax.training.step_profile import StepProfile
-
-BASELINE_IMAGES = 8192  # of each source, for the baselines that a stage measures at its end
 
 
 @dataclasses.dataclass
@@ -227,7 +226,7 @@ class Trainer:
     config, last = self.config, done == self.stage.steps
     due = {
       "log": last or _due(done, config.log_steps),
-      # At the end all is evaluated on all images; the best is chosen by as many as before.
+      # At the end all is evaluated on more images; the best is chosen by as many as before.
       "evaluate": bool(self.best.metric) if last else _due(done, config.evaluate_steps),
       "pictures": last or _due(done, config.picture_steps),
       "save": last or _due(done, config.checkpoint_steps),
@@ -291,8 +290,8 @@ class Trainer:
   def _log(self, done, figures):
     self.log.write(done, time.monotonic() - self.began, figures)
 
-  def _evaluate(self, done, limit=None):
-    """Figures on held-out images, logged; limit None takes all of them."""
+  def _evaluate(self, done, limit):
+    """Figures on at most `limit` held-out images, logged."""
     figures = self.evaluation.figures(self.state, self.shown, limit)
     self._log(done, figures)
     text = "  ".join(f"{key.split('/')[-1]} {value:.4g}" for key, value in figures.items())
@@ -339,15 +338,16 @@ class Trainer:
   # -- The end -------------------------------------------------------------------------------------
 
   def _finish(self):
-    """Figures on all held-out images, baselines, and the summary, which says that it is done."""
+    """Figures on held-out images, baselines, and the summary, which says that it is done."""
     total = self.stage.steps
-    figures = self._evaluate(total)
+    figures = self._evaluate(total, limit=self.config.final_evaluate_images)
     if not self.pictured:  # killed after the last step
       self._picture(total, self.pictures_fn)
     if self.stage.final_pictures:
       self._picture(total, self.parallel.compile_local(self.stage.final_pictures))
-    training, held_out = self._images(self.training), self._images(self.held_out)
-    figures |= {f"baseline/{k}": v for k, v in self.stage.baselines(training, held_out).items()}
+    if processes.is_first():  # who alone writes the summary
+      readers = [functools.partial(self._images, x) for x in (self.training, self.held_out)]
+      figures |= {f"baseline/{k}": v for k, v in self.stage.baselines(*readers).items()}
     self._save(total)
     seconds = time.monotonic() - self.began
     self._close()
@@ -369,13 +369,13 @@ class Trainer:
     }
     workdir.write_summary(self.directory, summary)
 
-  def _images(self, source):
-    """Up to BASELINE_IMAGES of a source, uint8 [n, H, W, 3]."""
+  def _images(self, source, limit):
+    """Up to `limit` images of a source, spread evenly over it, uint8 [n, H, W, 3]."""
     batches = pipeline.eval_batches(
       source,
       batch_size=256,
       image_size=self.config.data.image_size,
-      limit=BASELINE_IMAGES,
+      limit=limit,
       threads=self.config.data.threads,
     )
     return np.concatenate([b["image"][b["mask"] > 0] for b in batches])

@@ -31,6 +31,7 @@ FREE_KEYS = (
   "log_steps",
   "evaluate_steps",
   "evaluate_images",
+  "final_evaluate_images",
   "picture_steps",
   "pictures",
   "checkpoint_steps",
