@@ -29,13 +29,20 @@ def example_index(n_local, axis):
   return index if axis is None else index + n_local * jax.lax.axis_index(axis)
 
 
+def split_batch(x):
+  """Splits x [B, …] over all devices of a mesh, as a batch is, so that what is computed of it is;
+  x itself without a mesh, or where B does not divide."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or len(x) % mesh.size:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
+
+
 def split_rows(x):
   """Keeps activations [B, …] split over all devices of an fsdp mesh, as the batch is.
 
   Returns x itself under any other mesh, or none. Without it XLA splits the width over fsdp, as the
   weights are, and exchanges activations several times a layer instead of gathering the weights.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.shape.get("fsdp", 1) == 1 or len(x) % mesh.size:
-    return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
+  fsdp = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
+  return x if fsdp == 1 else split_batch(x)

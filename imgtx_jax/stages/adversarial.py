@@ -196,7 +196,10 @@ class Adversary:
 
   def generator_loss(self, params, real, fake, labels, draws):
     """Returns (adversarial loss, class loss, metrics) of the generator of the fake images."""
-    real_verdict, fake_verdict, _ = self._judge_pairs(params, real, fake, labels, draws)
+    # Two passes: of one over both, the real half would be differentiated for nothing.
+    real_verdict, fake_verdict = (
+      self._apply(params, self._present(x, draws), labels) for x in (real, fake)
+    )
     loss = adversarial.LOSSES[self.options.loss](real_verdict.logit, fake_verdict.logit)[1].mean()
     classes = self.discriminator.classes
     class_loss = code_losses.class_cross_entropy(fake_verdict.class_logits, labels, classes).mean()

@@ -14,7 +14,8 @@ guard(step, means) → None, or why the means of the metrics since the last logg
 evaluators() → {name: Evaluator}
 pictures(state, batch, key) → {name: images [R, C, H, W, 3]}   R rows of C columns
 final_pictures(state, batch, key)                       optional, the same, once at the end
-baselines(training, held_out) → figures                 optional, on uint8 images, at the end
+baselines(training, held_out) → figures                 at the end, of one process: figures that
+                                need no network, of read(limit) → uint8 images [n, H, W, 3]
 
 A stage that can draw images also has:
 num_codes                       the largest prefix: the codes of an image, 0 without codes
@@ -197,7 +198,11 @@ class Stage:
     return figures | {"patch_grid_ratio": float(ratio)}
 
   def baselines(self, training, held_out):
-    """Returns figures that need no network, for the end of the stage; here none."""
+    """Returns figures that need no network, for the end of the stage; here none.
+
+    training, held_out: functions of a number of images at most, which return them: uint8
+    [n, H, W, 3].
+    """
     del training, held_out
     return {}
 
@@ -215,18 +220,22 @@ class GeneratingStage(Stage):
     rows = [f"after layer {depth}" for depth in self.taps] + ["image"]
     return {f"conditioned_k{prefix}": rows for prefix in self.prefixes()}
 
-  def draw_pictures(self, state, labels, key, options, prefix):
-    """Draws samples [n, H, W, 3] of labels int [n], always the same draws, and their taps."""
+  def sample_prefixes(self, params, labels, keys, options, prefixes):
+    """Returns [(images, codes, taps)] as `sample` gives them at each of several prefixes."""
+    return [self.sample(params, labels, keys, options, prefix=prefix) for prefix in prefixes]
+
+  def draw_pictures(self, state, labels, key, options, prefixes):
+    """Draws samples of labels int [n], always the same draws: [(images [n, H, W, 3], codes, taps)]
+    of each prefix."""
     keys = rng.example_keys(rng.stream(key, "pictures", 0), jnp.arange(len(labels)))
-    params = self.current_params(state)
-    image, _, taps = self.sample(params, labels, keys, options, prefix=prefix)
-    return image, taps
+    return self.sample_prefixes(self.current_params(state), labels, keys, options, prefixes)
 
   def pictures(self, state, batch, key):
     labels, rows = picture_labels(self.pictured, self.classes)
     columns, grids = len(labels) // rows, {}
-    for prefix in self.prefixes():
-      image, taps = self.draw_pictures(state, labels, key, self.sampling, prefix)
+    prefixes = self.prefixes()
+    drawn = self.draw_pictures(state, labels, key, self.sampling, prefixes)
+    for prefix, (image, _, taps) in zip(prefixes, drawn, strict=True):
       grids[f"samples_k{prefix}"] = image.reshape(rows, -1, *image.shape[1:])
       if taps:
         stages = [tap[:columns] for tap, _ in taps] + [image[:columns]]
@@ -253,11 +262,13 @@ class GeneratingStage(Stage):
     images, labels = self.prepare(batch), batch["label"]
     index = collectives.example_index(len(labels), axis)
     keys = rng.example_keys(rng.stream(key, "samples", 0), index)
-    params, options = self.current_params(state), self.sampling
-    sums, drawn = {}, {}
-    for prefix in self.prefixes():
-      drawn[f"k{prefix}"] = samples = self.sample(params, labels, keys, options, prefix=prefix)[0]
-      sums[f"k{prefix}"] = self.masked_sums(batch, self.grid_figures(images, samples))
+    prefixes = self.prefixes()
+    drawn = self.sample_prefixes(self.current_params(state), labels, keys, self.sampling, prefixes)
+    drawn = {f"k{prefix}": image for prefix, (image, *_) in zip(prefixes, drawn, strict=True)}
+    sums = {
+      name: self.masked_sums(batch, self.grid_figures(images, samples))
+      for name, samples in drawn.items()
+    }
     if self.fd_images:
       sums["rows"] = online_fd.rows(state.frozen, drawn | {"real": images}, batch, axis)
     return sums

@@ -156,28 +156,29 @@ class ConditionalGenerator:
       return self.condition(params["gpt"], inputs)[1][:, : states.shape[1]]
     return states
 
-  def sample(self, params, labels, keys, options, *, prefix, given=None, score=None):
-    """Samples the first `prefix` codes from the GPT and renders them in one pass.
+  def sample(self, params, labels, keys, options, prefixes, *, given=None, score=None):
+    """Samples codes from the GPT, once, and renders each of several prefixes of them in one pass.
 
     Args:
       params: those of the class, and "quantizer".
       labels: int [B]. keys: [B], an image depends on its own key.
       options: SamplingOptions.
+      prefixes: numbers of codes that the generator is shown.
       given: codes to start from, see autoregressive.sample_codes.
       score: images [B, H, W, 3] → [B], what options.refine_steps climb.
 
-    Returns images [B, H, W, 3], codes int [B, N] in raster order, and the taps of Generator.
+    Returns of each prefix (images [B, H, W, 3], codes int [B, N] in raster order, the taps of
+    Generator).
     """
     codes, states = autoregressive.sample_codes(
       self.gpt,
       params["gpt"],
       labels,
       keys,
-      steps=min(prefix + 1, self.num_codes),
+      steps=min(max(prefixes) + 1, self.num_codes),
       options=options,
       given=given,
     )
-    codes, _ = autoregressive.to_raster(codes[:, :prefix], self.order, self.num_codes)
     # sample_codes folds in positions 0 … N − 1: N is free for the noise.
     noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.num_codes)
     noise = jax.vmap(lambda k: jax.random.normal(k, (self.noise_dim,)))(noise_keys)
@@ -185,20 +186,24 @@ class ConditionalGenerator:
     def refine(render, vectors):
       return refinement.refine(lambda x: score(render(x)[0]), vectors, options)
 
-    image, taps = self.render(
-      params["generator"],
-      params["quantizer"],
-      {
-        "codes": codes,
-        "label": labels,
-        "prefix": jnp.full(len(labels), prefix),
-        "noise": options.truncation * noise,
-      },
-      states,
-      w_scale=options.w_scale,
-      refine=refine if options.refine_steps else None,
-    )
-    return image, codes, taps
+    drawn = []
+    for prefix in prefixes:
+      known, _ = autoregressive.to_raster(codes[:, :prefix], self.order, self.num_codes)
+      image, taps = self.render(
+        params["generator"],
+        params["quantizer"],
+        {
+          "codes": known,
+          "label": labels,
+          "prefix": jnp.full(len(labels), prefix),
+          "noise": options.truncation * noise,
+        },
+        states[:, : min(prefix + 1, self.num_codes)],
+        w_scale=options.w_scale,
+        refine=refine if options.refine_steps else None,
+      )
+      drawn.append((image, known, taps))
+    return drawn
 
 
 def copy_by_name(target, source):

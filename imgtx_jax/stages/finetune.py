@@ -204,7 +204,8 @@ class FinetuneStage(base.GeneratingStage):
   # -- The bank ------------------------------------------------------------------------------------
 
   def refresh(self, state, key, *, axis):
-    """Refills the bank with codes that the averaged GPT samples now, in chunks of one batch."""
+    """Refills the bank with codes that the averaged GPT samples now, in chunks of one batch, each
+    device its part of them."""
     bank = finetune_inputs.fill_bank(
       self.gpt,
       state.ema["gpt"],
@@ -212,6 +213,7 @@ class FinetuneStage(base.GeneratingStage):
       rows=self.options.bank_rows,
       chunk=self.batch_size,
       options=self.sampling,
+      axis=axis,
     )
     return state.replace(variables=state.variables | {"bank": bank})
 
@@ -236,14 +238,15 @@ class FinetuneStage(base.GeneratingStage):
   def sample(self, params, labels, keys, options, *, prefix, given=None):
     """Returns images [B, H, W, 3], codes and taps, see ConditionalGenerator.sample; params as
     drawing_params gives them."""
+    (drawn,) = self.sample_prefixes(params, labels, keys, options, (prefix,), given)
+    return drawn
 
+  def sample_prefixes(self, params, labels, keys, options, prefixes, given=None):
     def score(image):
       verdict = self.adversary.verdict(params["discriminator"], image, labels)
       return refinement.realness(verdict, labels, self.classes)
 
-    return self.networks.sample(
-      params, labels, keys, options, prefix=prefix, given=given, score=score
-    )
+    return self.networks.sample(params, labels, keys, options, prefixes, given=given, score=score)
 
   def prefixes(self):
     """Returns the prefixes that are shown while training: 0, N/4 and N."""
@@ -258,11 +261,11 @@ class FinetuneStage(base.GeneratingStage):
       dataclasses.replace(options, refine_steps=steps)
       for steps in (0, options.refine_steps or REFINE_STEPS)
     ]
+    prefixes = (0, self.num_codes)
+    drawn = [self.draw_pictures(state, labels, key, way, prefixes) for way in ways]
     return {
-      f"refined_k{prefix}": jnp.stack(
-        [self.draw_pictures(state, labels, key, way, prefix)[0] for way in ways]
-      )
-      for prefix in (0, self.num_codes)
+      f"refined_k{prefix}": jnp.stack([images for images, *_ in pair])
+      for prefix, *pair in zip(prefixes, *drawn, strict=True)
     }
 
   def evaluators(self):

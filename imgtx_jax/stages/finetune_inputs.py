@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from imgtx_jax import rng
+from imgtx_jax.distributed import collectives
 from imgtx_jax.sampling import autoregressive
 
 
@@ -61,18 +62,21 @@ def nearest_noise(distance, candidates, real):
   return jnp.take_along_axis(candidates, nearest[None, :, None], axis=0)[0]
 
 
-def fill_bank(gpt, params, key, *, rows, chunk, options):
+def fill_bank(gpt, params, key, *, rows, chunk, options, axis):
   """Samples a bank of codes int [classes, rows, N] from the GPT.
 
-  chunk: number of images at a time. options: SamplingOptions.
+  chunk: images at a time, over all devices, each of which samples its part. options:
+  SamplingOptions. axis: see Stage.step.
   """
   order = gpt.code_order()
   total = gpt.classes * rows
-  chunk = min(chunk, total)
-  chunks = -(-total // chunk)
-  index = jnp.arange(chunks * chunk).reshape(chunks, chunk)
+  devices = 1 if axis is None else jax.lax.axis_size(axis)
+  chunk = -(-min(chunk, total) // devices)  # of this device
+  chunks = -(-total // (devices * chunk))
+  index = collectives.example_index(chunks * chunk, axis).reshape(chunks, chunk)
 
   def fill(index):
+    index = collectives.split_batch(index)
     labels = (index // rows) % gpt.classes
     keys = rng.example_keys(key, index)
     codes, _ = autoregressive.sample_codes(
@@ -80,5 +84,6 @@ def fill_bank(gpt, params, key, *, rows, chunk, options):
     )
     return autoregressive.to_raster(codes, order, len(order))[0]
 
-  bank = jax.lax.map(fill, index).reshape(chunks * chunk, -1)[:total]
+  bank = jax.lax.map(fill, index).reshape(chunks * chunk, -1)
+  bank = collectives.all_gather(bank, axis)[:total]
   return bank.reshape(gpt.classes, rows, -1)

@@ -84,6 +84,20 @@ def test_lazy_penalties_weigh_as_much_and_cost_nothing_between():
   assert any(min(c) == 0 < max(c) for c in counts)
 
 
+def test_the_real_half_is_not_differentiated_in_the_generators_loss():
+  player = make()
+  params, _ = player.init(KEY, REAL)
+  draws = adversarial.make_draws(KEY, 0, INDEX)
+
+  def flops(fn):
+    return jax.jit(fn).lower(FAKE).compile().cost_analysis()["flops"]
+
+  both = flops(lambda x: player.generator_loss(params, REAL, x, LABELS, draws)[0])
+  loss_fn = jax.grad(lambda x: player.generator_loss(params, REAL, x, LABELS, draws)[0])
+  # Backward to the images costs as much as forward, of one half of two.
+  assert flops(loss_fn) < 1.8 * both
+
+
 def test_consistency_is_zero_without_augmentation_and_counts_with_it():
   params, _ = make().init(KEY, REAL)
   assert "consistency" not in loss_and_grads(make(), params)[0][1]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from imgtx_jax import rng
+from imgtx_jax.distributed import sharding
 from imgtx_jax.sampling.options import SamplingOptions
-from imgtx_jax.stages import build, finetune_inputs
+from imgtx_jax.stages import build, builders, finetune_inputs
 from imgtx_jax.stages.finetune import gpt_gradient
 
 CLASSES = 3
@@ -225,6 +226,47 @@ def test_bank_holds_samples_of_the_gpt(start, tiny_config, smooth_images):
   bank = jax.jit(functools.partial(stage.refresh, axis=None))(state, key).variables["bank"]
   assert bank.shape == (CLASSES, 2, 16)
   assert np.all(bank == 5)
+
+
+@pytest.mark.parametrize("axis", ["devices", None])
+def test_each_device_samples_its_part_of_the_bank(start, tiny_config, monkeypatch, axis):
+  def sample_codes(gpt, params, labels, keys, *, steps, options):
+    """The labels as codes; a code that tells how many were sampled at once here."""
+    count = jnp.full((len(labels), steps - 1), len(labels))
+    return jnp.concatenate([labels[:, None], count], axis=1), None
+
+  monkeypatch.setattr(finetune_inputs.autoregressive, "sample_codes", sample_codes)
+  gpt = builders.make_gpt(tiny_config, 8)
+
+  def fill(key):
+    return finetune_inputs.fill_bank(gpt, {}, key, rows=3, chunk=8, options=None, axis=axis)
+
+  key = jax.random.key(0)
+  if axis:
+    bank = jax.pmap(fill, axis_name=axis)(jax.random.split(key, 4))[0]
+    assert np.all(bank[..., gpt.code_order()[1:]] == 2)
+  else:
+    mesh = sharding.make_parallel("jit", devices=jax.devices()[:4]).mesh
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      bank = jax.jit(fill)(key)
+      lowered = jax.jit(fill).lower(key).as_text()
+    assert "sharding_constraint" in lowered or "@Sharding" in lowered
+  assert bank.shape == (8, 3, 16)
+  np.testing.assert_array_equal(
+    bank[..., gpt.code_order()[0]], np.repeat(np.arange(8), 3).reshape(8, 3)
+  )
+
+
+def test_a_prefix_is_the_beginning_of_the_whole(start, tiny_config, smooth_images):
+  stage, state, batch, _, key = start(tiny_config, smooth_images(8, 16), open_gates=True)
+  params, keys = stage.current_params(state), rng.example_keys(key, np.arange(8))
+  draw = jax.jit(stage.sample_prefixes, static_argnums=(3, 4))
+  options = SamplingOptions(cfg_scale=2.0)
+  together = draw(params, batch["label"], keys, options, (0, 4, 16))
+  for prefix, (image, codes, _) in zip((0, 4), together, strict=False):
+    ((alone, alone_codes, _),) = draw(params, batch["label"], keys, options, (prefix,))
+    np.testing.assert_array_equal(codes, alone_codes)
+    np.testing.assert_allclose(image, alone, atol=1e-4)
 
 
 def test_players_move_and_the_frozen_stay(start, tiny_config, smooth_images):
