@@ -185,7 +185,7 @@ def define_flags(flags):
   flags.group("Sizes")
   flags.integer("size", 0, "Work at this shorter side; 0: the content's own size.")
   flags.enum("output_size", "content", ("content", "work"), "Whose size the output has")
-  flags.integer("style_size", STYLE_SIZE, "Side of a style image's square.")
+  flags.integer("style_size", STYLE_SIZE, "Side of a style image's square.", least=1)
   flags.integer("tile", TILE, "The longest side rendered in one piece; 0: any.")
   flags.integer("batch_size", 8, "Small images of one size rendered at a time.")
 

@@ -16,6 +16,7 @@ memory when they are read.
 """
 
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -36,8 +37,7 @@ RESERVE_SECONDS = 4  # a gigabyte
 
 def measure(gigabytes):
   """Measures saving and restoring; returns the object of the module's docstring."""
-  if not 0 < gigabytes:
-    raise UserError(f"--gigabytes={gigabytes} must be more than 0")
+  _check_size(gigabytes)
   state = random_state(gigabytes)
   size = sum(x.nbytes for x in state.params.values())
   with tempfile.TemporaryDirectory() as folder, explain_disk(folder):
@@ -71,6 +71,18 @@ def measure(gigabytes):
     "checksum_megabytes_per_second": size / checked / 1e6,
     "write_megabytes_per_second": size / disk / 1e6,
   } | common.machine()
+
+
+def _check_size(gigabytes):
+  """Raises UserError for a state that is none, or that memory or disk have no room for twice."""
+  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  disk = shutil.disk_usage(tempfile.gettempdir()).free
+  for place, free in (("the memory", memory), (f"the disk of {tempfile.gettempdir()}", disk)):
+    if not 0 < 2e9 * gigabytes <= free:  # NaN too
+      raise UserError(
+        f"--gigabytes={gigabytes} must be more than 0, and twice that must fit into {place}, of "
+        f"{free / 1e9:.3g} GB; choose less"
+      )
 
 
 def random_state(gigabytes):

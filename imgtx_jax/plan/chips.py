@@ -147,6 +147,8 @@ def _local(topology, kind, count):
 
 
 def _count(topology, text):
-  if not text.isdecimal() or int(text) < 1:
-    raise UserError(f"--topology={topology} has no number of devices; write for example cpu:4")
+  if not re.fullmatch("[1-9][0-9]{0,3}", text):  # JAX would make millions, one by one
+    raise UserError(
+      f"--topology={topology} has no number of devices from 1 to 9999; write for example cpu:4"
+    )
   return int(text)

@@ -100,8 +100,9 @@ def test_measures_checkpoints(run, monkeypatch):
   assert 0 < result["blocked_seconds"] < result["written_seconds"]
   rates = [value for name, value in result.items() if name.endswith("megabytes_per_second")]
   assert len(rates) == 3 and min(rates) > 0
-  with pytest.raises(UserError, match="--gigabytes=0.0 must be more than 0"):
-    run("checkpoint", gigabytes=0.0)
+  for gigabytes in (0.0, float("nan"), 1e6):
+    with pytest.raises(UserError, match=f"--gigabytes={gigabytes} must be more than 0, and twice"):
+      run("checkpoint", gigabytes=gigabytes)
 
 
 def test_measures_matrix_products():

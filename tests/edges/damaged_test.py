@@ -196,6 +196,12 @@ def test_numbers_out_of_range_are_one_line(call, place, flag, value):
   assert f"--{flag}=" in result.error
 
 
+@pytest.mark.parametrize("side", ["0", "-64"])
+def test_a_style_without_a_side_is_one_line(call, place, side):
+  result = call("stylize", *COMMANDS["stylize"], f"--style_size={side}")
+  assert f"--style_size={side} is under 1" in result.error
+
+
 CONFIGS = {
   "no Python": ("def get_config(:\n", "line 1: SyntaxError"),
   "a name that is not there": ("import defaults_of_mine\n", "line 1: ModuleNotFoundError"),

@@ -42,6 +42,7 @@ def test_local_devices():
     ),
     ("cpu:99", "asks for 99 devices, and there are 4 here"),
     ("cpu:two", "has no number of devices"),
+    ("cpu:1000000", "has no number of devices from 1 to 9999"),
     ("gpu", "jax finds no gpu here"),
   ],
 )
