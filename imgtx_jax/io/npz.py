@@ -1,6 +1,7 @@
 """The exceptions that damaged .npz files and other zip archives raise."""
 
 import struct
+import tokenize
 import zipfile
 import zlib
 
@@ -9,5 +10,5 @@ import zlib
 DAMAGE = (
   *(OSError, EOFError, ValueError, KeyError, TypeError, IndexError, SyntaxError),
   *(NotImplementedError, RuntimeError, OverflowError, MemoryError),
-  *(struct.error, zlib.error, zipfile.BadZipFile),
+  *(struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile),
 )

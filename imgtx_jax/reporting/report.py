@@ -10,10 +10,11 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from imgtx_jax.config import defaults as configs
-from imgtx_jax.errors import UserError
+from imgtx_jax.errors import UserError, first_line
 from imgtx_jax.io.atomic import write_atomically
 from imgtx_jax.reporting.curves import draw_curve
 from imgtx_jax.training.metric_writer import read_metrics
@@ -23,6 +24,9 @@ _EMBEDDED_BYTES = 2**18  # of a picture's file at most, to be on the page as it 
 _THUMBNAIL = 768  # pixels a side of the others at most
 _ACRONYMS = {"psnr", "ssim", "lpips", "fid", "gpt", "r1", "r2", "ema", "mse", "kid", "l1", "l2"}
 _ACRONYMS |= {"fd", "vgg16"}
+# Numbers of a summary that the page shows, and the types of its best.
+_SUMMARY_NUMBERS = ("steps", "seconds", "compile_seconds", "images_per_second", "peak_memory_bytes")
+_NO_BEST = {"step": 0, "metric": "", "value": 0.0}
 _SPELLED = {"rfd": "rFD", "rkid": "rKID"}
 
 
@@ -86,11 +90,11 @@ def _summarize(directory):
   summary = {"directory": directory.name, "stage": stage, "round": int(number)}
   metrics = read_metrics(directory)
   last = metrics[-1] if metrics else {"step": 0, "seconds": 0.0}
-  ended = _read_json(directory / "summary.json", None)
+  ended = _read_summary(directory / "summary.json")
   summary |= {
     "finished": ended is not None,
     "steps": last["step"],
-    "seconds": last["seconds"],
+    "seconds": last.get("seconds", 0.0),
     "compile_seconds": None,
     "images_per_second": None,
     "peak_memory_bytes": None,
@@ -100,7 +104,8 @@ def _summarize(directory):
     "best": None,
   }
   if ended is not None:
-    return summary | ended
+    own = {name: summary[name] for name in ("directory", "stage", "round")}
+    return summary | ended | own
   for line in metrics:
     held_out = {k: v for k, v in line.items() if "/" in k and not k.startswith("train/")}
     summary["latest"] |= held_out
@@ -169,7 +174,7 @@ def _pictures(folder):
   names = {}
   for path in sorted(folder.glob("*.png")):
     name, _, step = path.stem.rpartition("-")
-    if name and step.isdecimal():
+    if name and step.isdecimal() and _is_whole(path):
       names.setdefault(name, []).append((int(step), path))
   pictures = []
   for name, paths in sorted(names.items(), key=lambda item: _natural(item[0])):
@@ -183,6 +188,17 @@ def _pictures(folder):
       }
     )
   return pictures
+
+
+def _is_whole(path):
+  """Returns whether a picture can be decoded; warns of one that cannot."""
+  try:
+    with Image.open(path) as image:
+      image.load()
+    return True
+  except Exception as error:  # Pillow's decoders raise nearly every type on damaged bytes
+    logging.warning("%s is no whole picture (%s): the report leaves it out", path, error)
+    return False
 
 
 def _cover(stages):
@@ -289,8 +305,40 @@ def _memory(value):
   return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 
-def _read_json(path, default):
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+def _read_json(path, default, remedy="copy it back from where the run was"):
+  """Returns the JSON object in a file, or default without one; UserError if it is damaged."""
+  if not path.exists():
+    return default
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+      raise ValueError("it holds no object")
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(f"{path} is damaged ({first_line(error)}): {remedy}") from error
+  return value
+
+
+def _read_summary(path):
+  """Returns a stage's summary.json, None without one; UserError for values of other types."""
+  remedy = "delete it, and the training command makes it again"
+  summary = _read_json(path, None, remedy)
+  if summary is not None and not _is_summary(summary):
+    raise UserError(f"{path} is damaged (a value has another type): {remedy}")
+  return summary
+
+
+def _is_summary(summary):
+  """Returns whether the values of a summary that the page shows have their types."""
+  figures, best = summary.get("figures", {}), summary.get("best") or _NO_BEST
+  collapses = summary.get("collapses", [])
+  if not (isinstance(figures, dict) and isinstance(best, dict) and isinstance(collapses, list)):
+    return False
+  numbers = [summary.get(name) for name in _SUMMARY_NUMBERS] + [*figures.values()]
+  return (
+    all(number is None or isinstance(number, int | float) for number in numbers)
+    and all(isinstance(text, str) for text in collapses)
+    and all(isinstance(best.get(name), type(value)) for name, value in _NO_BEST.items())
+  )
 
 
 def finite(value):

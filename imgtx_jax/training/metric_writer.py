@@ -121,6 +121,11 @@ def _parse(path):
       record = json.loads(line)
     except (ValueError, RecursionError):
       continue
-    if isinstance(record, dict) and isinstance(record.get("step"), int):
+    if isinstance(record, dict) and isinstance(record.get("step"), int) and _plain(record):
       records.append(record)
   return records
+
+
+def _plain(record):
+  """Returns whether all values are numbers, or null."""
+  return all(value is None or isinstance(value, int | float) for value in record.values())

@@ -1,5 +1,7 @@
 """Folders and .npz files as batches, and what is wrong with some."""
 
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -76,6 +78,15 @@ def test_no_npz_at_all_and_half_of_one(tmp_path, smooth_images):
   path.write_bytes(data)
   with pytest.raises(UserError, match="a.npz: arr_0 is damaged"):
     read(image_sets.open_files(path), 4)
+
+
+@pytest.mark.parametrize("header", [b"{'shape': (1, \n", b"{(((\n", b"\xff\n", b"{'shape'\n"])
+def test_damaged_headers(header, tmp_path):
+  start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+  with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+    archive.writestr("arr_0.npy", start + header)
+  with pytest.raises(UserError, match="a.npz"):
+    image_sets.open_files(tmp_path / "a.npz")
 
 
 def test_missing_and_empty_folders(tmp_path):

@@ -176,6 +176,29 @@ def test_report_without_stages_names_the_remedy(tmp_path):
     report.write(tmp_path / "absent")
 
 
+@pytest.mark.parametrize(
+  "text",
+  ["", "[]", "\0", '{"figures": [1]}', '{"seconds": "x"}', '{"best": {"step": 3}}', "[" * 9999],
+)
+def test_a_damaged_summary_is_one_line(tmp_path, text):
+  (make_stage(tmp_path, "1-tokenizer", steps=1) / "summary.json").write_text(text)
+  with pytest.raises(UserError, match="1-tokenizer/summary.json is damaged .* delete it"):
+    report.write(tmp_path)
+
+
+def test_damaged_pictures_and_metrics_are_left_out(tmp_path, caplog):
+  directory = make_stage(tmp_path, "1-tokenizer", steps=2)
+  picture = directory / "pictures" / "reconstructions-0000002.png"
+  picture.write_bytes(picture.read_bytes()[:200])
+  with open(directory / "metrics.jsonl", "a") as file:
+    file.write('{"step": 3, "train/loss": "x"}\n{"step": "3"}\n')
+  page = report_of(tmp_path).read_text()
+  (stage,) = json.loads((tmp_path / "report.json").read_text())["stages"]
+  assert stage["steps"] == 2 and not stage["finished"]
+  assert "reconstructions-0000001.png" in page and "reconstructions-0000002.png" not in page
+  assert "is no whole picture" in caplog.text
+
+
 def test_rounds_are_compared(tmp_path):
   for number, bits in ((1, 4.5), (2, 4.25)):
     make_stage(tmp_path, f"{number}-pretrain", figures={"validation/bits_per_code": bits + 0.1})
