@@ -43,8 +43,7 @@ def main(argv):
   flags = parse(argv)
   out = flags.out.resolve()
   scratch = pathlib.Path(os.environ.get("SCRATCH", out / "scratch")).resolve()
-  hours = min(flags.hours, 0.001) if flags.tiny else flags.hours
-  day = day_pieces.Day(out, scratch, flags.data.resolve(), hours, flags.tiny)
+  day = day_pieces.Day(out, scratch, flags.data.resolve(), flags.hours, flags.tiny)
   only = [name for name in flags.only.split(",") if name]
   if unknown := set(only) - {piece.name for piece in day_pieces.pieces(day)}:
     print(f"--only={min(unknown)} is no piece; --dry_run lists them", file=sys.stderr)
