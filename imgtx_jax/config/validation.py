@@ -7,7 +7,7 @@ from imgtx_jax.config import defaults as configs
 from imgtx_jax.errors import UserError, one_of
 from imgtx_jax.io.image_files import MAX_SIDE
 from imgtx_jax.losses.adversarial import AUGMENTATIONS, LOSSES, PENALTIES, AdversarialOptions
-from imgtx_jax.models import attention, transformer
+from imgtx_jax.models import attention, attention_kernels, transformer
 from imgtx_jax.models.vqgan import GROUPS
 from imgtx_jax.option_fields import ranges
 from imgtx_jax.sampling.options import GUIDANCE, SamplingOptions
@@ -28,7 +28,7 @@ def check(config, devices=None):
     one_of("config.stages", stage, configs.STAGES)
   one_of("config.dtype", config.dtype, ("auto", "float32", "bfloat16"))
   one_of("config.remat", config.remat, tuple(transformer.REMAT_POLICIES))
-  one_of("config.attention_kernel", config.attention_kernel, ("xla", "cudnn"))
+  one_of("config.attention_kernel", config.attention_kernel, attention_kernels.KERNELS)
   one_of("config.parallel.mode", config.parallel.mode, ("pmap", "jit"))
   configs.sharding_rules(config)
   one_of("config.data.crop", config.data.crop, ("center", "random"))
@@ -54,6 +54,7 @@ def check(config, devices=None):
       )
   for key in ("encoder", "generator", "gpt", "discriminator", "style_encoder"):
     _check_network(key, config[key])
+    _check_attention_kernel(config, key)
   if config.discriminator.overlap > config.discriminator.patch:
     raise UserError(
       f"config.discriminator.overlap={config.discriminator.overlap} is over "
@@ -105,6 +106,24 @@ def _check_network(key, options):
     raise UserError(
       f"config.{key}.width={width} is not a multiple of 4·num_heads={4 * heads}, as "
       f"two-dimensional RoPE needs; change config.{key}.width or config.{key}.num_heads"
+    )
+
+
+def _check_attention_kernel(config, key):
+  """Raises UserError if the network config.KEY cannot use the kernel that is asked for."""
+  kernel, width = config.attention_kernel, config[key].width // config[key].num_heads
+  takes = {"cudnn": attention_kernels.cudnn_takes, "pallas": attention_kernels.pallas_takes}
+  if kernel not in takes:
+    return
+  if config.dtype == "float32":
+    raise UserError(
+      f"config.attention_kernel={kernel!r} needs config.dtype='bfloat16', not 'float32'; set it to "
+      "'auto' or 'xla'"
+    )
+  if not takes[kernel](width):
+    raise UserError(
+      f"config.attention_kernel={kernel!r} has no heads of width config.{key}.width / num_heads = "
+      f"{width}, only multiples of 8 up to 128; set it to 'auto' or 'xla', or change config.{key}"
     )
 
 

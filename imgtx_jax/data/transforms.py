@@ -262,7 +262,8 @@ def _turn_hue(image, angle):
   """Rotates the colours of an image [..., 3] about the axis of greys by an angle in radians."""
   # A rotation about (1, 1, 1): a circulant matrix whose rows sum to 1.
   row = (1.0 + 2.0 * jnp.cos(angle + 2.0 * jnp.pi / 3.0 * jnp.arange(3))) / 3.0
-  return image @ jnp.stack([jnp.roll(row, i) for i in range(3)])
+  matrix = jnp.stack([jnp.roll(row, i) for i in range(3)])
+  return jnp.matmul(image, matrix, precision="highest")
 
 
 def random_flip(images, keys):

@@ -46,3 +46,16 @@ def split_rows(x):
   """
   fsdp = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
   return x if fsdp == 1 else split_batch(x)
+
+
+def by_rows(fn, *arrays):
+  """Returns fn(*arrays) of arrays [B, …] or None, computed by each device of the mesh on its rows.
+
+  For kernels, which XLA cannot split. fn runs on all rows where the devices do not divide them, and
+  without a mesh; under pmap, whose arrays are a device's own.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.auto_axes:
+    return fn(*arrays)
+  rows = PartitionSpec() if len(arrays[0]) % mesh.size else PartitionSpec(mesh.axis_names)
+  return jax.shard_map(fn, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(*arrays)

@@ -301,11 +301,15 @@ class JitParallel(Parallel):
     return jax.jit(self._whole(fn), donate_argnums=0, out_shardings=out)
 
   def _whole(self, fn):
-    """fn of the whole batch, traced under this mesh, which collectives.split_rows reads."""
+    """fn of the whole batch; see _on_mesh."""
+    return self._on_mesh(functools.partial(fn, axis=None))
+
+  def _on_mesh(self, fn):
+    """fn traced under this mesh, which collectives.split_rows and attention kernels read."""
 
     def run(*args):
       with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-        return fn(*args, axis=None)
+        return fn(*args)
 
     return run
 
@@ -313,7 +317,7 @@ class JitParallel(Parallel):
     return self._waiting(jax.jit(self._whole(fn), out_shardings=self._replicated))
 
   def compile_local(self, fn):
-    run = jax.jit(fn, out_shardings=self._replicated)
+    run = jax.jit(self._on_mesh(fn), out_shardings=self._replicated)
 
     def local(state, batch, rng):
       batch = jax.tree.map(lambda x: _place(x, self._replicated), batch)
@@ -355,7 +359,7 @@ def map_local(fn, params):
   """
   local = JitParallel(jax.local_devices(), 1, ())
   params = local.put_state(params)
-  run = jax.jit(fn, out_shardings=local._batch)
+  run = jax.jit(local._on_mesh(fn), out_shardings=local._batch)
   return lambda batch: run(params, local.put_batch(batch))
 
 

@@ -31,7 +31,7 @@ def roll_out(weights):
   size = weights.shape[-1]
   row = jnp.zeros(size).at[0].set(1.0)
   for layer in weights.mean(axis=1)[::-1]:
-    row = 0.5 * (row + row @ layer)
+    row = 0.5 * (row + jnp.matmul(row, layer, precision="highest"))
   return row
 
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from imgtx_jax.models import window_attention
-from imgtx_jax.models.layers import Linear, apply_rope, norm
+from imgtx_jax.models.attention_kernels import attend
+from imgtx_jax.models.layers import Linear, apply_rope, norm, precision
 
 KINDS = ("dot", "l2")
 
@@ -25,6 +26,7 @@ class Attention(nn.Module):
   discriminator by ViTGAN, arXiv:2107.04589).
   window > 0 restricts self-attention to neighbourhoods of the grid context.shape, see
   window_attention.py.
+  kernel: see attention_kernels.attend. Decoding, attention by distance and windows have XLA's.
 
   Call args:
     x: [B, N, D].
@@ -58,7 +60,7 @@ class Attention(nn.Module):
     if self.cross:
       q = linear(width, name="q")(x)
       k, v = jnp.split(linear(2 * width, name="kv")(context.memory.astype(self.dtype)), 2, axis=-1)
-      key_rope, mask = context.memory_rope, context.memory_mask
+      key_rope, mask, lengths = context.memory_rope, None, context.memory_length
       query_rope = context.rope if key_rope is not None else None
     else:
       if tied:
@@ -67,7 +69,7 @@ class Attention(nn.Module):
       else:
         q, k, v = jnp.split(linear(3 * width, name="qkv")(x), 3, axis=-1)
       query_rope = key_rope = context.rope
-      mask = context.token_mask
+      mask, lengths = context.token_mask, None
     q = q.reshape(split)
     k, v = (t.reshape(*t.shape[:2], self.num_heads, split[-1]) for t in (k, v))
     if self.qk_norm:
@@ -88,14 +90,11 @@ class Attention(nn.Module):
     else:
       mask = None if mask is None else mask[:, None, None, :]
       scale, bias = _scale_and_bias(self.kind, k.swapaxes(1, 2))
-      out = jax.nn.dot_product_attention(
-        *(q, k, v, bias),
-        mask=mask,
-        scale=scale,
-        is_causal=self.causal,
-        implementation=self.kernel,
-      )
+      masks = dict(causal=self.causal, lengths=lengths, mask=mask)
+      out = attend(q, k, v, kernel=self.kernel, scale=scale, bias=bias, **masks)
       if self.is_mutable_collection("intermediates"):
+        if lengths is not None:
+          mask = jnp.arange(k.shape[1]) < lengths[:, None, None, None]
         self.sow("intermediates", "attention", _attention_weights(self.kind, q, k, mask))
     out = linear(width, name="out")(out.reshape(x.shape[:2] + (width,)))
     return out, cache
@@ -107,10 +106,12 @@ class Attention(nn.Module):
       )
     shape, batch = context.shape, len(q)
     keys, values = (window_attention.neighbourhoods(t, shape, self.window) for t in (k, v))
-    out = jax.nn.dot_product_attention(
+    scale, _ = _scale_and_bias(self.kind, keys)
+    out = attend(
       *(window_attention.split(q, shape, self.window), keys, values),
+      kernel="xla",  # the others have no mask like this
+      scale=scale,
       mask=window_attention.mask(shape, self.window, batch),
-      implementation=self.kernel,
     )
     return window_attention.join(out, shape, self.window, batch)
 
@@ -133,7 +134,8 @@ def _scale_and_bias(kind, keys):
 def _scores(kind, q, keys):
   """Returns logits float32 [B, H, N, M] of q [B, N, H, K] and keys [B, H, M, K]."""
   scale, bias = _scale_and_bias(kind, keys)
-  scores = scale * jnp.einsum("bnhk,bhmk->bhnm", q, keys, preferred_element_type=jnp.float32)
+  exact = dict(precision=precision(q.dtype), preferred_element_type=jnp.float32)
+  scores = scale * jnp.einsum("bnhk,bhmk->bhnm", q, keys, **exact)
   return scores if bias is None else scores + bias
 
 
@@ -142,7 +144,8 @@ def _cached_attention(kind, q, cache, position):
   scores = _scores(kind, q, cache["k"])
   seen = jnp.arange(scores.shape[-1]) <= position + jnp.arange(q.shape[1])[:, None]
   weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-  return jnp.einsum("bhnm,bhmk->bnhk", weights.astype(q.dtype), cache["v"])
+  weights = weights.astype(q.dtype)
+  return jnp.einsum("bhnm,bhmk->bnhk", weights, cache["v"], precision=precision(q.dtype))
 
 
 def _attention_weights(kind, q, k, mask):

@@ -3,11 +3,13 @@
 Dimensions: B batch, H W image.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+_product = functools.partial(jnp.matmul, precision="highest")
 _FLOOR = 1e-3  # added to variances of images in [-1, 1]: a flat image has singular covariance
 
 
@@ -32,7 +34,7 @@ def measure(images):
   pixels = images.astype(jnp.float32).reshape(images.shape[0], -1, 3)
   mean = jnp.mean(pixels, axis=1)
   centred = pixels - mean[:, None]
-  covariance = jnp.einsum("bnc,bnd->bcd", centred, centred) / pixels.shape[1]
+  covariance = _product(centred.swapaxes(1, 2), centred) / pixels.shape[1]
   root, _ = _roots(covariance + _FLOOR * jnp.eye(3))
   return ColorStatistics(mean, root)
 
@@ -60,10 +62,11 @@ def transfer_map(source, target):
   Images with the ColorStatistics `source` get the ColorStatistics `target`. Of all linear maps
   that do so this one moves colours least (Monge–Kantorovich; Pitié & Kokaram 2007).
   """
-  root, inverse = _roots(source.root_covariance @ source.root_covariance)
-  middle, _ = _roots(root @ target.root_covariance @ target.root_covariance @ root)
-  matrix = inverse @ middle @ inverse
-  return matrix, target.mean - jnp.einsum("bij,bj->bi", matrix, source.mean)
+  root, inverse = _roots(_product(source.root_covariance, source.root_covariance))
+  middle = _product(target.root_covariance, root)
+  middle, _ = _roots(_product(middle.swapaxes(1, 2), middle))
+  matrix = _product(_product(inverse, middle), inverse)
+  return matrix, target.mean - _product(matrix, source.mean[..., None])[..., 0]
 
 
 def apply_map(images, matrix, offset):
@@ -80,4 +83,4 @@ def _roots(matrices):
   values, vectors = jnp.linalg.eigh(matrices)
   root = jnp.sqrt(jnp.maximum(values, 1e-8))[:, None]
   transposed = vectors.swapaxes(1, 2)
-  return (vectors * root) @ transposed, (vectors / root) @ transposed
+  return _product(vectors * root, transposed), _product(vectors / root, transposed)

@@ -87,7 +87,7 @@ class EditHead(nn.Module):
     slow in convolutions without padding of their own.
     """
     options |= {"use_bias": False, "dtype": self.dtype, "name": name}
-    x = nn.Conv(features, (3, 3), **options)(x)
+    x = nn.Conv(features, (3, 3), precision=layers.precision(self.dtype), **options)(x)
     bias = self.param(f"{name}_bias", nn.initializers.zeros, (features,))
     rows, columns = (_inner_fractions(n) for n in x.shape[1:3])
     return x / (rows[:, None, None] * columns[:, None]).astype(x.dtype) + bias.astype(x.dtype)

@@ -44,9 +44,11 @@ class PatchHead(nn.Module):
     x = layers.Linear(side**2 * self.channels, use_bias=True, dtype=self.dtype, name="project")(x)
     # [B, H, W, F]
     x = overlap_add(x, side, shape) if self.overlap else layers.unpatchify(x, self.patch, shape)
-    h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv")(x)
-    x = x + nn.gelu(h)
-    return nn.Conv(3, (3, 3), dtype=self.dtype, name="rgb")(x).astype(jnp.float32)
+    conv = functools.partial(
+      nn.Conv, kernel_size=(3, 3), dtype=self.dtype, precision=layers.precision(self.dtype)
+    )
+    x = x + nn.gelu(conv(self.channels, name="conv")(x))
+    return conv(3, name="rgb")(x).astype(jnp.float32)
 
 
 def overlap_add(patches, side, shape):
@@ -100,7 +102,7 @@ class Generator(nn.Module):
     modulation: [B, S], or None.
     known: bool [B, N], only with mask_token. Where False, the position's mask token replaces the
       grid's vector.
-    memory_mask: bool [B, M], False where a memory token must not be attended to.
+    memory_length: int [B], the memory tokens that may be attended to, the first ones; None: all.
     memory_coords: int [M, 2], row and column of each memory token, or None if they have none.
     shape: (h, w) of the grid; square by default.
     edit_inputs: (image, detail, gains) for the EditHead.
@@ -129,7 +131,7 @@ class Generator(nn.Module):
     modulation=None,
     *,
     known=None,
-    memory_mask=None,
+    memory_length=None,
     memory_coords=None,
     shape=None,
     edit_inputs=None,
@@ -139,7 +141,7 @@ class Generator(nn.Module):
     context = transformer.Context(
       rope=layers.rope_table(layers.grid_coords(*shape), head_dim),
       memory=memory,
-      memory_mask=memory_mask,
+      memory_length=memory_length,
       memory_rope=(None if memory_coords is None else layers.rope_table(memory_coords, head_dim)),
       modulation=modulation,
       shape=tuple(shape),
@@ -183,7 +185,8 @@ class Generator(nn.Module):
     if self.block.modulated:
       shift = layers.Linear(_WAVES**2 * channels, name="mask_modulation")(modulation)
       shift = shift.reshape(len(shift), _WAVES**2, channels)
-      token = token + 0.3 * (2 / _WAVES) * jnp.einsum("nw,bwc->bnc", smooth_basis(shape), shift)
+      shift = jnp.einsum("nw,bwc->bnc", smooth_basis(shape), shift, precision="highest")
+      token = token + 0.3 * (2 / _WAVES) * shift
     return token / jnp.sqrt(jnp.sum(token**2, axis=-1, keepdims=True) + 1e-6)
 
 
@@ -201,7 +204,8 @@ def smooth_tokens(shape, std=1.0):
 
   def init(key, param_shape, dtype=jnp.float32):
     mix = jax.random.normal(key, (_WAVES**2, param_shape[1]), dtype)
-    return jnp.asarray(smooth_basis(shape), dtype) @ mix * (2 * std / _WAVES)
+    basis = jnp.asarray(smooth_basis(shape), dtype)
+    return jnp.matmul(basis, mix, precision="highest") * (2 * std / _WAVES)
 
   return init
 

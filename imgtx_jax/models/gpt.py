@@ -114,8 +114,9 @@ class GPT(nn.Module):
       self.codebook_size,
       init_std=layers.ZEROS,
       dtype=self.dtype,
+      out_dtype=jnp.float32,
       name="logits",
-    )(states).astype(jnp.float32)
+    )(states)
     return (logits, states) if caches is None else (logits, states, caches)
 
   def code_order(self):

@@ -16,11 +16,22 @@ ZEROS = -1.0  # value of init_std for a matrix of zeros
 POWER_ITERATIONS = 16
 
 
+def precision(dtype):
+  """Returns the precision to ask for in products of arrays of a compute dtype.
+
+  "highest" for float32, which by default JAX multiplies in bfloat16 on TPUs and in TF32 on GPUs;
+  None for others, whose products have one precision.
+  """
+  return "highest" if dtype == jnp.float32 else None
+
+
 class Linear(nn.Module):
   """Maps x [..., in] to [..., features] by one matrix [in, features] and an optional bias.
 
   Leading axes are merged for the product: otherwise XLA's gradients on a CPU take twice as long.
   init_std 0 means variance 1 / in; ZEROS means a matrix of zeros.
+  out_dtype is that of the result, by default dtype. A wider one keeps the digits of the product's
+  sums, which are float32 in any case; gradients are computed in dtype.
 
   spectral_norm replaces W by W σ₀ / σ(W), where σ₀ is the spectral norm at initialisation, so that
   the spectral norm stays constant (improved spectral normalisation, ViTGAN, arXiv:2107.04589). σ₀
@@ -32,6 +43,7 @@ class Linear(nn.Module):
   init_std: float = 0.0
   spectral_norm: bool = False
   dtype: Any = jnp.float32
+  out_dtype: Any = None
 
   @nn.compact
   def __call__(self, x):
@@ -42,42 +54,50 @@ class Linear(nn.Module):
     if self.spectral_norm:
       first = self.param("initial_norm", lambda _: spectral_norm(kernel))
       kernel = kernel * (jax.lax.stop_gradient(first) / spectral_norm(kernel))
+    out_dtype = jnp.dtype(self.out_dtype or self.dtype)
     wide = self.features >= 2048 and self.features % 1024 == 0
-    product = _wide_product if wide else jnp.matmul
-    y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel.astype(self.dtype))
+    product = _own_product if wide or out_dtype != self.dtype else _product
+    y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel.astype(self.dtype), out_dtype)
     if self.use_bias:
-      y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+      y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(out_dtype)
     return y.reshape(*x.shape[:-1], self.features)
 
 
-@jax.custom_vjp
-def _wide_product(x, kernel):
-  """Returns x [T, in] @ kernel [in, out], with a faster gradient on a CPU; reverse mode only.
+def _product(x, kernel, out_dtype):
+  """Returns x [T, in] @ kernel [in, out] in out_dtype."""
+  return jnp.matmul(x, kernel, precision=precision(x.dtype), preferred_element_type=out_dtype)
 
-  XLA's own runs at half speed there, as the rows of the cotangent lie a multiple of 1024 numbers
-  apart. This one transposes x in memory before the product: 77 instead of 41 GFLOP/s on 2 cores at
-  768 × 4096.
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _own_product(x, kernel, out_dtype):
+  """Returns _product with a gradient of its own, in the dtype of x; reverse mode only.
+
+  With an out_dtype, JAX's would multiply float32 cotangents by bfloat16 numbers: in float32.
+  With a wide kernel, XLA's runs at half speed on a CPU, as the rows of the cotangent lie a multiple
+  of 1024 numbers apart. This one transposes x in memory before the product: 77 instead of
+  41 GFLOP/s on 2 cores at 768 × 4096.
   """
-  return x @ kernel
+  return _product(x, kernel, out_dtype)
 
 
-def _wide_forward(x, kernel):
-  return x @ kernel, (x, kernel)
+def _forward(x, kernel, out_dtype):
+  return _product(x, kernel, out_dtype), (x, kernel)
 
 
-def _wide_backward(saved, y):
+def _backward(_, saved, y):
   x, kernel = saved
+  y = y.astype(x.dtype)
   # Decided when the program is lowered, which may be for another platform than this process's.
   of_kernel = jax.lax.platform_dependent(
     x,
     y,
-    cpu=lambda x, y: jax.lax.optimization_barrier(x.T) @ y,
-    default=lambda x, y: x.T @ y,
+    cpu=lambda x, y: _product(jax.lax.optimization_barrier(x.T), y, x.dtype),
+    default=lambda x, y: _product(x.T, y, x.dtype),
   )
-  return y @ kernel.T, of_kernel
+  return _product(y, kernel.T, x.dtype), of_kernel
 
 
-_wide_product.defvjp(_wide_forward, _wide_backward)
+_own_product.defvjp(_forward, _backward)
 
 
 def spectral_norm(matrix):
@@ -86,16 +106,17 @@ def spectral_norm(matrix):
   Power iteration starts from a fixed vector, not from the last step's, so that the network depends
   on its weights alone. The gradient is that of uᵀ W v at the last u and v.
   """
+  product = functools.partial(jnp.matmul, precision="highest")
   fixed = jax.lax.stop_gradient(matrix)
   v = np.random.default_rng(0).standard_normal(matrix.shape[1]).astype(np.float32)
 
   def iterate(v, _):
-    v = fixed.T @ (fixed @ v)
+    v = product(fixed.T, product(fixed, v))
     return v / (jnp.linalg.norm(v) + 1e-12), None
 
   v, _ = jax.lax.scan(iterate, v / np.linalg.norm(v), length=POWER_ITERATIONS)
-  u = fixed @ v
-  return (u / (jnp.linalg.norm(u) + 1e-12)) @ (matrix @ v)
+  u = product(fixed, v)
+  return product(u / (jnp.linalg.norm(u) + 1e-12), product(matrix, v))
 
 
 def norm(name, dtype):

@@ -85,7 +85,7 @@ class VectorQuantizer:
     """
     z = normalize(latents)
     codebook = normalize(params["codebook"])
-    similarity = jnp.einsum("bnc,vc->bnv", z, codebook)
+    similarity = jnp.einsum("bnc,vc->bnv", z, codebook, precision="highest")
     codes = jnp.argmax(similarity, axis=-1).astype(jnp.int32)
     frequencies = _code_frequencies(codes, self.codebook_size, axis)
     nearest = codebook[codes]

@@ -30,8 +30,9 @@ class Context:
   """Inputs that all layers share besides the tokens; None where absent.
 
   rope: rotary table of the tokens, [2, N, K/2] or [2, B, N, K/2]. memory: [B, M, D'].
-  memory_rope: [2, M, K/2]. memory_mask: bool [B, M], False where a memory token must not be
-  attended to. token_mask: bool [B, N], the same for self-attention. modulation: [B, S].
+  memory_rope: [2, M, K/2]. memory_length: int [B], the memory tokens that may be attended to, the
+  first ones. token_mask: bool [B, N], False where a token must not be attended to. modulation:
+  [B, S].
   example_index: int [B], the global index, which makes dropout independent of sharding.
   position: scalar, the first token's position in the caches (decoding only).
   shape: (h, w) of the tokens' grid, needed by window attention.
@@ -40,7 +41,7 @@ class Context:
   rope: Any = None
   memory: Any = None
   memory_rope: Any = None
-  memory_mask: Any = None
+  memory_length: Any = None
   token_mask: Any = None
   modulation: Any = None
   example_index: Any = None
@@ -69,7 +70,7 @@ class BlockConfig:
   dropout: float = 0.0  # of both residual branches
   drop_path: float = 0.0  # of the deepest layer; the layer at depth d in [0, 1] has drop_path · d
   init_std: float = 0.0  # of the matrices; 0: variance 1 / inputs
-  attention_kernel: str = "xla"  # or "cudnn"
+  attention_kernel: str = "xla"  # see attention_kernels.attend
   remat: str = "none"  # a key of REMAT_POLICIES
   unroll: int = 1  # layers per loop iteration
 

@@ -10,10 +10,10 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from imgtx_jax.models import layers
+from imgtx_jax.models.attention_kernels import attend
 
 GROUPS = 32  # groups of each GroupNorm; all widths are multiples of it
 
@@ -32,7 +32,9 @@ def _norm(name, dtype):
 
 
 def _conv(width, name, dtype, **options):
-  return nn.Conv(width, (3, 3), dtype=dtype, name=name, **options)
+  return nn.Conv(
+    width, (3, 3), dtype=dtype, precision=layers.precision(dtype), name=name, **options
+  )
 
 
 class ResBlock(nn.Module):
@@ -66,8 +68,8 @@ class AttentionBlock(nn.Module):
     linear = functools.partial(layers.Linear, channels, use_bias=True, dtype=self.dtype)
     h = _norm("norm", self.dtype)(x)
     q, k, v = (linear(name=n)(h).reshape(batch, height * width, 1, channels) for n in "qkv")
-    # The softmax is in float32. cuDNN does not support a head this wide.
-    h = jax.nn.dot_product_attention(q, k, v, implementation="xla")
+    # No fused kernel has heads this wide.
+    h = attend(q, k, v, kernel="xla", scale=channels**-0.5)
     return x + linear(name="out")(h.reshape(x.shape))
 
 

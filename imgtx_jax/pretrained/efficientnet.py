@@ -41,7 +41,8 @@ def efficientnet_logits(params, images):
 
   features = _forward(layer, (_pixels(images) - 127) / 128)
   kernel = jnp.asarray(params["fc"]["kernel"])[0, 0]
-  return features @ kernel + jnp.asarray(params["fc"]["bias"])
+  logits = jnp.matmul(features, kernel, precision="highest")
+  return logits + jnp.asarray(params["fc"]["bias"])
 
 
 def prepare(images):

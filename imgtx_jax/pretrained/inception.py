@@ -37,7 +37,7 @@ def inception_features(params, images):
 
   features = _forward(layer, (resize(images) - 128) / 128)
   kernel = jnp.asarray(params["fc"]["kernel"])[0, 0]
-  return features | {"logits_unbiased": features["2048"] @ kernel}
+  return features | {"logits_unbiased": jnp.matmul(features["2048"], kernel, precision="highest")}
 
 
 @functools.cache

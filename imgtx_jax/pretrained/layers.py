@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imgtx_jax.models.layers import precision
+
 _FEW_CHANNELS = 4  # up to this number a convolution is a matrix product over patches
 
 
@@ -23,13 +25,15 @@ def convolve(params, x, *, stride=1, padding="SAME"):
   kernel = jnp.asarray(params["kernel"], x.dtype)
   h, w, channels, width = kernel.shape
   if h == w == stride == 1:
-    y = x @ kernel[0, 0]
+    y = jnp.matmul(x, kernel[0, 0], precision=precision(x.dtype))
   elif channels <= _FEW_CHANNELS:
     patches = jnp.concatenate(views(x, (h, w), stride, padding, 0), axis=-1)
-    y = patches @ kernel.reshape(-1, width)
+    y = jnp.matmul(patches, kernel.reshape(-1, width), precision=precision(x.dtype))
   else:
     y = jax.lax.conv_general_dilated(
-      x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+      *(x, kernel, (stride, stride), padding),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      precision=precision(x.dtype),
     )
   return y + jnp.asarray(params["bias"], x.dtype)
 

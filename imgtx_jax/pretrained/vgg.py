@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from imgtx_jax.errors import UserError
+from imgtx_jax.models.layers import precision
 
 # ImageNet's channel means and deviations (.485 .456 .406, .229 .224 .225), for images in [-1, 1].
 _SHIFT = (-0.030, -0.088, -0.188)
@@ -98,6 +99,7 @@ def _conv(params, x, *, stride, padding):
     window_strides=(stride, stride),
     padding=((padding, padding), (padding, padding)),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    precision=precision(x.dtype),
   )
   return y + jnp.asarray(params["bias"], x.dtype)
 
@@ -111,7 +113,8 @@ def _conv_by_product(kernel, x):
   padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
   patches = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
   patches = jnp.concatenate(patches, axis=-1).reshape(b * h * w, -1)
-  return (patches @ kernel.reshape(-1, kernel.shape[-1])).reshape(b, h, w, -1)
+  kernel = kernel.reshape(-1, kernel.shape[-1])
+  return jnp.matmul(patches, kernel, precision=precision(x.dtype)).reshape(b, h, w, -1)
 
 
 def _halve(x):

@@ -161,10 +161,9 @@ class Adversary:
   def _penalties(self, params, both, labels, keys):
     """Returns R1 at the real and R2 at the generated images of penalty_fraction of the examples."""
     some = slice(None, None, max(1, round(1 / self.options.penalty_fraction)))
-    # float32 whatever the compute dtype: the difference quotient needs the digits. Plain XLA
-    # attention: cuDNN's takes no float32 and has no second derivative.
-    block = dataclasses.replace(self.discriminator.block, attention_kernel="xla")
-    exact = self.discriminator.clone(dtype=jnp.float32, block=block)
+    # float32 whatever the compute dtype: the difference quotient needs the digits. It also means
+    # XLA's attention, which alone has a second derivative.
+    exact = self.discriminator.clone(dtype=jnp.float32)
 
     def score(x):
       return exact.apply({"params": params}, x, labels[some]).logit

@@ -38,7 +38,7 @@ from imgtx_jax.losses import cross_entropy as code_losses
 from imgtx_jax.metrics import image as image_metrics
 from imgtx_jax.pretrained import lpips_weights
 from imgtx_jax.sampling.options import SamplingOptions
-from imgtx_jax.stages import online_fd
+from imgtx_jax.stages import builders, online_fd
 from imgtx_jax.training.optimizer import OptimizerOptions
 
 MAX_COLUMNS = 16  # of a picture
@@ -101,6 +101,7 @@ class Stage:
     self.batch_size = config[self.name].batch_size
     self.flip = config.data.flip
     self.patch = config.patch
+    self.dtype = builders.dtype(config)  # of networks, those that losses compare images with too
     self.taps = tuple(config.generator.taps)
     self.pictured = config.pictures
     self.sampling = sampling(config)

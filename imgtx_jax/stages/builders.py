@@ -23,8 +23,7 @@ def block_config(config, name, **roles):
   options = config[name]
   more = dict(
     mlp_dim=options.mlp_dim or layers.default_mlp_dim(options.width),
-    # cuDNN has no attention by distance.
-    attention_kernel="xla" if options.get("attention") == "l2" else config.attention_kernel,
+    attention_kernel=config.attention_kernel,
     remat=config.remat,
     unroll=config.unroll,
     window=config.window if name in WINDOWED else 0,

@@ -134,7 +134,7 @@ class ConditionalGenerator:
       options = {}
       if vectors is not None:
         count = vectors.shape[1]
-        options["memory_mask"] = jnp.arange(count) < visible[:, None]
+        options["memory_length"] = jnp.minimum(visible, count)
         options["memory_coords"] = self.gpt.coords()[:count]
         if self.adapter:
           vectors = self.adapter.apply({"params": params["adapter"]}, vectors)

@@ -189,7 +189,8 @@ class FinetuneStage(base.GeneratingStage):
       parts["taps"] = sum(distance(tap) for tap in taps) / len(taps)
       total += base.TAP_WEIGHT * options.reconstruction_weight * parts["taps"]
     if self.lpips_weight and "lpips" in state.frozen:
-      parts["lpips"] = jnp.mean(weight * perceptual.lpips(state.frozen["lpips"], images, image))
+      found = perceptual.lpips(state.frozen["lpips"], images, image, dtype=self.dtype)
+      parts["lpips"] = jnp.mean(weight * found)
       total += self.lpips_weight * parts["lpips"]
     adversarial_loss, class_loss, more = against(image, taps)
     started = state.step >= options.adversarial_start_steps

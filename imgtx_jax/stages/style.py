@@ -155,12 +155,15 @@ class StyleStage(base.Stage):
     return jax.random.randint(rng.stream(key, "shift", step), (2,), 0, self.options.shift + 1)
 
   def _features(self, frozen, images, shift=None):
-    """Returns VGG16's features of images [B, H, W, 3], or of their crops that start at `shift`."""
-    if shift is not None and self.options.shift:
+    """Returns VGG16's features of images [B, H, W, 3]: for figures in float32; for losses, with a
+    shift, in the compute dtype and of the images' crops that start at it."""
+    if shift is None:
+      return losses.features(frozen["vgg"], images)
+    if self.options.shift:
       height, width = (side - self.options.shift for side in images.shape[1:3])
       sizes = (len(images), height, width, images.shape[3])
       images = jax.lax.dynamic_slice(images, (0, *shift, 0), sizes)
-    return losses.features(frozen["vgg"], images)
+    return losses.features(frozen["vgg"], images, dtype=self.dtype)
 
   def _draw(self, params, frozen, contents, styles, strength, origin=(0, 0)):
     """Draws the images that the losses compare, each [B, H, W, 3]: "styled"; "moved", with the

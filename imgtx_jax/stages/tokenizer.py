@@ -131,7 +131,8 @@ class TokenizerStage(base.Stage):
       parts["taps"] = sum(distance(tap) for tap in taps) / len(taps)
       total += base.TAP_WEIGHT * parts["taps"]
     if self.lpips_weight and "lpips" in state.frozen:
-      parts["lpips"] = perceptual.lpips(state.frozen["lpips"], images, image).mean()
+      found = perceptual.lpips(state.frozen["lpips"], images, image, dtype=self.dtype)
+      parts["lpips"] = found.mean()
       total += self.lpips_weight * parts["lpips"]
     return total, parts | {"loss": total}
 

@@ -66,6 +66,8 @@ BAD = [
   ({"remat": "some"}, "'some'"),
   ({"unroll": 0}, "config.unroll=0"),
   ({"attention_kernel": "fast"}, "'fast'"),
+  ({"attention_kernel": "cudnn", "dtype": "float32"}, "config.dtype='bfloat16'"),
+  ({"attention_kernel": "pallas", "gpt.num_heads": 16}, "num_heads = 12, only multiples of 8"),
   ({"generator.taps": (4,)}, "(4,)"),
   ({"generator.taps": (0,)}, "(0,)"),
   ({"generator.taps": (2, 1)}, "(2, 1)"),

@@ -41,7 +41,7 @@ def decode(model, params, grid):
   return model.apply({"params": params}, grid, shape=SHAPE)
 
 
-def render(params, grid, memory, modulation, known, memory_mask):
+def render(params, grid, memory, modulation, known, memory_length):
   """Image, conditioned image and its condition vectors."""
   image, ((conditioned, vectors),) = GENERATOR.apply(
     {"params": params},
@@ -49,17 +49,17 @@ def render(params, grid, memory, modulation, known, memory_mask):
     memory,
     modulation,
     known=known,
-    memory_mask=memory_mask,
+    memory_length=memory_length,
     memory_coords=COORDS,
     shape=SHAPE,
   )
   return image, conditioned, vectors
 
 
-SEEN = np.tile(np.arange(M) < 3, (B, 1))
-ALL, EVERY = np.ones((B, N), bool), np.ones((B, M), bool)
-GIVEN = dict(grid=GRID, memory=MEMORY, modulation=STYLE, known=HALF, memory_mask=SEEN)
-WHOLE = dict(known=ALL, memory_mask=EVERY)
+SEEN, EVERY = np.full(B, 3), np.full(B, M)
+ALL = np.ones((B, N), bool)
+GIVEN = dict(grid=GRID, memory=MEMORY, modulation=STYLE, known=HALF, memory_length=SEEN)
+WHOLE = dict(known=ALL, memory_length=EVERY)
 
 
 @pytest.fixture(scope="module")
