@@ -196,6 +196,9 @@ def pretrain():
   # over which the fraction of such examples falls to none. 0 and 0: always gpt.order.
   c.permute_steps = 0
   c.permute_anneal_steps = 0
+  # Probability that an image is shifted, scaled and changed in hue a little before it is encoded,
+  # against overfitting a few thousand images; needs code_cache = "", for a cache holds fixed crops.
+  c.augment_prob = 0.0
   c.grad_accum_steps = 1  # parts of a batch, one after the other: the same step in less memory
   c.code_cache = ""  # a folder, or "auto" (WORKDIR/codes): images are encoded once, not each step
   c.cache_crops = "ten"  # codes an image: of ten crops, or of the "center"; mirrored with data.flip

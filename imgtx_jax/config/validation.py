@@ -208,6 +208,12 @@ def _check_adversary(options, taps):
 
 def _check_training_of_gpt(config):
   """Raises UserError for the first value of pretrain and finetune that do not fit together."""
+  if config.pretrain.augment_prob and config.pretrain.code_cache:
+    raise UserError(
+      f"config.pretrain.augment_prob={config.pretrain.augment_prob:g} changes images before they "
+      f"are encoded, and config.pretrain.code_cache={config.pretrain.code_cache} holds codes of "
+      "fixed crops; set the first to 0 (cache_crops='ten' varies crops too) or the second to ''"
+    )
   trained = config.finetune.gpt_trained
   if trained not in ("all", "adapter", "none") and not (
     1 <= configs.last_layers(trained) <= config.gpt.depth
@@ -237,6 +243,7 @@ def _check_ranges(config):
     "style_encoder.num_tokens": (1, None),
     "optimizer.end_lr_ratio": (0, 1),
     "tokenizer.continuous_prob": (0, 1),
+    "pretrain.augment_prob": (0, 1),
     "pretrain.permute_steps": (0, None),
     "pretrain.permute_anneal_steps": (0, None),
     "finetune.adversarial_start_steps": (0, None),

@@ -21,6 +21,9 @@ from imgtx_jax.io import image_files
 cv2.setNumThreads(0)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
+# Of random_variations: fractions of the side, of the size and of the circle of hues.
+MAX_SHIFT, MAX_SCALING, MAX_HUE = 1 / 16, 0.1, 0.05
+
 
 class CorruptImageError(ValueError):
   """Raised for bytes that are not a whole image."""
@@ -264,6 +267,45 @@ def _turn_hue(image, angle):
   row = (1.0 + 2.0 * jnp.cos(angle + 2.0 * jnp.pi / 3.0 * jnp.arange(3))) / 3.0
   matrix = jnp.stack([jnp.roll(row, i) for i in range(3)])
   return jnp.matmul(image, matrix, precision="highest")
+
+
+def random_variations(images, keys, prob):
+  """Shifts, scales and changes the hue of random images, a little and smoothly.
+
+  Shifts are within MAX_SHIFT of the side each way, scales within 1 ± MAX_SCALING, and hues within
+  MAX_HUE turns. What comes into view repeats the image's edge.
+
+  Args:
+    images: [B, H, W, 3] in [-1, 1].
+    keys: random keys [B].
+    prob: probability that an image is changed.
+
+  Returns:
+    Images [B, H, W, 3], clipped to [-1, 1].
+  """
+  return jax.vmap(lambda image, key: _vary(image, key, prob))(images, keys)
+
+
+def _vary(image, key, prob):
+  """Shifts, scales and changes the hue of one image [H, W, 3]; see random_variations."""
+  draw = jax.random.uniform(key, (5,), minval=-1.0)
+  scale = 1.0 + MAX_SCALING * draw[0]
+  rows, columns = (
+    _resampling(side, scale, MAX_SHIFT * shift)
+    for side, shift in zip(image.shape, draw[1:3], strict=False)
+  )
+  changed = jnp.einsum("hy,wx,yxc->hwc", rows, columns, image)
+  changed = _turn_hue(changed, 2.0 * jnp.pi * MAX_HUE * draw[3])
+  return jnp.where(jnp.abs(draw[4]) < prob, jnp.clip(changed, -1.0, 1.0), image)
+
+
+def _resampling(side, scale, shift):
+  """Returns the matrix [side, side] that scales a line of pixels about its middle and shifts it by
+  a fraction of its length, with linear interpolation."""
+  middle = (side - 1) / 2.0
+  source = (jnp.arange(side) - middle - shift * side) / scale + middle
+  source = jnp.clip(source, 0, side - 1)[:, None]
+  return jnp.maximum(0.0, 1.0 - jnp.abs(source - jnp.arange(side)))
 
 
 def random_flip(images, keys):

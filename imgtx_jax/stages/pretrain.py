@@ -90,7 +90,7 @@ class PretrainStage(base.Stage):
     if "codes" in batch:
       codes = batch["codes"]
     else:
-      images = self.prepare(batch, key, state.step, index)
+      images = self.augment(self.prepare(batch, key, state.step, index), key, state.step, index)
       codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
     drop = rng.uniform(rng.stream(key, "class_dropout", state.step), index) < self.class_dropout
     labels = jnp.where(drop, self.classes, batch["label"])
@@ -133,6 +133,13 @@ class PretrainStage(base.Stage):
       ema=update_ema(state.ema, params, self.options.ema_decay, state.step),
       variables={"code_counts": counts},
     ), metrics | {"gradient_norm": optax.tree.norm(grads)}
+
+  def augment(self, images, key, step, index):
+    """Returns images [B, H, W, 3], a fraction of them varied; see transforms.random_variations."""
+    if not self.options.augment_prob:
+      return images
+    keys = rng.example_keys(rng.stream(key, "augment", step), index)
+    return transforms.random_variations(images, keys, self.options.augment_prob)
 
   def draw_orders(self, key, step, index):
     """Draws the order of codes of each example, int [B, N].

@@ -223,3 +223,28 @@ def test_random_colors_turn_hues_of_a_share_and_keep_grey_grey():
   np.testing.assert_allclose(still, np.repeat(still[..., :1], 3, axis=-1), atol=1e-5)
   part = transforms.random_colors(images[9:11], keys[9:11], 0.5)
   np.testing.assert_allclose(part, changed[9:11], atol=1e-6)
+
+
+def test_random_variations_move_scale_and_turn_a_little():
+  image = np.ones((32, 32, 3), np.float32)
+  image[12:20, 12:20] = (-0.5, 0.3, 0.1)  # a square on white
+  images = np.repeat(image[None], 64, axis=0)
+  keys = jax.random.split(jax.random.key(0), 64)
+  vary = jax.jit(transforms.random_variations)
+  np.testing.assert_array_equal(vary(images, keys, 0.0), images)
+  changed = np.asarray(vary(images, keys, 0.5))
+  kept = (changed == images).all((1, 2, 3))
+  assert 16 < kept.sum() < 48 and np.abs(changed).max() <= 1
+  np.testing.assert_allclose(vary(images[9:11], keys[9:11], 0.5), changed[9:11], atol=1e-6)
+  every = np.asarray(vary(images, keys, 1.0))
+  np.testing.assert_allclose(every[:, 0], 1.0, atol=1e-5)  # white comes into view
+  weight = 1.0 - every.mean(-1)  # of the square
+  places = np.arange(32) - 15.5
+  moved = [(weight * axis).sum((1, 2)) / weight.sum((1, 2)) for axis in (places, places[:, None])]
+  most = 32 * transforms.MAX_SHIFT
+  for shift in moved:
+    assert np.abs(shift).max() <= most + 1e-3 and shift.min() < -most / 2 and shift.max() > most / 2
+  area = weight.sum((1, 2)) / (1.0 - image.mean(-1)).sum()
+  least, largest = (1 - transforms.MAX_SCALING) ** 2, (1 + transforms.MAX_SCALING) ** 2
+  assert least - 0.02 < area.min() < 0.92 and 1.08 < area.max() < largest + 0.02
+  assert len({tuple(x.round(2)) for x in every[:, 15, 15]}) > 16  # hues

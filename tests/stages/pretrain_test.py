@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from imgtx_jax.config import validation
+from imgtx_jax.errors import UserError
 from imgtx_jax.stages import build
 from imgtx_jax.stages.pretrain import prediction_figures
 
@@ -74,3 +76,21 @@ def test_learns_the_codes_of_a_batch(start, tiny_config, smooth_images, permuted
   counts = state.variables["code_counts"]
   figures = prediction_figures(stage.gpt, state.ema["gpt"], counts, codes, batch["label"])
   assert figures["bits_per_code"].mean() < 0.8 < figures["unigram_bits_per_code"].mean()
+
+
+def test_images_are_augmented_by_key_and_step(tiny_config, smooth_images):
+  images, index = np.asarray(smooth_images(8, 16)), np.arange(8)
+  assert build("pretrain", tiny_config, CLASSES).augment(images, None, 0, index) is images
+  tiny_config.pretrain.augment_prob = 1.0
+  augment = jax.jit(build("pretrain", tiny_config, CLASSES).augment)
+  first, second = (augment(images, jax.random.key(0), step, index) for step in (0, 1))
+  assert np.all(np.any(first != images, axis=(1, 2, 3))) and np.any(first != second)
+  part = augment(images[4:], jax.random.key(0), 0, index[4:])  # whatever device has them
+  np.testing.assert_allclose(part, first[4:], atol=1e-6)
+
+
+def test_a_cache_of_codes_is_not_augmented(tiny_config):
+  tiny_config.pretrain.augment_prob = 0.5
+  tiny_config.pretrain.code_cache = "auto"
+  with pytest.raises(UserError, match="augment_prob=0.5 changes images before .* holds codes"):
+    validation.check(tiny_config)
