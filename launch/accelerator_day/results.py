@@ -16,6 +16,7 @@ from imgtx_jax.plan import chips, gpus  # noqa: E402
 
 TITLE = "An accelerator's day"
 _GIB = 2**30
+_FIGURES = ("psnr", "codes_used", "bits_per_code", "class_accuracy", "patch_grid_ratio")
 
 
 def section(out):
@@ -68,7 +69,7 @@ def parity(done):
           ]
         )
   head = ["stage", "loss, float32", "loss, bfloat16", "the metric that differs most, bfloat16"]
-  return table("Five steps against the CPU's in float32, largest difference", head, rows)
+  return table("First steps against the CPU's in float32, largest difference", head, rows)
 
 
 def kernels(done):
@@ -127,8 +128,7 @@ def trainings(done, out):
   for path in sorted(out.glob("*/*/summary.json")):
     summary, name = json.loads(path.read_text()), path.parent.parent.name
     figures = summary.get("figures", {})
-    shown = {k.split("/", 1)[-1]: v for k, v in figures.items() if k.startswith("validation/")}
-    text = ", ".join(f"{k} {v:.4g}" for k, v in list(shown.items())[:4])
+    text = ", ".join(f"{k} {figures[f'validation/{k}']:.4g}" for k in _shown(figures))
     cells = [name, path.parent.name, summary["steps"], f"{summary['seconds'] / 60:.0f}"]
     rows.append([*cells, f"{summary['images_per_second']:,.0f}", text])
   for path in sorted(out.glob("*-evaluation/sweep.json")):
@@ -139,6 +139,13 @@ def trainings(done, out):
   head = ["training", "stage", "steps", "minutes", "images/s", "held out"]
   found = table("Trainings", head, rows)
   return found + ([""] if dials and found else []) + table("Dials", ["of", "k", "figures"], dials)
+
+
+def _shown(figures):
+  """Returns the names of a stage's figures that say most, four at most."""
+  names = [k.removeprefix("validation/") for k in figures if k.startswith("validation/")]
+  first = [name for name in _FIGURES if name in names]
+  return (first + [name for name in names if name not in first])[:4]
 
 
 def failures(out):

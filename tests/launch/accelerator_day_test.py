@@ -255,5 +255,5 @@ def test_a_day_in_small(tmp_path):
   assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
   command = [sys.executable, LAUNCH / "accelerator_day" / "results.py", tmp_path]
   text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-  for title in ("Five steps against", "Training steps", "Decoding", "Trainings"):
+  for title in ("First steps against", "Training steps", "Decoding", "Trainings"):
     assert f"### {title}" in text
