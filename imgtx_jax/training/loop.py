@@ -211,7 +211,7 @@ class Trainer:
       self.pending, self.mark = [], time.monotonic()
     if self.refresh_fn and (step == 0 or _due(step, self.stage.refresh_steps)):
       self._collect()
-      self.state = self.refresh_fn(self.state, self.root)
+      self.state = self.refresh_fn(self.state, self.step_key)
       self.mark = time.monotonic()
     with self.profile.step(step, lambda: jax.block_until_ready(self.state)):
       metrics = self._advance(step)

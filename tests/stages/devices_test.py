@@ -1,5 +1,5 @@
 """Every stage gives the same numbers on one device, under pmap, and under jit on a mesh that splits
-batch and parameters."""
+batch and parameters; and no step moves an array between host and devices unasked."""
 
 import jax
 import numpy as np
@@ -19,11 +19,12 @@ def run(stage, state, batches, mode, count, fsdp=1):
   devices = sharding.make_parallel(mode, fsdp=fsdp, devices=jax.devices()[:count])
   step = devices.compile_step(stage.step)
   refresh = devices.compile_refresh(stage.refresh) if stage.refresh else None
-  placed = devices.put_state(state)
-  if refresh:
-    placed = refresh(placed, jax.random.key(5))
-  for batch in batches:
-    placed, metrics = step(placed, devices.put_batch(batch), jax.random.key(5))
+  placed, key = devices.put_state(state), devices.put_key(jax.random.key(5))
+  with jax.transfer_guard("disallow"):  # nothing moves unasked, in no stage and no mode
+    if refresh:
+      placed = refresh(placed, key)
+    for batch in batches:
+      placed, metrics = step(placed, devices.put_batch(batch), key)
   after = jax.device_get(devices.get_state(placed))
   if fsdp > 1:  # what is summed over a mesh, "one" sums too
     return after, jax.device_get(metrics)
