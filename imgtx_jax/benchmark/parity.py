@@ -30,7 +30,7 @@ from imgtx_jax.sampling import autoregressive
 from imgtx_jax.stages import build, builders
 from imgtx_jax.stages.base import sampling
 
-KERNELS = ("xla", "cudnn")
+KERNELS = {"gpu": ("xla", "cudnn"), "tpu": ("xla", "pallas")}  # else XLA's alone
 _IMAGES = 4  # drawn by each kernel
 
 
@@ -116,9 +116,9 @@ def _loss(metrics):
 
 
 def compare_kernels(config, classes):
-  """Returns {kernel: differences from KERNELS[0]} of the GPT."""
+  """Returns {kernel: differences from the first} of the GPT, of this platform's kernels."""
   figures, first = {}, None
-  for kernel in KERNELS:
+  for kernel in KERNELS.get(jax.default_backend(), ("xla",)):
     with _reason(figures, kernel):
       logits, codes = draw(with_dtype(config, "bfloat16", attention_kernel=kernel), classes)
       first = first or (logits, codes)

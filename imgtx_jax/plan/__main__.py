@@ -19,8 +19,7 @@ machine's devices (cpu:4, gpu). Nothing is trained and no weight is allocated. P
 
 These are bounds, not measurements: products at the full rate, and nothing for input, evaluation,
 checkpoints or refills of the bank. Of a GPU's memory a program may take what JAX takes, 75 % unless
-XLA_CLIENT_MEM_FRACTION says otherwise; cuDNN's workspace is not counted, and attention is planned
-on XLA's own.
+XLA_CLIENT_MEM_FRACTION says otherwise; cuDNN's workspace is not counted.
 
 With --sweep, a table over batch and fsdp sizes: --batch_sizes (1, 2 and 4 times the config's) and
 --fsdp_sizes (1, 4 and 16, and the config's). Every line compiles the step once, at low effort: a

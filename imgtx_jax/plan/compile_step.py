@@ -145,8 +145,6 @@ def plan(config, name, classes, topology, devices, chip):
   with config.unlocked():
     config.stages = (name,)
     config.dtype = configs.compute_dtype(config, devices[0].platform)
-    if _is_gpu(chip):
-      config.attention_kernel = "xla"  # cuDNN, which has another, is not here to be asked
   options = dict(fsdp=config.parallel.fsdp, rules=configs.sharding_rules(config))
   sharding.make_parallel(config.parallel.mode, devices=devices, **options)  # says what cannot be
   validation.check(config, len(devices))

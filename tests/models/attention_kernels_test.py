@@ -1,6 +1,7 @@
 """Fused kernels of attention: which one a program gets, and that it computes what XLA's does."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -78,3 +79,15 @@ def test_each_device_of_a_mesh_runs_the_kernel_on_its_rows():
     run = jax.jit(attend, in_shardings=(devices._replicated,) * 3)
     text = lowered_text("tpu", run, batch=batch)
     assert CALLS["pallas"] in text and f"tensor<{1 if batch == 4 else 3}x{H}x128x{K}xbf16>" in text
+
+
+def test_a_plugin_without_cudnn_is_none(monkeypatch):
+  """As the extra plan-gpu installs it: what is traced is for another machine."""
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+  def absent():
+    raise RuntimeError("cuDNN not found.")
+
+  monkeypatch.setattr(cudnn, "cuda_versions", types.SimpleNamespace(cudnn_get_version=absent))
+  with attention_kernels._some_cudnn():
+    assert cudnn.check_cudnn_version() >= 90000
