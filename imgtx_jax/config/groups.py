@@ -226,6 +226,9 @@ def finetune():
   # Noises an example is rendered with; only the one whose image comes nearest to its own is trained
   # (IMLE, arXiv:1809.09087). 1: a single random one.
   c.noise_candidates = 1
+  # Layers of the network that guesses the codes beyond k from the numbers that decide the GPT's
+  # samples (models/code_predictor.py); 0: none, and the generator is given mask tokens there.
+  c.predictor_depth = 0
   c.reconstruction_weight = 10.0  # times k/N: of what the known codes determine
   c.gradient_weight = 0.0  # within the reconstruction, as in tokenizer
   c.lpips_weight = 0.0  # as in tokenizer

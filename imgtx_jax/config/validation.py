@@ -250,6 +250,7 @@ def _check_ranges(config):
     "finetune.bank_prob": (0, 1),
     "finetune.bank_rows": (1, None),
     "finetune.noise_candidates": (1, None),
+    "finetune.predictor_depth": (0, None),
     "finetune.reconstruct_all_steps": (0, None),
     "gan.class_weight": (0, None),
     "style.head_channels": (1, None),

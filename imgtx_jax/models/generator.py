@@ -100,8 +100,8 @@ class Generator(nn.Module):
     grid: [B, N, C], dequantised codes or latents in raster order.
     memory: [B, M, D'] for cross-attention, or None.
     modulation: [B, S], or None.
-    known: bool [B, N], only with mask_token. Where False, the position's mask token replaces the
-      grid's vector.
+    known: bool [B, N], only with mask_token or marks_guesses. Where False, the position's mask
+      token replaces the grid's vector, or a learned vector marks it as a guess.
     memory_length: int [B], the memory tokens that may be attended to, the first ones; None: all.
     memory_coords: int [M, 2], row and column of each memory token, or None if they have none.
     shape: (h, w) of the grid; square by default.
@@ -121,6 +121,7 @@ class Generator(nn.Module):
   head_overlap: bool = False
   retouch_channels: int = 0
   mask_token: bool = False
+  marks_guesses: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -151,6 +152,10 @@ class Generator(nn.Module):
       if known is not None:
         grid = jnp.where(known[..., None], grid, token)
     x = layers.Linear(self.width, use_bias=True, dtype=self.dtype, name="embed")(grid)
+    if self.marks_guesses:
+      guess = self.param("guess", nn.initializers.zeros, (self.width,))
+      if known is not None:
+        x = x + jnp.where(known[..., None], 0.0, guess).astype(self.dtype)
     head = functools.partial(
       PatchHead, self.patch, self.head_channels, self.head_overlap, dtype=self.dtype
     )

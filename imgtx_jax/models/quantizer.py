@@ -11,6 +11,7 @@ Dimensions: B batch, N codes of an image, C channels of a code, V codebook size.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from imgtx_jax.distributed import collectives
+
+_POWER_ITERATIONS = 8  # for a principal component
 
 
 @flax.struct.dataclass
@@ -113,6 +116,33 @@ class VectorQuantizer:
   def dequantize(self, params, codes):
     """Maps codes int [...] to unit vectors [..., C]."""
     return normalize(params["codebook"])[codes]
+
+  def path(self, params):
+    """Returns the codes along a path through the codebook on which neighbours are alike, int [V].
+
+    The codes are halved at the median of their first principal component, the halves again at that
+    of theirs, and so on; each part is passed through in the direction from the part before it to
+    the one after it.
+    """
+    vectors = normalize(params["codebook"])
+    order = jnp.arange(self.codebook_size)
+    for level in range((self.codebook_size - 1).bit_length()):
+      parts = 2**level
+      part = jnp.arange(self.codebook_size) * parts // self.codebook_size
+      total = functools.partial(jax.ops.segment_sum, segment_ids=part, num_segments=parts)
+      x = vectors[order]
+      centres = total(x) / total(jnp.ones((len(x), 1)))
+      x -= centres[part]
+      along = jnp.concatenate([centres[1:], centres[-1:]]) - jnp.concatenate(
+        [centres[:1], centres[:-1]]
+      )
+      along = normalize(along + 1e-3)  # the whole has no neighbours
+      component = along
+      for _ in range(_POWER_ITERATIONS):
+        component = normalize(total(x * jnp.sum(x * component[part], axis=-1, keepdims=True)))
+      component *= jnp.sign(jnp.sum(component * along, axis=-1, keepdims=True) + 1e-12)
+      order = order[jnp.lexsort((jnp.sum(x * component[part], axis=-1), part))]
+    return order
 
   def revive(self, params, usage, frequencies, latents, key, *, axis=None):
     """Updates the running usage and replaces dead codes by latents of the global batch.

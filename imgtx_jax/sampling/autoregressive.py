@@ -52,16 +52,35 @@ def filter_logits(logits, options):
   return logits
 
 
-def draw_codes(logits, keys, position, options):
-  """Returns codes int32 [B] at one position out of logits [B, V], each by its own key [B]."""
+def uniforms(keys, positions):
+  """Returns the uniform numbers in [0, 1) that decide codes: keys [B], positions int [N] in the
+  GPT's order → [B, N]."""
+
+  def draw(key, position):
+    return jax.random.uniform(jax.random.fold_in(key, position))
+
+  return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, positions)
+
+
+def draw_codes(logits, keys, position, options, path=None):
+  """Returns codes int32 [B] at one position out of logits [B, V], each by its own key [B].
+
+  By inverse CDF at a uniform number, over the codes in the order of path (int [V]; default: by
+  number). Along a path of like codes, like numbers draw like codes.
+  """
   logits = filter_logits(logits, options)
   if options.temperature < GREEDY_BELOW:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  draws = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
-  return jax.vmap(jax.random.categorical)(draws, logits).astype(jnp.int32)
+  path = jnp.arange(logits.shape[-1]) if path is None else path
+  cdf = jnp.cumsum(jax.nn.softmax(logits, axis=-1)[:, path], axis=-1)
+  total = cdf[:, -1:]
+  below = cdf <= uniforms(keys, jnp.asarray(position)[None]) * total
+  # Rounding must not pass the last code that has any probability.
+  place = jnp.sum(below & (cdf < total), axis=-1)
+  return path[place].astype(jnp.int32)
 
 
-def sample_codes(gpt, params, labels, keys, *, steps, options, given=None):
+def sample_codes(gpt, params, labels, keys, *, steps, options, path=None, given=None):
   """Samples the first `steps` codes of an image for each label.
 
   An image depends on its own key and label, not on its batch.
@@ -73,6 +92,7 @@ def sample_codes(gpt, params, labels, keys, *, steps, options, given=None):
     keys: random keys [B].
     steps: number of codes.
     options: SamplingOptions.
+    path: int [V], the codes in the order of draw_codes.
     given: int [B, k], the first k codes in the GPT's order, which are not sampled; or None.
 
   Returns:
@@ -99,7 +119,7 @@ def sample_codes(gpt, params, labels, keys, *, steps, options, given=None):
     if guided:
       conditional, free = logits[:batch], logits[batch:]
       logits = free + guidance_scale(options, position, total) * (conditional - free)
-    codes = draw_codes(logits, keys, position, options)
+    codes = draw_codes(logits, keys, position, options, path)
     if given is not None:
       codes = jnp.where(position < known, given[:, position], codes)
     return (codes, caches), (codes, states[:batch, 0])

@@ -217,9 +217,10 @@ class GeneratingStage(Stage):
     return (0,)
 
   def tap_captions(self):
-    """Returns the captions of the pictures of conditioned images."""
+    """Returns the captions of the pictures of conditioned images and of the dial."""
     rows = [f"after layer {depth}" for depth in self.taps] + ["image"]
-    return {f"conditioned_k{prefix}": rows for prefix in self.prefixes()}
+    captions, prefixes = {f"conditioned_k{k}": rows for k in self.prefixes()}, self.prefixes()
+    return captions | ({"dial": [f"k = {k}" for k in prefixes]} if len(prefixes) > 1 else {})
 
   def sample_prefixes(self, params, labels, keys, options, prefixes):
     """Returns [(images, codes, taps)] as `sample` gives them at each of several prefixes."""
@@ -241,6 +242,8 @@ class GeneratingStage(Stage):
       if taps:
         stages = [tap[:columns] for tap, _ in taps] + [image[:columns]]
         grids[f"conditioned_k{prefix}"] = jnp.stack(stages)
+    if len(prefixes) > 1:  # a column: one seed at each of them
+      grids["dial"] = jnp.stack([image[:columns] for image, *_ in drawn])
     return grids
 
   def verdict_figures(self, state, images, samples, labels):

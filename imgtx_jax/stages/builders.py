@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from imgtx_jax import option_fields
 from imgtx_jax.config import defaults as configs
 from imgtx_jax.models import layers, quantizer, vqgan
+from imgtx_jax.models.code_predictor import CodePredictor
 from imgtx_jax.models.discriminator import Discriminator
 from imgtx_jax.models.encoder import Encoder
 from imgtx_jax.models.generator import Adapter, Generator, Mapping
@@ -80,7 +81,7 @@ def _make_vqgan(config):
   )
 
 
-def make_generator(config, *, memory=False, modulated=False, mask_token=False, retouch_channels=0):
+def make_generator(config, *, memory=False, modulated=False, retouch_channels=0, **known):
   """Builds the generator in one of its roles; see BlockConfig and Generator."""
   return Generator(
     patch=config.patch,
@@ -91,8 +92,8 @@ def make_generator(config, *, memory=False, modulated=False, mask_token=False, r
     head_channels=config.generator.head_channels,
     head_overlap=config.generator.head_overlap,
     retouch_channels=retouch_channels,
-    mask_token=mask_token,
     dtype=dtype(config),
+    **known,
   )
 
 
@@ -113,10 +114,21 @@ def make_gpt(config, classes):
 
 def make_conditional_generator(config, gpt, codes):
   """Builds the ConditionalGenerator; gpt: the GPT, codes: the quantizer of its codes."""
-  memory = config.finetune.memory
+  memory, depth = config.finetune.memory, config.finetune.predictor_depth
+  predictor = CodePredictor(
+    codebook_size=config.quantizer.codebook_size,
+    classes=gpt.classes,
+    width=config.generator.width,
+    depth=depth,
+    shape=gpt.shape,
+    block=block_config(config, "generator"),
+    dtype=dtype(config),
+  )
+  known = {"marks_guesses" if depth else "mask_token": True}
   return ConditionalGenerator(
     gpt=gpt,
-    generator=make_generator(config, memory=memory != "none", modulated=True, mask_token=True),
+    generator=make_generator(config, memory=memory != "none", modulated=True, **known),
+    predictor=predictor if depth else None,
     memory=memory,
     mapping=Mapping(
       width=config.generator.modulation_dim, classes=gpt.classes, dtype=dtype(config)

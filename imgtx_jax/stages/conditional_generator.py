@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from imgtx_jax import rng
 from imgtx_jax.models import layers
+from imgtx_jax.models.code_predictor import CodePredictor
 from imgtx_jax.models.generator import Adapter, Generator, Mapping
 from imgtx_jax.models.gpt import GPT
 from imgtx_jax.models.quantizer import VectorQuantizer
@@ -24,7 +25,9 @@ class ConditionalGenerator:
   of the generator also hold "adapter" with an adapter, and "gpt" where memory is "untrained".
 
   What is to be rendered is a dict `inputs`: codes int [B, N] in raster order, label int [B]
-  (`classes` is the null class), prefix int [B], noise [B, Z].
+  (`classes` is the null class), prefix int [B], noise [B, Z]; with a predictor also uniforms
+  [B, N] in raster order, from which it guesses the codes beyond the prefix: they may be left out
+  where no prefix is below N.
 
   memory: what the generator attends to. "states": the GPT's states that predict codes 1 …
   min(k + 1, N); "class": the first of them, which has seen the class only; "none": nothing, and the
@@ -39,6 +42,7 @@ class ConditionalGenerator:
   noise_dim: int
   memory: str = "states"
   adapter: Adapter | None = None
+  predictor: CodePredictor | None = None
 
   @property
   def order(self):
@@ -73,12 +77,23 @@ class ConditionalGenerator:
     )
     generator = dict(fresh["params"]) if decoder is None else copy_by_name(fresh["params"], decoder)
     vectors = self.quantizer.dequantize(codebook, jnp.arange(self.quantizer.codebook_size))
-    # Near the commonest code the decoder knows what to draw; between codes it draws odd patterns.
-    common = vectors[jnp.argmax(code_shares)]
-    if_equal = jnp.mean(vectors, axis=0)  # imported codes: how often they occur is not known
-    common = jnp.where(jnp.ptp(code_shares) > 0, common, if_equal)
-    generator["mask_token"] = common + 0.1 * generator["mask_token"]
     params = {"generator": generator, "mapping": mapping["params"]}
+    if self.predictor:
+      nothing = jnp.zeros((1, self.num_codes), jnp.int32)
+      predictor = self.predictor.init(
+        rng.stream(key, "init_predictor", 0),
+        nothing.astype(jnp.float32),
+        nothing,
+        nothing > 0,
+        jnp.zeros(1, jnp.int32),
+      )
+      params["predictor"] = predictor["params"]
+    else:
+      # Near the commonest code the decoder knows what to draw; between codes it draws odd patterns.
+      common = vectors[jnp.argmax(code_shares)]
+      if_equal = jnp.mean(vectors, axis=0)  # imported codes: how often they occur is not known
+      common = jnp.where(jnp.ptp(code_shares) > 0, common, if_equal)
+      generator["mask_token"] = common + 0.1 * generator["mask_token"]
     if self.memory == "untrained":
       codes = jnp.zeros((1, self.num_codes), jnp.int32)
       gpt_key = rng.stream(key, "init_memory", 0)
@@ -124,9 +139,12 @@ class ConditionalGenerator:
     modulation = self.mapping.modulation(
       params["mapping"], inputs["noise"], inputs["label"], w_scale
     )
-    grid = jnp.where(
-      known[..., None], self.quantizer.dequantize(codebook, inputs["codes"]), 0.0
-    )  # [B, N, C]
+    if self.predictor and "uniforms" in inputs:
+      guesses = jnp.argmax(self.predict(params, inputs, known), axis=-1)
+      codes = jnp.where(known, inputs["codes"], guesses)
+      grid = self.quantizer.dequantize(codebook, codes)  # [B, N, C]
+    else:
+      grid = jnp.where(known[..., None], self.quantizer.dequantize(codebook, inputs["codes"]), 0.0)
     # States 0 … min(k + 1, N) − 1 have seen at most the first k codes.
     visible = jnp.minimum(inputs["prefix"] + 1, self.num_codes)
 
@@ -145,6 +163,14 @@ class ConditionalGenerator:
     if refine and vectors is not None:
       vectors = refine(generate, vectors)
     return generate(vectors)
+
+  def predict(self, params, inputs, known):
+    """Returns the predictor's logits [B, N, V] of all codes, from the known ones, bool [B, N], and
+    inputs["uniforms"]; params: the generator's."""
+    codes = jnp.where(known, inputs["codes"], 0)
+    return self.predictor.apply(
+      {"params": params["predictor"]}, inputs["uniforms"], codes, known, inputs["label"]
+    )
 
   def _memory(self, params, inputs, states):
     """Condition vectors [B, M, D] that `memory` names, or None; arguments as render takes them."""
@@ -177,8 +203,11 @@ class ConditionalGenerator:
       keys,
       steps=min(max(prefixes) + 1, self.num_codes),
       options=options,
+      path=self.quantizer.path(params["quantizer"]),
       given=given,
     )
+    uniforms = autoregressive.uniforms(keys, jnp.arange(self.num_codes))
+    uniforms = jnp.zeros_like(uniforms).at[:, self.order].set(uniforms)  # in raster order
     # sample_codes folds in positions 0 … N − 1: N is free for the noise.
     noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.num_codes)
     noise = jax.vmap(lambda k: jax.random.normal(k, (self.noise_dim,)))(noise_keys)
@@ -189,6 +218,7 @@ class ConditionalGenerator:
     drawn = []
     for prefix in prefixes:
       known, _ = autoregressive.to_raster(codes[:, :prefix], self.order, self.num_codes)
+      guessed = {"uniforms": uniforms} if prefix < self.num_codes else {}
       image, taps = self.render(
         params["generator"],
         params["quantizer"],
@@ -197,7 +227,8 @@ class ConditionalGenerator:
           "label": labels,
           "prefix": jnp.full(len(labels), prefix),
           "noise": options.truncation * noise,
-        },
+        }
+        | guessed,
         states[:, : min(prefix + 1, self.num_codes)],
         w_scale=options.w_scale,
         refine=refine if options.refine_steps else None,

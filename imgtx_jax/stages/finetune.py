@@ -95,6 +95,7 @@ class FinetuneStage(base.GeneratingStage):
       ema=jax.tree.map(jnp.copy, {name: params[name] for name in self.tx}),
       variables={
         "bank": jnp.zeros((self.classes, rows, len(self.order)), jnp.int32),
+        "bank_uniforms": jnp.zeros((self.classes, rows, len(self.order))),
         "code_counts": restored["pretrain"]["variables"]["code_counts"],
       },
       frozen=self.frozen(restored),
@@ -112,9 +113,9 @@ class FinetuneStage(base.GeneratingStage):
     images = self.prepare(batch, key, state.step, index)
     codes = self.tokenizer.encode(state.frozen["tokenizer"], images)
     codebook = state.frozen["tokenizer"]["quantizer"]
-    bank, labels = state.variables["bank"], batch["label"]
+    labels = batch["label"]
     inputs = finetune_inputs.draw(
-      self.config, bank, codes, labels, key, state.step, index, classes=self.classes
+      self.config, state.variables, codes, labels, key, state.step, index, classes=self.classes
     )
     (logits, states), pull_gpt = jax.vjp(
       lambda params: self.networks.condition(params, inputs), state.params["gpt"]
@@ -136,6 +137,11 @@ class FinetuneStage(base.GeneratingStage):
       )
     (image, taps), pull_generator = jax.vjp(render, state.params["generator"], states)
 
+    pairs = finetune_inputs.draw_pairs(self.config, state.variables, labels, key, state.step, index)
+    of_codes, code_figures = jax.grad(self._code_loss, has_aux=True)(
+      state.params["generator"], pairs, axis
+    )
+
     def gradient(against):
       loss_fn = functools.partial(self._loss, state, images, inputs, against)
       return jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(image, taps, logits)
@@ -143,6 +149,7 @@ class FinetuneStage(base.GeneratingStage):
     def pull(gradients):
       *of_image, of_logits = gradients
       of_generator, of_states = pull_generator(tuple(of_image))
+      of_generator = jax.tree.map(jnp.add, of_generator, of_codes)
       of_gpt = gpt_gradient(self.options.gpt_trained, pull_gpt, of_logits, of_states)
       return {"generator": of_generator, "gpt": of_gpt}
 
@@ -162,7 +169,26 @@ class FinetuneStage(base.GeneratingStage):
     )
     # Where codes are known they tell images apart, whatever the generator does.
     free = 1.0 - inputs["prefix"] / len(self.order)
+    metrics |= collectives.pmean(code_figures, axis)
     return state, metrics | {"variety": adversarial.variety(images, image, free, axis)}
+
+  def _code_loss(self, params, pairs, axis):
+    """What the predictor is trained on, the bank's codes beyond the prefix: (loss, metrics)."""
+    if not self.networks.predictor:
+      return 0.0, {}
+    known = self.networks.known(pairs["prefix"])
+    logits = self.networks.predict(params, pairs, known)
+    log_probs = jax.nn.log_softmax(logits)
+    nats = -jnp.take_along_axis(log_probs, pairs["codes"][..., None], axis=-1)[..., 0]
+    unknown = 1.0 - known
+    # A mean over the devices' mean number, so that all devices weigh each code alike.
+    unknown /= jnp.maximum(collectives.pmean(jnp.sum(unknown), axis), 1.0)
+    loss = jnp.sum(nats * unknown)
+    right = jnp.argmax(logits, axis=-1) == pairs["codes"]
+    return loss, {
+      "predictor_bits": loss / jnp.log(2.0),
+      "predictor_accuracy": jnp.sum(right * unknown),
+    }
 
   def _loss(self, state, images, inputs, against, image, taps, logits):
     """Everything that the generator and the GPT are trained on; (total, metrics). against: see
@@ -214,9 +240,10 @@ class FinetuneStage(base.GeneratingStage):
       rows=self.options.bank_rows,
       chunk=self.batch_size,
       options=self.sampling,
+      path=self.tokenizer.quantizer.path(state.frozen["tokenizer"]["quantizer"]),
       axis=axis,
     )
-    return state.replace(variables=state.variables | {"bank": bank})
+    return state.replace(variables=state.variables | bank)
 
   def guard(self, step, means):
     started = step > self.options.adversarial_start_steps
@@ -250,8 +277,9 @@ class FinetuneStage(base.GeneratingStage):
     return self.networks.sample(params, labels, keys, options, prefixes, given=given, score=score)
 
   def prefixes(self):
-    """Returns the prefixes that are shown while training: 0, N/4 and N."""
-    return (0, len(self.order) // 4, len(self.order))
+    """Returns the prefixes that are shown while training: 0, N/16, N/4 and N."""
+    total = len(self.order)
+    return tuple(sorted({0, total // 16, total // 4, total}))
 
   def final_pictures(self, state, batch, key):
     """Returns samples, each above the one with refined condition vectors."""
@@ -288,14 +316,18 @@ class FinetuneStage(base.GeneratingStage):
 
     def render(prefix, name):
       noise = rng.normal(rng.stream(key, name, 0), index, (self.networks.noise_dim,))
-      asked = inputs | {"noise": noise, "prefix": jnp.full(len(labels), prefix)}
+      asked = inputs | {
+        "noise": noise,
+        "prefix": jnp.full(len(labels), prefix),
+        "uniforms": rng.uniform(rng.stream(key, f"{name}_uniforms", 0), index, codes.shape[1:]),
+      }
       codebook = state.frozen["tokenizer"]["quantizer"]
       return self.networks.render(state.ema["generator"], codebook, asked, states)[0]
 
     decoded = render(len(self.order), "noise")
     figures |= self.reconstruction_figures(images, decoded)
     # Two noises on one real prefix: how much the noise is heard.
-    first, second = (render(self.prefixes()[1], name) for name in ("noise", "other_noise"))
+    first, second = (render(self.num_codes // 4, name) for name in ("noise", "other_noise"))
     figures["diversity_rms"] = jnp.sqrt(jnp.mean((first - second) ** 2, axis=(1, 2, 3)))
     if "lpips" in state.frozen:
       figures["diversity_lpips"] = perceptual.lpips(state.frozen["lpips"], first, second)

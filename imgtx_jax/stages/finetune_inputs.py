@@ -7,13 +7,16 @@ from imgtx_jax import rng
 from imgtx_jax.distributed import collectives
 from imgtx_jax.sampling import autoregressive
 
+PAIRS = 2  # of uniforms and codes, for each example of a batch: the predictor's batch
 
-def draw(config, bank, codes, labels, key, step, index, *, classes):
+
+def draw(config, variables, codes, labels, key, step, index, *, classes):
   """Draws the inputs of ConditionalGenerator.render for a batch, and which of them are real.
 
   Args:
     config: the whole config.
-    bank: codes that the GPT sampled, int [classes, rows, N].
+    variables: the state's; "bank": codes that the GPT sampled, int [classes, rows, N];
+      "bank_uniforms" [classes, rows, N]: the numbers that decided them.
     codes: int [B, N] of the images; labels: int [B].
     key, step, index: of the draws, see rng.py.
 
@@ -27,7 +30,9 @@ def draw(config, bank, codes, labels, key, step, index, *, classes):
 
   own = uniform("bank_share") < options.bank_prob
   row = (uniform("bank_row") * options.bank_rows).astype(jnp.int32)
-  codes = jnp.where(own[:, None], bank[labels, row], codes)
+  codes = jnp.where(own[:, None], variables["bank"][labels, row], codes)
+  fresh = rng.uniform(rng.stream(key, "uniforms", step), index, codes.shape[1:])
+  uniforms = jnp.where(own[:, None], variables["bank_uniforms"][labels, row], fresh)
   total = codes.shape[1]
   which, size = uniform("prefix_kind"), uniform("prefix_size")
   prefix = jnp.round(total * size**2).astype(jnp.int32)
@@ -39,7 +44,27 @@ def draw(config, bank, codes, labels, key, step, index, *, classes):
     "label": jnp.where(unlabelled, classes, labels),
     "prefix": prefix,
     "noise": rng.normal(rng.stream(key, "noise", step), index, (config.generator.noise_dim,)),
+    "uniforms": uniforms,
     "real": 1.0 - own.astype(jnp.float32),
+  }
+
+
+def draw_pairs(config, variables, labels, key, step, index):
+  """Draws PAIRS rows of the bank for each example, any of its label's, with a prefix: the inputs of
+  ConditionalGenerator.predict, of batch PAIRS · B."""
+
+  def uniform(name):
+    return rng.uniform(rng.stream(key, name, step), index, (PAIRS,)).reshape(-1)
+
+  total = variables["bank"].shape[2]
+  labels = jnp.repeat(labels, PAIRS)
+  row = (uniform("pair_row") * variables["bank"].shape[1]).astype(jnp.int32)
+  prefix = jnp.floor(total * uniform("pair_prefix_size") ** 2).astype(jnp.int32)
+  return {
+    "codes": variables["bank"][labels, row],
+    "uniforms": variables["bank_uniforms"][labels, row],
+    "label": labels,
+    "prefix": jnp.where(uniform("pair_prefix_kind") < 0.5, 0, prefix),
   }
 
 
@@ -62,11 +87,12 @@ def nearest_noise(distance, candidates, real):
   return jnp.take_along_axis(candidates, nearest[None, :, None], axis=0)[0]
 
 
-def fill_bank(gpt, params, key, *, rows, chunk, options, axis):
-  """Samples a bank of codes int [classes, rows, N] from the GPT.
+def fill_bank(gpt, params, key, *, rows, chunk, options, path, axis):
+  """Samples a bank of codes int [classes, rows, N] from the GPT; returns it, and the uniform
+  numbers [classes, rows, N] that decided each code. Both in raster order.
 
   chunk: images at a time, over all devices, each of which samples its part. options:
-  SamplingOptions. axis: see Stage.step.
+  SamplingOptions. path: see autoregressive.draw_codes. axis: see Stage.step.
   """
   order = gpt.code_order()
   total = gpt.classes * rows
@@ -80,10 +106,16 @@ def fill_bank(gpt, params, key, *, rows, chunk, options, axis):
     labels = (index // rows) % gpt.classes
     keys = rng.example_keys(key, index)
     codes, _ = autoregressive.sample_codes(
-      gpt, params, labels, keys, steps=len(order), options=options
+      gpt, params, labels, keys, steps=len(order), options=options, path=path
     )
-    return autoregressive.to_raster(codes, order, len(order))[0]
+    uniforms = autoregressive.uniforms(keys, jnp.arange(len(order)))
+    return {"bank": to_raster(codes), "bank_uniforms": to_raster(uniforms)}
 
-  bank = jax.lax.map(fill, index).reshape(chunks * chunk, -1)
-  bank = collectives.all_gather(bank, axis)[:total]
-  return bank.reshape(gpt.classes, rows, -1)
+  def to_raster(x):
+    return jnp.zeros_like(x).at[:, order].set(x)
+
+  def whole(x):
+    x = collectives.all_gather(x.reshape(chunks * chunk, -1), axis)[:total]
+    return x.reshape(gpt.classes, rows, -1)
+
+  return jax.tree.map(whole, jax.lax.map(fill, index))

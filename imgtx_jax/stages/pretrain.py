@@ -211,6 +211,7 @@ class PretrainStage(base.Stage):
       keys,
       steps=self.num_codes,
       options=options,
+      path=self.tokenizer.quantizer.path(params["tokenizer"]["quantizer"]),
       given=given,
     )
     codes, _ = autoregressive.to_raster(codes, self.order, len(self.order))

@@ -188,3 +188,17 @@ def test_four_devices_compute_what_one_does():
   jax.tree.map(lambda a, b: [close(x, b) for x in a], found, expected)
   # Each device's gradient is that of its own mean: the step's pmean divides by their number.
   close(np.reshape(local_grads, Z.shape) / devices, latent_grads)
+
+
+def test_neighbours_on_the_path_are_alike():
+  codes = VectorQuantizer(codebook_size=100, code_dim=C)
+  params = {"codebook": normal(100, C, seed=2)}
+  path = np.asarray(jax.jit(codes.path)(params))
+  assert sorted(path) == list(range(100))
+
+  def length(order):
+    return np.linalg.norm(np.diff(codes.dequantize(params, order), axis=0), axis=1).mean()
+
+  vectors = np.asarray(codes.dequantize(params, np.arange(100)))
+  first = np.linalg.svd(vectors - vectors.mean(axis=0))[2][0]
+  assert length(path) < 0.9 * length(np.argsort(vectors @ first)) < 0.9 * length(np.arange(100))

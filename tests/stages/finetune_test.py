@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from imgtx_jax import rng
@@ -48,9 +49,9 @@ def forward(stage, state, task):
 
 def make_task(stage, state, batch, key, prefix):
   codes = stage.tokenizer.encode(state.frozen["tokenizer"], stage.prepare(batch))
-  bank, labels = state.variables["bank"], batch["label"]
+  labels = batch["label"]
   task = finetune_inputs.draw(
-    stage.config, bank, codes, labels, key, 0, jnp.arange(len(labels)), classes=CLASSES
+    stage.config, state.variables, codes, labels, key, 0, jnp.arange(len(labels)), classes=CLASSES
   )
   return task | {"prefix": jnp.full(len(labels), prefix)}
 
@@ -230,7 +231,7 @@ def test_bank_holds_samples_of_the_gpt(start, tiny_config, smooth_images):
 
 @pytest.mark.parametrize("axis", ["devices", None])
 def test_each_device_samples_its_part_of_the_bank(start, tiny_config, monkeypatch, axis):
-  def sample_codes(gpt, params, labels, keys, *, steps, options):
+  def sample_codes(gpt, params, labels, keys, *, steps, options, path):
     """The labels as codes; a code that tells how many were sampled at once here."""
     count = jnp.full((len(labels), steps - 1), len(labels))
     return jnp.concatenate([labels[:, None], count], axis=1), None
@@ -239,7 +240,9 @@ def test_each_device_samples_its_part_of_the_bank(start, tiny_config, monkeypatc
   gpt = builders.make_gpt(tiny_config, 8)
 
   def fill(key):
-    return finetune_inputs.fill_bank(gpt, {}, key, rows=3, chunk=8, options=None, axis=axis)
+    return finetune_inputs.fill_bank(
+      gpt, {}, key, rows=3, chunk=8, options=None, path=None, axis=axis
+    )["bank"]
 
   key = jax.random.key(0)
   if axis:
@@ -267,6 +270,56 @@ def test_a_prefix_is_the_beginning_of_the_whole(start, tiny_config, smooth_image
     ((alone, alone_codes, _),) = draw(params, batch["label"], keys, options, (prefix,))
     np.testing.assert_array_equal(codes, alone_codes)
     np.testing.assert_allclose(image, alone, atol=1e-4)
+
+
+def test_the_predictor_learns_what_the_gpt_picks_by_the_same_numbers(
+  start, tiny_config, smooth_images
+):
+  tiny_config.finetune.update(dict(predictor_depth=1, noise_candidates=1, bank_rows=64))
+  tiny_config.finetune.optimizer.learning_rate = 1e-2
+  stage, state, batch, _, key = start(tiny_config, smooth_images(16, 16))
+  gpt = jax.tree.map(lambda x: x, state.ema["gpt"])
+  kernel = gpt["logits"]["kernel"]
+  gpt["logits"]["kernel"] = 0.5 * jax.random.normal(key, kernel.shape)
+  state = jax.jit(functools.partial(stage.refresh, axis=None))(
+    state.replace(ema=state.ema | {"gpt": gpt}), key
+  )
+  labels, index = batch["label"], jnp.arange(len(batch["label"]))
+  tx = stage.tx["generator"]
+
+  def step(carry, number):
+    params, opt_state = carry
+    pairs = finetune_inputs.draw_pairs(tiny_config, state.variables, labels, key, number, index)
+    grads, metrics = jax.grad(stage._code_loss, has_aux=True)(params, pairs, None)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), metrics
+
+  params = state.params["generator"]
+  (params, _), metrics = jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(150)))(
+    (params, tx.init(params))
+  )
+  assert metrics["predictor_bits"][0] > 4.5  # 32 codes
+  assert metrics["predictor_bits"][-10:].mean() < 3.5
+  assert metrics["predictor_accuracy"][-10:].mean() > 2 * metrics["predictor_accuracy"][0]
+
+
+def test_codes_beyond_the_prefix_are_guessed_from_the_seed(start, tiny_config, smooth_images):
+  tiny_config.finetune.predictor_depth = 1
+  stage, state, batch, restored, key = start(tiny_config, smooth_images(4, 16), open_gates=True)
+  task = make_task(stage, state, batch, key, 4)
+  run = jax.jit(lambda task: forward(stage, state, task)[0])
+  image = run(task)
+  # At the start the guesses are rendered as the decoder renders codes.
+  logits = stage.networks.predict(
+    state.params["generator"], task, stage.networks.known(task["prefix"])
+  )
+  known = stage.networks.known(task["prefix"])
+  filled = jnp.where(known, task["codes"], jnp.argmax(logits, axis=-1))
+  np.testing.assert_allclose(run(task | {"codes": filled}), image, atol=1e-5)
+  moved = task | {"uniforms": 1.0 - task["uniforms"]}
+  assert np.abs(run(moved) - image).max() > 0.01
+  whole = {"prefix": jnp.full(4, stage.num_codes)}
+  np.testing.assert_array_equal(run(moved | whole), run(task | whole))
 
 
 def test_players_move_and_the_frozen_stay(start, tiny_config, smooth_images):
