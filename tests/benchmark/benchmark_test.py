@@ -182,7 +182,7 @@ def test_each_stage_runs_in_a_process_of_its_own(tiny_config, run, monkeypatch):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([], "the first argument must be one of: training, sampling, input, checkpoint"),
+    ([], "the first argument must be one of: training, sampling, input, parity, checkpoint"),
     (["trian"], "'trian' is not one of: training"),
     (["training", "sampling"], "unexpected argument 'sampling'"),
     (["training", "--steps=1", CONFIG], "--steps=1 is under 2"),
