@@ -23,6 +23,7 @@ import statistics
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imgtx_jax.benchmark import common, model_flops, profile_costs
@@ -30,6 +31,7 @@ from imgtx_jax.config import defaults as configs
 from imgtx_jax.config import validation
 from imgtx_jax.distributed import processes, sharding
 from imgtx_jax.errors import UserError
+from imgtx_jax.models.layers import precision
 from imgtx_jax.stages import build
 
 PROFILED_STEPS = 3
@@ -152,7 +154,7 @@ def matmul_rate(dtype, side, chain):
   @jax.jit
   def run(x, w):
     for _ in range(chain):
-      x = x @ w
+      x = jnp.matmul(x, w, precision=precision(x.dtype))  # as in the networks
     return x
 
   x = jax.random.normal(jax.random.key(0), (side, side), dtype)
