@@ -26,6 +26,7 @@ from imgtx_jax.stages.pretrain import prediction_figures
 from imgtx_jax.training import optimizer
 from imgtx_jax.training.train_state import TrainState
 
+SEEDED_WEIGHT = 0.25  # least weight of the reconstruction of a seed's image; 1 at k = N
 REFINE_STEPS = 10  # in the picture of refined samples, where config.sample asks for none
 
 
@@ -142,8 +143,10 @@ class FinetuneStage(base.GeneratingStage):
       state.params["generator"], pairs, axis
     )
 
+    targets = self._seeded_targets(state, images, inputs, states)
+
     def gradient(against):
-      loss_fn = functools.partial(self._loss, state, images, inputs, against)
+      loss_fn = functools.partial(self._loss, state, targets, inputs, against)
       return jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(image, taps, logits)
 
     def pull(gradients):
@@ -172,6 +175,19 @@ class FinetuneStage(base.GeneratingStage):
     metrics |= collectives.pmean(code_figures, axis)
     return state, metrics | {"variety": adversarial.variety(images, image, free, axis)}
 
+  def _seeded_targets(self, state, images, inputs, states):
+    """Returns the images, but where the codes are the bank's what the averaged generator renders of
+    all of them: what their seed is to become at any prefix."""
+    if not self.networks.predictor:
+      return images
+    whole = {name: x for name, x in inputs.items() if name != "uniforms"}
+    whole["prefix"] = jnp.full_like(inputs["prefix"], self.num_codes)
+    codebook = state.frozen["tokenizer"]["quantizer"]
+    rendered, _ = self.networks.render(
+      state.ema["generator"], codebook, whole, jax.lax.stop_gradient(states)
+    )
+    return jnp.where(inputs["real"][:, None, None, None] > 0, images, rendered)
+
   def _code_loss(self, params, pairs, axis):
     """What the predictor is trained on, the bank's codes beyond the prefix: (loss, metrics)."""
     if not self.networks.predictor:
@@ -198,6 +214,10 @@ class FinetuneStage(base.GeneratingStage):
     # No code, no target: k/N is 0 at k = 0. Bank rows have none either.
     weight = share * (inputs["prefix"] > 0) * inputs["real"]
     known = self.networks.known_pixels(inputs["prefix"])
+    if self.networks.predictor:  # a seed's image is the target of all its pixels, at every prefix
+      seeded = 1.0 - inputs["real"]
+      weight += seeded * jnp.maximum(share, SEEDED_WEIGHT)
+      known = jnp.maximum(known, seeded[:, None, None, None])
     if options.reconstruct_all_steps:
       # Unseen inputs make the decoder draw one odd pattern in every patch; the mean image of what
       # is known is a better place to start from, and no place to stay.
