@@ -99,7 +99,7 @@ def test_lpips_without_its_weights_is_left_out_with_a_line(tiny_config, monkeypa
 def test_lpips_is_part_of_the_loss(tiny_config, monkeypatch, smooth_images):
   monkeypatch.setattr(stage_module.lpips_weights, "available", lambda: True)
   monkeypatch.setattr(stage_module.lpips_weights, "load", lambda: {"vgg": {}, "heads": []})
-  distance = lambda params, x, y: jax.numpy.abs(x - y).mean(axis=(1, 2, 3))  # noqa: E731
+  distance = lambda params, x, y, *, dtype: jax.numpy.abs(x - y).mean(axis=(1, 2, 3))  # noqa: E731
   monkeypatch.setattr("imgtx_jax.stages.tokenizer.perceptual.lpips", distance)
   tiny_config.tokenizer.lpips_weight = 1.0
   stage = build("tokenizer", tiny_config, 3)
