@@ -30,11 +30,11 @@ def get_config():
   config.finetune.batch_size = 32
   config.finetune.prefix_none_prob = 0.3
   config.finetune.prefix_full_prob = 0.4
-  # What few codes leave open is learned from the images too, each by the noise that suits it best:
-  # from any noise it would be the mean image of a class. It counts to the end: over half of the
-  # steps alone, k = 0 gets worse again.
-  config.finetune.reconstruct_all_steps = 400
-  config.finetune.noise_candidates = 8
+  # What few codes leave open is guessed from the seed; the guesses are learned from samples of the
+  # GPT, of which there must be many, and new ones.
+  config.finetune.predictor_depth = 4
+  config.finetune.bank_prob = 0.5
+  config.finetune.bank_rows = 128
   config.generator.noise_dim = 16
   config.finetune.adversarial_weight = 0.1
   config.finetune.class_weight = 0.05
@@ -49,7 +49,7 @@ def get_config():
   config.adversary.optimizer.warmup_steps = 20
   config.adversary.augment = ("translation",)
   config.finetune.ema_decay = 0.99
-  config.finetune.refresh_steps = 100
+  config.finetune.refresh_steps = 50
   config.evaluate_steps = 200
   config.picture_steps = 200
   return config.lock()

@@ -7,7 +7,7 @@ from imgtx_jax import rng
 from imgtx_jax.distributed import collectives
 from imgtx_jax.sampling import autoregressive
 
-PAIRS = 2  # of uniforms and codes, for each example of a batch: the predictor's batch
+PAIRS = 4  # of uniforms and codes, for each example of a batch: the predictor's batch
 
 
 def draw(config, variables, codes, labels, key, step, index, *, classes):
