@@ -38,12 +38,9 @@ def default():
   # How networks run, not what they compute.
   c.dtype = "auto"  # of activations: "float32", "bfloat16", or bfloat16 on accelerators only
   c.remat = "none"  # activations computed again for the gradient: "full" (all), "dots" or "none"
-  # Of attention in bfloat16: "cudnn" on NVIDIA GPUs, "pallas" on TPUs, "auto" either where it is
-  # worth it, "xla" neither. See models/attention_kernels.py.
-  c.attention_kernel = "auto"
+  c.attention_kernel = "auto"  # or "xla", "cudnn", "pallas": see models/attention_kernels.py
   c.unroll = 1  # layers in one turn of the scan: more run faster and take longer to compile
   c.parallel = groups.parallel()
-
   c.data = groups.data()
 
   # The networks.

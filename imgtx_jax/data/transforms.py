@@ -294,7 +294,7 @@ def _vary(image, key, prob):
     _resampling(side, scale, MAX_SHIFT * shift)
     for side, shift in zip(image.shape, draw[1:3], strict=False)
   )
-  changed = jnp.einsum("hy,wx,yxc->hwc", rows, columns, image)
+  changed = jnp.einsum("hy,wx,yxc->hwc", rows, columns, image, precision="highest")
   changed = _turn_hue(changed, 2.0 * jnp.pi * MAX_HUE * draw[3])
   return jnp.where(jnp.abs(draw[4]) < prob, jnp.clip(changed, -1.0, 1.0), image)
 

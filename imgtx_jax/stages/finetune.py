@@ -137,12 +137,7 @@ class FinetuneStage(base.GeneratingStage):
         inputs["real"],
       )
     (image, taps), pull_generator = jax.vjp(render, state.params["generator"], states)
-
-    pairs = finetune_inputs.draw_pairs(self.config, state.variables, labels, key, state.step, index)
-    of_codes, code_figures = jax.grad(self._code_loss, has_aux=True)(
-      state.params["generator"], pairs, axis
-    )
-
+    of_codes, code_figures = self._code_gradient(state, labels, key, index, axis)
     targets = self._seeded_targets(state, images, inputs, states)
 
     def gradient(against):
@@ -187,6 +182,11 @@ class FinetuneStage(base.GeneratingStage):
       state.ema["generator"], codebook, whole, jax.lax.stop_gradient(states)
     )
     return jnp.where(inputs["real"][:, None, None, None] > 0, images, rendered)
+
+  def _code_gradient(self, state, labels, key, index, axis):
+    """The predictor's gradient on pairs of the bank, as one of the generator's; and its metrics."""
+    pairs = finetune_inputs.draw_pairs(self.config, state.variables, labels, key, state.step, index)
+    return jax.grad(self._code_loss, has_aux=True)(state.params["generator"], pairs, axis)
 
   def _code_loss(self, params, pairs, axis):
     """What the predictor is trained on, the bank's codes beyond the prefix: (loss, metrics)."""

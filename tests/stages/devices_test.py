@@ -56,7 +56,6 @@ def test_all_modes_agree(first_states, name, tiny_config, smooth_images, small_s
     tiny_config.discriminator.update(dict(attention="l2", spectral_norm=True))
   tiny_config.tokenizer.adversarial_adaptive = True
   if name == "finetune":
-    tiny_config.finetune.predictor_depth = 1
     tiny_config.adversary.update(dict(penalty_every=2, consistency_weight=0.1))
   # Adam divides by the gradient's size: a large epsilon keeps it from blowing up the last digits.
   tiny_config.optimizer.epsilon = 1e-3
